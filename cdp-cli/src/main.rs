@@ -1,0 +1,3 @@
+//! The `cdp` command.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! What happened when: markers, the timeline, and the points people type.

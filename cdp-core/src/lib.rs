@@ -1,0 +1,13 @@
+//! The heart of `cdp`: a volume whose every write goes to a timestamped journal before it is acknowledged,
+//! and which can be read as of any of those writes.
+//!
+//! The crate is synchronous: no sockets, no printing, no threads and no clock of its own. Files and time come
+//! through [`io::Files`] and [`io::Clock`], so that a simulated disk and clock drive the same code.
+
+pub mod device;
+pub mod error;
+pub mod history;
+pub mod ids;
+pub mod index;
+pub mod io;
+pub mod limits;

@@ -1,0 +1,43 @@
+//! Every bound in one place, with the relations between them checked when the crate is compiled.
+
+use crate::ids::BLOCK_BYTES;
+
+/// The largest request that is accepted, in bytes. It becomes one record, whole or not at all.
+pub const REQUEST_BYTES_MAX: u64 = 64 << 20;
+
+/// Smallest and largest volume, in bytes.
+pub const VOLUME_BYTES_MIN: u64 = 1 << 20;
+/// See [`VOLUME_BYTES_MIN`].
+pub const VOLUME_BYTES_MAX: u64 = 64 << 40;
+
+/// Size of a journal segment file, in bytes.
+pub const SEGMENT_BYTES: u64 = 128 << 20;
+
+/// The most records in one batch.
+pub const BATCH_RECORDS_MAX: usize = 1024;
+
+/// Unflushed records are written out and synced within this time, in nanoseconds.
+pub const UNSYNCED_NS_MAX: u64 = 100_000_000;
+
+/// Unflushed bytes that start a write-out before its time.
+pub const UNSYNCED_BYTES_MAX: u64 = 64 << 20;
+
+/// Length of a volume's, group's or marker's name, in bytes.
+pub const NAME_BYTES_MAX: usize = 200;
+
+/// Length of a marker's note, in bytes; so many tags of at most a name's length.
+pub const NOTE_BYTES_MAX: usize = 2048;
+/// See [`NOTE_BYTES_MAX`].
+pub const TAGS_MAX: usize = 16;
+
+/// Piece of the base kept in one file, in bytes: ext4 ends at 16 TiB.
+pub const BASE_PIECE_BYTES: u64 = 1 << 40;
+
+/// Blocks of the largest volume; block numbers fit in so many bits.
+pub const LBA_BITS: u32 = 34;
+
+const _: () = assert!(VOLUME_BYTES_MAX / BLOCK_BYTES == 1 << LBA_BITS);
+// A record never spans two segments; room for its unaligned edges, headers and the footer.
+const _: () = assert!(REQUEST_BYTES_MAX + 64 * BLOCK_BYTES < SEGMENT_BYTES);
+// Payload locations in a run are 32-bit block numbers within a segment.
+const _: () = assert!(SEGMENT_BYTES / BLOCK_BYTES < u32::MAX as u64);

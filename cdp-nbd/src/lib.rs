@@ -1,0 +1,1 @@
+//! An NBD server for time-addressed block devices.

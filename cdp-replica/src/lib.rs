@@ -1,0 +1,1 @@
+//! The second site: the journal is the stream. Not built yet; `docs/PROTOCOL.md` holds the draft.
