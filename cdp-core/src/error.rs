@@ -21,7 +21,7 @@ pub enum Kind {
     Busy,
     /// The request makes no sense: bad name, bad size, bad point.
     Invalid,
-    /// An offset behind the end of the device.
+    /// An offset behind the end of the device; a point outside of its history.
     OutOfRange,
     /// Writing to what can only be read.
     ReadOnly,

@@ -25,6 +25,9 @@ pub const UNSYNCED_BYTES_MAX: u64 = 64 << 20;
 /// Length of a volume's, group's or marker's name, in bytes.
 pub const NAME_BYTES_MAX: usize = 200;
 
+/// Length of the text of a point with its clone request, in bytes.
+pub const POINT_BYTES_MAX: usize = 512;
+
 /// Length of a marker's note, in bytes; so many tags of at most a name's length.
 pub const NOTE_BYTES_MAX: usize = 2048;
 /// See [`NOTE_BYTES_MAX`].
@@ -41,3 +44,5 @@ const _: () = assert!(VOLUME_BYTES_MAX / BLOCK_BYTES == 1 << LBA_BITS);
 const _: () = assert!(REQUEST_BYTES_MAX + 64 * BLOCK_BYTES < SEGMENT_BYTES);
 // Payload locations in a run are 32-bit block numbers within a segment.
 const _: () = assert!(SEGMENT_BYTES / BLOCK_BYTES < u32::MAX as u64);
+// `before:NAME+rw:NAME` is a point.
+const _: () = assert!(POINT_BYTES_MAX > 2 * NAME_BYTES_MAX + 16);
