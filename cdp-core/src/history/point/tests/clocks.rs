@@ -200,3 +200,37 @@ fn durations_are_readable_and_never_longer_than_they_are() {
     }
     assert_eq!(format_duration(u64::MAX), "213503 d 23 h");
 }
+
+/// A misspelt `TZ` that read as UTC would shift every civil time in silence. The environment belongs to a process,
+/// so this test runs itself as a child.
+#[test]
+fn the_machines_zone_is_known_or_an_error() {
+    const CHILD: &str = "CDP_TEST_PRINTS_ITS_ZONE";
+    if std::env::var_os(CHILD).is_some() {
+        match Zone::system() {
+            Ok(zone) => println!("[{}]", format_local(Timestamp(NOW), &zone)),
+            Err(error) => println!("[{:?}: {error}]", error.kind()),
+        }
+        return;
+    }
+    let cases = [
+        ("Europe/Berlin", "[2026-11-21T13:34:56.789012345+01:00]"),
+        (NEW_YORK[1], "[2026-11-21T07:34:56.789012345-05:00]"),
+        ("", "[2026-11-21T12:34:56.789012345Z]"),
+        ("Europe/Berlim", "[Invalid: the time zone TZ=\"Europe/Berlim\" is not known"),
+    ];
+    for (tz, printed) in cases {
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "--nocapture",
+                "history::point::tests::clocks::the_machines_zone_is_known_or_an_error",
+            ])
+            .env("TZ", tz)
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        let stdout = String::from_utf8_lossy(&child.stdout);
+        assert!(stdout.contains(printed), "TZ={tz:?} should print {printed}: {stdout}");
+    }
+}
