@@ -6,6 +6,7 @@
 
 pub mod device;
 pub mod error;
+pub mod format;
 pub mod history;
 pub mod ids;
 pub mod index;

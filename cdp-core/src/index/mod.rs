@@ -1,25 +1,28 @@
 //! The index, block × LSN: for any extent, what was its newest version among the visible records.
+//!
+//! One *part* per journal segment: [`Live`] in memory for the open segment (frozen when it is sealed, until
+//! its run stands), [`Run`] an immutable file per sealed segment. Segments hold disjoint, rising LSN ranges,
+//! so a newer part always wins: a lookup is a [`Search`] handed from the newest part to the oldest, each
+//! answering what it can and leaving the rest as gaps. What no part answers is the base's.
+
+mod bloom;
+mod live;
+mod overlay;
+mod pages;
+mod run;
+mod search;
+mod tree;
+mod visible;
+mod write;
+
+pub use live::Live;
+pub use pages::PageCache;
+pub use run::Run;
+pub use search::Search;
+pub use visible::Visible;
+pub use write::RunSource;
 
 use crate::ids::{Extent, Lsn};
-
-/// The records a view sees: disjoint LSN ranges, ends included, in rising order. A volume that was never
-/// rolled back sees one range, `1..=lsn`.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Visible {
-    ranges: Vec<(Lsn, Lsn)>,
-}
-
-impl Visible {
-    /// All records up to and including `lsn`.
-    pub fn through(lsn: Lsn) -> Visible {
-        Visible { ranges: vec![(Lsn(1), lsn)] }
-    }
-
-    /// The ranges, in rising order.
-    pub fn ranges(&self) -> &[(Lsn, Lsn)] {
-        &self.ranges
-    }
-}
 
 /// What the newest visible version of some blocks is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

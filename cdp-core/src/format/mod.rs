@@ -1,0 +1,3 @@
+//! Pure bytes: what stands in the files, encoded and checked by hand. No I/O here.
+
+pub mod run;

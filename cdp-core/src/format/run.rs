@@ -1,0 +1,585 @@
+//! The bytes of a run, the immutable index of a sealed segment: header, entries, markers, checked pages.
+//!
+//! All numbers are little-endian. A run is a row of pages of 4096 bytes:
+//!
+//! | pages | what |
+//! |---|---|
+//! | 0 | the header |
+//! | 1 … | the region, read whole at open: sources, fences of entries, fences of timestamps, bloom filter; one behind the other, rest zeros |
+//! | … | entries, sorted by key, then LSN |
+//! | … | timestamps: one u64 for every LSN from the first to the last |
+//! | … | markers, by LSN |
+//! | … | damage, by LSN |
+//!
+//! **Header**
+//!
+//! | offset | bytes | field |
+//! |---|---|---|
+//! | 0 | 8 | magic `CDP-RUN\n` |
+//! | 8 | 2 | version, 1 |
+//! | 10 | 1 | kind: 0 the run of one sealed segment; 1 merged, 2 pointer image (not written yet) |
+//! | 11 | 1 | level of merging, 0 for kind 0 |
+//! | 12 | 1 | codec of the segment's payload: 0 as appended |
+//! | 13 | 3 | zeros |
+//! | 16 | 16 | volume id |
+//! | 32 | 8 | run id: for kind 0 the segment id |
+//! | 40 | 8 | first LSN |
+//! | 48 | 8 | last LSN; first − 1 if the segment holds no record |
+//! | 56 | 8 | first timestamp, 0 if there is no record |
+//! | 64 | 8 | last timestamp, likewise |
+//! | 72 | 8 | where the log ends in the segment, in bytes |
+//! | 80 | 16 | chain value at the last LSN |
+//! | 96 | 32 | seal hash of the segment |
+//! | 128 | 16 | key id, zeros if not encrypted |
+//! | 144 | 16 | tag of the region, zeros if not encrypted |
+//! | 160 | 8 | number of sources |
+//! | 168 | 8 | number of entries |
+//! | 176 | 8 | number of timestamps |
+//! | 184 | 8 | number of markers |
+//! | 192 | 8 | number of damage rows |
+//! | 200 | 8 | number of 64-byte blocks of the bloom filter |
+//! | 208 | 8 | trees that have entries, as a bitmask |
+//! | 216 | 4 | CRC-32 of the region, all its pages |
+//! | 220 | 3872 | zeros |
+//! | 4092 | 4 | CRC-32 of the bytes before |
+//!
+//! **Every page behind the region**: rows from offset 0, as many as fit whole into 4072 bytes; zeros; 4 bytes
+//! reserved at 4072; 16 bytes of tag at 4076 (zeros if not encrypted); at 4092 the CRC-32 of: run id (8 bytes),
+//! page number in the file (8 bytes), bytes 0 … 4091. So a page at a wrong place, or of another run, is found.
+//! Each section begins on a page of its own; the file ends with the last page.
+//!
+//! **Source**, 24 bytes: segment id 8, its first LSN 8, where its log ends 8. An entry's LSN tells its source.
+//!
+//! **Entry**, 18 bytes: key 6, LSN − first LSN 4, block 4, CRC-32 of the block's payload 4. A key is
+//! `tree << 40 | index`. In tree 0 the index is a block number and `block` the place of its payload in the
+//! segment, in blocks of 4096 bytes, as first appended. In tree 1 + L (L = 0 … 34) the index is that of an
+//! aligned node of 2^L blocks which the record zeroed whole; `block` is 1 for zeros kept as allocated space, 2
+//! for a hole; the CRC is 0. Of two entries with the same LSN for a block the one in the lower tree counts.
+//!
+//! **Fence of entries**, 12 bytes for each page of entries: key 8, LSN − first LSN 4 of its first entry.
+//! **Fence of timestamps**, 8 bytes for each page of timestamps: its first.
+//!
+//! **Bloom filter** over all keys: h = mix(key), where mix is x ^= x >> 30, x *= 0xbf58476d1ce4e5b9,
+//! x ^= x >> 27, x *= 0x94d049bb133111eb, x ^= x >> 31. The 64-byte block is (h >> 32) · blocks >> 32; with
+//! a = h mod 2^16 and b = (h >> 16) mod 2^16 | 1 the bits are (a + i · b) mod 512 for i = 0 … 7; bit n is bit
+//! n mod 8 of byte n / 8.
+//!
+//! **Marker**, 40 bytes: LSN 8, timestamp 8, elapsed time 8, kind 1, flags 1, zeros 2, block of its payload in
+//! the segment 4, bytes of payload 4, zeros 4.
+//!
+//! **Damage**, 32 bytes: LSN 8, first block 8, number of blocks 8, kind 1, zeros 7.
+
+use crate::error::{Error, Kind, Result};
+use crate::ids::{Extent, Lba, Lsn, SegmentId, Timestamp, VolumeId};
+
+/// First bytes of a run.
+pub const MAGIC: [u8; 8] = *b"CDP-RUN\n";
+/// The only version so far.
+pub const VERSION: u16 = 1;
+/// Bytes of a page.
+pub const PAGE_BYTES: usize = 4096;
+/// Rows of a page lie within its first so many bytes.
+pub const PAGE_ROWS_BYTES: usize = 4072;
+/// Kind of a run: the index of one sealed segment.
+pub const KIND_SEGMENT: u8 = 0;
+/// Bytes of a bloom filter's block.
+pub const BLOOM_BLOCK_BYTES: usize = 64;
+/// The largest region that is read, in bytes. A fence stands for 226 entries and a key takes 12 bits, so this
+/// is far beyond what one segment can need.
+pub const REGION_BYTES_MAX: u64 = 64 << 20;
+
+const CRC_AT: usize = PAGE_BYTES - 4;
+
+/// A page's bytes.
+pub type Page = [u8; PAGE_BYTES];
+
+pub(crate) fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes(array_at(bytes, at))
+}
+
+pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(array_at(bytes, at))
+}
+
+pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(array_at(bytes, at))
+}
+
+fn array_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    bytes[at..at + N].try_into().expect("the slice has that length")
+}
+
+/// Tree and index of an entry in one number; orders by tree, then index.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Key(u64);
+
+const INDEX_BITS: u32 = 40;
+
+impl Key {
+    /// The key of a node. `index` is below 2^40.
+    pub fn new(tree: u8, index: u64) -> Key {
+        debug_assert!(index < 1 << INDEX_BITS);
+        Key(u64::from(tree) << INDEX_BITS | index)
+    }
+
+    /// The key with this stored value.
+    pub fn from_value(value: u64) -> Key {
+        Key(value & 0xffff_ffff_ffff)
+    }
+
+    /// The stored value, below 2^48.
+    pub fn value(self) -> u64 {
+        self.0
+    }
+
+    /// 0 for payload, else 1 + the binary logarithm of the node's blocks.
+    pub fn tree(self) -> u8 {
+        (self.0 >> INDEX_BITS) as u8
+    }
+
+    /// Number of the node in its tree.
+    pub fn index(self) -> u64 {
+        self.0 & ((1 << INDEX_BITS) - 1)
+    }
+}
+
+/// A fixed-width row of a section.
+pub trait Row: Sized {
+    /// Its width.
+    const BYTES: usize;
+    /// How many stand in a page.
+    const PER_PAGE: usize = PAGE_ROWS_BYTES / Self::BYTES;
+    /// Writes it into `BYTES` bytes, which are zeros.
+    fn encode(&self, bytes: &mut [u8]);
+    /// Reads it from `BYTES` bytes; every value decodes.
+    fn decode(bytes: &[u8]) -> Self;
+}
+
+/// How many pages so many rows take.
+pub fn pages_of<R: Row>(rows: u64) -> u64 {
+    rows.div_ceil(R::PER_PAGE as u64)
+}
+
+/// A version at a key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Entry {
+    /// Where it hangs.
+    pub key: Key,
+    /// Its LSN less the run's first.
+    pub lsn_delta: u32,
+    /// Place of the payload in the segment; for a range [`RANGE_ZERO`] or [`RANGE_HOLE`].
+    pub block: u32,
+    /// CRC-32 of the block's payload; 0 in a range.
+    pub crc: u32,
+}
+
+/// `block` of a range that became zeros kept as allocated space.
+pub const RANGE_ZERO: u32 = 1;
+/// `block` of a range that became a hole.
+pub const RANGE_HOLE: u32 = 2;
+
+impl Row for Entry {
+    const BYTES: usize = 18;
+
+    fn encode(&self, bytes: &mut [u8]) {
+        bytes[..6].copy_from_slice(&self.key.value().to_le_bytes()[..6]);
+        bytes[6..10].copy_from_slice(&self.lsn_delta.to_le_bytes());
+        bytes[10..14].copy_from_slice(&self.block.to_le_bytes());
+        bytes[14..18].copy_from_slice(&self.crc.to_le_bytes());
+    }
+
+    fn decode(bytes: &[u8]) -> Entry {
+        Entry {
+            key: Key::from_value(u64_at(bytes, 0)),
+            lsn_delta: u32_at(bytes, 6),
+            block: u32_at(bytes, 10),
+            crc: u32_at(bytes, 14),
+        }
+    }
+}
+
+impl Row for Timestamp {
+    const BYTES: usize = 8;
+
+    fn encode(&self, bytes: &mut [u8]) {
+        bytes.copy_from_slice(&self.0.to_le_bytes());
+    }
+
+    fn decode(bytes: &[u8]) -> Timestamp {
+        Timestamp(u64_at(bytes, 0))
+    }
+}
+
+/// A marker, and where in the segment the rest of it stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct MarkerRow {
+    /// Its record.
+    pub lsn: Lsn,
+    /// When.
+    pub timestamp: Timestamp,
+    /// Elapsed time of the store, in nanoseconds.
+    pub elapsed_ns: u64,
+    /// Kind, as the marker's record has it.
+    pub kind: u8,
+    /// Flags, as the marker's record has them.
+    pub flags: u8,
+    /// Number of the 4-KiB block in the segment where its payload begins.
+    pub block: u32,
+    /// Length of its payload in bytes.
+    pub payload_bytes: u32,
+}
+
+impl Row for MarkerRow {
+    const BYTES: usize = 40;
+
+    fn encode(&self, bytes: &mut [u8]) {
+        bytes[..8].copy_from_slice(&self.lsn.0.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.timestamp.0.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.elapsed_ns.to_le_bytes());
+        bytes[24] = self.kind;
+        bytes[25] = self.flags;
+        bytes[28..32].copy_from_slice(&self.block.to_le_bytes());
+        bytes[32..36].copy_from_slice(&self.payload_bytes.to_le_bytes());
+    }
+
+    fn decode(bytes: &[u8]) -> MarkerRow {
+        MarkerRow {
+            lsn: Lsn(u64_at(bytes, 0)),
+            timestamp: Timestamp(u64_at(bytes, 8)),
+            elapsed_ns: u64_at(bytes, 16),
+            kind: bytes[24],
+            flags: bytes[25],
+            block: u32_at(bytes, 28),
+            payload_bytes: u32_at(bytes, 32),
+        }
+    }
+}
+
+/// Blocks whose payload in the segment was found to be damaged when the run was made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DamageRow {
+    /// The record.
+    pub lsn: Lsn,
+    /// Its blocks.
+    pub extent: Extent,
+    /// What is wrong: 0 the payload does not fit its checksum.
+    pub kind: u8,
+}
+
+impl Row for DamageRow {
+    const BYTES: usize = 32;
+
+    fn encode(&self, bytes: &mut [u8]) {
+        bytes[..8].copy_from_slice(&self.lsn.0.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.extent.start.0.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.extent.blocks.to_le_bytes());
+        bytes[24] = self.kind;
+    }
+
+    fn decode(bytes: &[u8]) -> DamageRow {
+        DamageRow {
+            lsn: Lsn(u64_at(bytes, 0)),
+            extent: Extent { start: Lba(u64_at(bytes, 8)), blocks: u64_at(bytes, 16) },
+            kind: bytes[24],
+        }
+    }
+}
+
+/// A segment whose records a run indexes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Source {
+    /// The segment.
+    pub segment: SegmentId,
+    /// LSN of its first record.
+    pub first_lsn: Lsn,
+    /// Where the log ends in it, in bytes.
+    pub log_end: u64,
+}
+
+impl Row for Source {
+    const BYTES: usize = 24;
+
+    fn encode(&self, bytes: &mut [u8]) {
+        bytes[..8].copy_from_slice(&self.segment.0.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.first_lsn.0.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.log_end.to_le_bytes());
+    }
+
+    fn decode(bytes: &[u8]) -> Source {
+        Source {
+            segment: SegmentId(u64_at(bytes, 0)),
+            first_lsn: Lsn(u64_at(bytes, 8)),
+            log_end: u64_at(bytes, 16),
+        }
+    }
+}
+
+/// The first entry of a page.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Fence {
+    /// Its key.
+    pub key: Key,
+    /// Its LSN less the run's first.
+    pub lsn_delta: u32,
+}
+
+impl Row for Fence {
+    const BYTES: usize = 12;
+
+    fn encode(&self, bytes: &mut [u8]) {
+        bytes[..8].copy_from_slice(&self.key.value().to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.lsn_delta.to_le_bytes());
+    }
+
+    fn decode(bytes: &[u8]) -> Fence {
+        Fence { key: Key::from_value(u64_at(bytes, 0)), lsn_delta: u32_at(bytes, 8) }
+    }
+}
+
+/// The first page of a run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Header {
+    /// [`KIND_SEGMENT`].
+    pub kind: u8,
+    /// Level of merging.
+    pub level: u8,
+    /// Codec of the segment's payload: 0 as appended.
+    pub codec: u8,
+    /// Whose history.
+    pub volume: VolumeId,
+    /// The run's id: that of its segment.
+    pub run_id: u64,
+    /// LSN of the first record.
+    pub first_lsn: Lsn,
+    /// LSN of the last record; the one before `first_lsn` if there is none.
+    pub last_lsn: Lsn,
+    /// Timestamp of the first record, 0 if there is none.
+    pub first_timestamp: Timestamp,
+    /// Timestamp of the last record, 0 if there is none.
+    pub last_timestamp: Timestamp,
+    /// Where the log ends in the segment, in bytes.
+    pub log_end: u64,
+    /// Chain value at the last LSN.
+    pub chain: [u8; 16],
+    /// Seal hash of the segment.
+    pub seal: [u8; 32],
+    /// Key that the pages are encrypted with, zeros if none.
+    pub key_id: [u8; 16],
+    /// Tag of the region, zeros if not encrypted.
+    pub region_tag: [u8; 16],
+    /// Number of sources.
+    pub sources: u64,
+    /// Number of entries.
+    pub entries: u64,
+    /// Number of timestamps.
+    pub timestamps: u64,
+    /// Number of markers.
+    pub markers: u64,
+    /// Number of damage rows.
+    pub damages: u64,
+    /// Number of blocks of the bloom filter.
+    pub bloom_blocks: u64,
+    /// Trees that have entries, as a bitmask.
+    pub trees: u64,
+    /// CRC-32 of the region's pages.
+    pub region_crc: u32,
+}
+
+impl Header {
+    /// The header's page.
+    pub fn encode(&self) -> Page {
+        let mut page = [0; PAGE_BYTES];
+        let mut put = |at: usize, bytes: &[u8]| page[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, &MAGIC);
+        put(8, &VERSION.to_le_bytes());
+        put(10, &[self.kind, self.level, self.codec]);
+        put(16, &self.volume.0.to_le_bytes());
+        put(32, &self.run_id.to_le_bytes());
+        put(40, &self.first_lsn.0.to_le_bytes());
+        put(48, &self.last_lsn.0.to_le_bytes());
+        put(56, &self.first_timestamp.0.to_le_bytes());
+        put(64, &self.last_timestamp.0.to_le_bytes());
+        put(72, &self.log_end.to_le_bytes());
+        put(80, &self.chain);
+        put(96, &self.seal);
+        put(128, &self.key_id);
+        put(144, &self.region_tag);
+        put(160, &self.sources.to_le_bytes());
+        put(168, &self.entries.to_le_bytes());
+        put(176, &self.timestamps.to_le_bytes());
+        put(184, &self.markers.to_le_bytes());
+        put(192, &self.damages.to_le_bytes());
+        put(200, &self.bloom_blocks.to_le_bytes());
+        put(208, &self.trees.to_le_bytes());
+        put(216, &self.region_crc.to_le_bytes());
+        let crc = crc32fast::hash(&page[..CRC_AT]);
+        page[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
+        page
+    }
+
+    /// Reads and checks the header of a file of `file_bytes` bytes: after this the counts fit the file.
+    pub fn decode(page: &Page, file_bytes: u64) -> Result<Header> {
+        if page[..8] != MAGIC {
+            return Err(damaged("it does not begin like a run"));
+        }
+        if u32_at(page, CRC_AT) != crc32fast::hash(&page[..CRC_AT]) {
+            return Err(damaged("the header does not fit its checksum"));
+        }
+        let version = u16_at(page, 8);
+        if version != VERSION {
+            return Err(damaged(&format!("format version {version}, {VERSION} expected")));
+        }
+        let header = Header {
+            kind: page[10],
+            level: page[11],
+            codec: page[12],
+            volume: VolumeId(u128::from_le_bytes(array_at(page, 16))),
+            run_id: u64_at(page, 32),
+            first_lsn: Lsn(u64_at(page, 40)),
+            last_lsn: Lsn(u64_at(page, 48)),
+            first_timestamp: Timestamp(u64_at(page, 56)),
+            last_timestamp: Timestamp(u64_at(page, 64)),
+            log_end: u64_at(page, 72),
+            chain: array_at(page, 80),
+            seal: array_at(page, 96),
+            key_id: array_at(page, 128),
+            region_tag: array_at(page, 144),
+            sources: u64_at(page, 160),
+            entries: u64_at(page, 168),
+            timestamps: u64_at(page, 176),
+            markers: u64_at(page, 184),
+            damages: u64_at(page, 192),
+            bloom_blocks: u64_at(page, 200),
+            trees: u64_at(page, 208),
+            region_crc: u32_at(page, 216),
+        };
+        if header.kind != KIND_SEGMENT {
+            return Err(damaged(&format!("a run of kind {}, which this version does not know", header.kind)));
+        }
+        // Every count is below the file's length, so that the sums of the layout cannot overflow.
+        let counts = [
+            header.sources,
+            header.entries,
+            header.timestamps,
+            header.markers,
+            header.damages,
+            header.bloom_blocks,
+        ];
+        if counts.iter().any(|&count| count > file_bytes || count > u64::MAX >> 16) {
+            return Err(damaged("it counts more rows than the file can hold"));
+        }
+        let records = header.last_lsn.0.checked_add(1).and_then(|end| end.checked_sub(header.first_lsn.0));
+        if records != Some(header.timestamps) || header.timestamps > u64::from(u32::MAX) {
+            return Err(damaged("its LSNs do not fit its timestamps"));
+        }
+        let layout = Layout::of(&header);
+        if layout.file_pages * PAGE_BYTES as u64 != file_bytes {
+            return Err(damaged(&format!(
+                "{file_bytes} bytes long, {} expected",
+                layout.file_pages * PAGE_BYTES as u64
+            )));
+        }
+        if layout.region_bytes() > REGION_BYTES_MAX {
+            return Err(damaged("its region is larger than any run needs"));
+        }
+        Ok(header)
+    }
+}
+
+/// Where the sections of a run begin.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Layout {
+    /// Offsets within the region, in bytes: the sources stand at 0.
+    pub entry_fences_at: usize,
+    /// Likewise.
+    pub timestamp_fences_at: usize,
+    /// Likewise.
+    pub bloom_at: usize,
+    /// Pages of the region; it begins at page 1.
+    pub region_pages: u64,
+    /// Page number in the file.
+    pub entries_page: u64,
+    /// Page number in the file.
+    pub timestamps_page: u64,
+    /// Page number in the file.
+    pub markers_page: u64,
+    /// Page number in the file.
+    pub damages_page: u64,
+    /// Pages of the whole file.
+    pub file_pages: u64,
+}
+
+impl Layout {
+    /// From the counts of a header, each below 2^48.
+    pub fn of(header: &Header) -> Layout {
+        let entry_pages = pages_of::<Entry>(header.entries);
+        let timestamp_pages = pages_of::<Timestamp>(header.timestamps);
+        let entry_fences_at = header.sources * Source::BYTES as u64;
+        let timestamp_fences_at = entry_fences_at + entry_pages * Fence::BYTES as u64;
+        let bloom_at = timestamp_fences_at + timestamp_pages * Timestamp::BYTES as u64;
+        let region_end = bloom_at + header.bloom_blocks * BLOOM_BLOCK_BYTES as u64;
+        let region_pages = region_end.div_ceil(PAGE_BYTES as u64);
+        let entries_page = 1 + region_pages;
+        let timestamps_page = entries_page + entry_pages;
+        let markers_page = timestamps_page + timestamp_pages;
+        let damages_page = markers_page + pages_of::<MarkerRow>(header.markers);
+        Layout {
+            entry_fences_at: entry_fences_at as usize,
+            timestamp_fences_at: timestamp_fences_at as usize,
+            bloom_at: bloom_at as usize,
+            region_pages,
+            entries_page,
+            timestamps_page,
+            markers_page,
+            damages_page,
+            file_pages: damages_page + pages_of::<DamageRow>(header.damages),
+        }
+    }
+
+    /// Length of the region.
+    pub fn region_bytes(&self) -> u64 {
+        self.region_pages * PAGE_BYTES as u64
+    }
+}
+
+/// Puts the checksum on a page behind the region.
+pub fn seal_page(page: &mut Page, run_id: u64, number: u64) {
+    let crc = page_crc(page, run_id, number);
+    page[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// Checks a page behind the region.
+pub fn check_page(page: &Page, run_id: u64, number: u64) -> Result<()> {
+    if u32_at(page, CRC_AT) != page_crc(page, run_id, number) {
+        return Err(damaged(&format!("page {number} does not fit its checksum")));
+    }
+    Ok(())
+}
+
+fn page_crc(page: &Page, run_id: u64, number: u64) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&run_id.to_le_bytes());
+    hasher.update(&number.to_le_bytes());
+    hasher.update(&page[..CRC_AT]);
+    hasher.finalize()
+}
+
+/// The row in this slot of a page; `slot` is below `R::PER_PAGE`.
+pub fn row_of<R: Row>(page: &Page, slot: usize) -> R {
+    R::decode(&page[slot * R::BYTES..(slot + 1) * R::BYTES])
+}
+
+/// What the bloom filter hashes a key to.
+pub fn bloom_hash(key: Key) -> u64 {
+    let mut x = key.value();
+    x ^= x >> 30;
+    x = x.wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x ^= x >> 27;
+    x = x.wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+/// An error about the bytes of a run; whoever knows the file adds its name.
+pub fn damaged(what: &str) -> Error {
+    Error::new(Kind::Damaged, format!("run: {what}"))
+}

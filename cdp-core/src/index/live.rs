@@ -1,0 +1,296 @@
+//! The part of the index for the open segment, in memory.
+
+use super::overlay::{self, Part, Walk};
+use super::tree::{Candidate, found, nodes, shift, trees_of};
+use super::{Search, Visible};
+use crate::error::Result;
+use crate::format::run::{Entry, Key, RANGE_HOLE, RANGE_ZERO};
+use crate::ids::{Extent, Lba, Lsn, Timestamp};
+use crate::limits::LBA_BITS;
+use std::collections::{BTreeMap, btree_map};
+
+/// Everything known of the records of one segment that is not sealed yet, or whose run is not written yet.
+///
+/// Inserting is blind: nothing is looked up. Bytes used grow with the entries; the owner seals the segment
+/// when [`Live::memory_bytes`] passes its budget, whatever space the segment has left.
+#[derive(Debug)]
+pub struct Live {
+    first: Lsn,
+    timestamps: Vec<u64>,
+    versions: BTreeMap<Key, Versions>,
+    trees: u64,
+    entries: u64,
+    listed_bytes: usize,
+}
+
+/// One version at a key, its LSN as the distance from the part's first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Slot {
+    lsn_delta: u32,
+    block: u32,
+    crc: u32,
+}
+
+/// The versions at one key, by rising LSN. Most keys are written once in a segment.
+#[derive(Debug)]
+enum Versions {
+    One(Slot),
+    Many(Vec<Slot>),
+}
+
+/// Rough cost of a key in the map: its own bytes and its share of the tree's nodes, which are 2/3 full.
+const KEY_BYTES: usize = (size_of::<Key>() + size_of::<Versions>()) * 3 / 2 + 4;
+
+impl Live {
+    /// An empty part whose first record will have this LSN.
+    pub fn new(first: Lsn) -> Live {
+        Live {
+            first,
+            timestamps: Vec::new(),
+            versions: BTreeMap::new(),
+            trees: 0,
+            entries: 0,
+            listed_bytes: 0,
+        }
+    }
+
+    /// Notes a record of any kind. Every record must be noted, in order; its versions are inserted afterwards.
+    ///
+    /// # Panics
+    /// If `lsn` is not the one that follows.
+    pub fn insert_record(&mut self, lsn: Lsn, timestamp: Timestamp) {
+        assert_eq!(lsn.0, self.first.0 + self.timestamps.len() as u64, "records are noted in order");
+        assert!(self.timestamps.len() < u32::MAX as usize, "more records than a segment can hold");
+        self.timestamps.push(timestamp.0);
+    }
+
+    /// Blocks of payload: for each block from `start` on its place in the segment and its CRC-32.
+    ///
+    /// # Panics
+    /// If the record was not noted, or a block lies beyond the largest volume.
+    pub fn insert_payload(&mut self, lsn: Lsn, start: Lba, blocks: impl IntoIterator<Item = (u32, u32)>) {
+        let lsn_delta = self.delta(lsn);
+        for (lba, (block, crc)) in (start.0..).zip(blocks) {
+            assert!(lba < 1 << LBA_BITS, "block {lba} is beyond the largest volume");
+            self.insert(Key::new(0, lba), Slot { lsn_delta, block, crc });
+        }
+    }
+
+    /// Blocks that became zeros: `hole` if without storage. Costs at most 2 · 34 entries. Blocks for which
+    /// the same record has payload keep that.
+    ///
+    /// # Panics
+    /// If the record was not noted, or the extent reaches beyond the largest volume.
+    pub fn insert_range(&mut self, lsn: Lsn, extent: Extent, hole: bool) {
+        let lsn_delta = self.delta(lsn);
+        assert!(extent.end() <= 1 << LBA_BITS, "{extent:?} reaches beyond the largest volume");
+        let block = if hole { RANGE_HOLE } else { RANGE_ZERO };
+        for key in nodes(extent) {
+            self.insert(key, Slot { lsn_delta, block, crc: 0 });
+        }
+    }
+
+    fn delta(&self, lsn: Lsn) -> u32 {
+        assert!(self.first <= lsn && lsn <= self.last_lsn(), "record {lsn} was not noted");
+        (lsn.0 - self.first.0) as u32
+    }
+
+    fn insert(&mut self, key: Key, slot: Slot) {
+        self.trees |= 1 << key.tree();
+        match self.versions.entry(key) {
+            btree_map::Entry::Vacant(vacant) => {
+                vacant.insert(Versions::One(slot));
+                self.entries += 1;
+            }
+            btree_map::Entry::Occupied(mut occupied) => {
+                let versions = occupied.get_mut();
+                let before = versions.listed_bytes();
+                self.entries += u64::from(versions.insert(slot));
+                self.listed_bytes += versions.listed_bytes() - before;
+            }
+        }
+    }
+
+    /// LSN of the first record, or of the one that will be first.
+    pub fn first_lsn(&self) -> Lsn {
+        self.first
+    }
+
+    /// LSN of the newest record; the one before [`Live::first_lsn`] if there is none.
+    pub fn last_lsn(&self) -> Lsn {
+        Lsn(self.first.0 + self.timestamps.len() as u64).previous()
+    }
+
+    /// Whether no record was noted.
+    pub fn is_empty(&self) -> bool {
+        self.timestamps.is_empty()
+    }
+
+    /// How many entries its run will have.
+    pub fn entries(&self) -> u64 {
+        self.entries
+    }
+
+    /// How many different keys the entries have.
+    pub(super) fn keys(&self) -> u64 {
+        self.versions.len() as u64
+    }
+
+    /// About how much memory it takes, in bytes.
+    pub fn memory_bytes(&self) -> usize {
+        self.timestamps.capacity() * size_of::<u64>() + self.versions.len() * KEY_BYTES + self.listed_bytes
+    }
+
+    /// The newest record that changed this block, if one of these did.
+    pub fn newest(&self, lba: Lba) -> Option<Lsn> {
+        trees_of(self.trees).filter_map(|tree| self.versions.get(&Key::new(tree, lba.0 >> shift(tree)))).fold(
+            None,
+            |newest, versions| {
+                let last = versions.as_slice().last()?;
+                newest.max(Some(Lsn(self.first.0 + u64::from(last.lsn_delta))))
+            },
+        )
+    }
+
+    /// Answers the gaps of `search` that these records changed.
+    pub fn resolve(&self, visible: &Visible, search: &mut Search) {
+        overlay::resolve(self, visible, search).expect("memory gives no errors");
+    }
+
+    /// The newest record whose timestamp is not after `timestamp`, if there is one here.
+    pub fn lsn_at(&self, timestamp: Timestamp) -> Option<Lsn> {
+        let count = self.timestamps.partition_point(|&given| given <= timestamp.0);
+        (count > 0).then(|| Lsn(self.first.0 + count as u64 - 1))
+    }
+
+    /// When this record was given its LSN, if it is one of these.
+    pub fn timestamp_of(&self, lsn: Lsn) -> Option<Timestamp> {
+        let delta = lsn.0.checked_sub(self.first.0)?;
+        self.timestamps.get(usize::try_from(delta).ok()?).map(|&timestamp| Timestamp(timestamp))
+    }
+
+    /// Timestamps of all records, from the first on.
+    pub(super) fn timestamps(&self) -> &[u64] {
+        &self.timestamps
+    }
+
+    /// All entries in the order in which a run has them.
+    pub(super) fn iter(&self) -> impl Iterator<Item = Entry> {
+        self.versions.iter().flat_map(|(&key, versions)| {
+            versions.as_slice().iter().map(move |slot| Entry {
+                key,
+                lsn_delta: slot.lsn_delta,
+                block: slot.block,
+                crc: slot.crc,
+            })
+        })
+    }
+
+    pub(super) fn tree_mask(&self) -> u64 {
+        self.trees
+    }
+
+    fn candidate(&self, key: Key, slot: &Slot) -> Candidate {
+        let entry = Entry { key, lsn_delta: slot.lsn_delta, block: slot.block, crc: slot.crc };
+        let found = found(&entry).expect("only what insert_range and insert_payload made");
+        Candidate { key, lsn: Lsn(self.first.0 + u64::from(slot.lsn_delta)), found }
+    }
+}
+
+impl Versions {
+    fn as_slice(&self) -> &[Slot] {
+        match self {
+            Versions::One(slot) => std::slice::from_ref(slot),
+            Versions::Many(slots) => slots,
+        }
+    }
+
+    fn listed_bytes(&self) -> usize {
+        match self {
+            Versions::One(_) => 0,
+            Versions::Many(slots) => slots.capacity() * size_of::<Slot>(),
+        }
+    }
+
+    /// Puts a version in its place, mostly the last; one with the same LSN is replaced. Whether there is one
+    /// more now.
+    fn insert(&mut self, slot: Slot) -> bool {
+        let slots = match self {
+            Versions::Many(slots) => slots,
+            Versions::One(only) => {
+                if only.lsn_delta == slot.lsn_delta {
+                    *only = slot;
+                    return false;
+                }
+                *self = Versions::Many(vec![*only]);
+                return self.insert(slot);
+            }
+        };
+        let at = match slots.last() {
+            Some(last) if last.lsn_delta < slot.lsn_delta => slots.len(),
+            _ => slots.partition_point(|other| other.lsn_delta < slot.lsn_delta),
+        };
+        if let Some(same) = slots.get_mut(at).filter(|other| other.lsn_delta == slot.lsn_delta) {
+            *same = slot;
+            return false;
+        }
+        slots.insert(at, slot);
+        true
+    }
+
+    /// The newest version with an LSN in one of the ranges.
+    fn newest(&self, first: Lsn, ranges: &[(Lsn, Lsn)]) -> Option<&Slot> {
+        let slots = self.as_slice();
+        let lsn = |slot: &Slot| Lsn(first.0 + u64::from(slot.lsn_delta));
+        for range in ranges.iter().rev() {
+            let newest = match slots.last() {
+                // The common question, at the tip.
+                Some(last) if lsn(last) <= range.1 => last,
+                _ => slots.get(slots.partition_point(|slot| lsn(slot) <= range.1).checked_sub(1)?)?,
+            };
+            if lsn(newest) >= range.0 {
+                return Some(newest);
+            }
+        }
+        None
+    }
+}
+
+impl Part for Live {
+    type Walk<'a> = LiveWalk<'a>;
+
+    fn lsns(&self) -> (Lsn, Lsn) {
+        (self.first, self.last_lsn())
+    }
+
+    fn trees(&self) -> u64 {
+        self.trees
+    }
+
+    fn newest_at(&self, key: Key, ranges: &[(Lsn, Lsn)]) -> Result<Option<Candidate>> {
+        let slot = self.versions.get(&key).and_then(|versions| versions.newest(self.first, ranges));
+        Ok(slot.map(|slot| self.candidate(key, slot)))
+    }
+
+    fn walk<'a>(&'a self, first: Key, last: Key, ranges: &'a [(Lsn, Lsn)]) -> Result<Option<LiveWalk<'a>>> {
+        Ok(Some(LiveWalk { live: self, keys: self.versions.range(first..=last), ranges }))
+    }
+}
+
+/// Walks one tree of a [`Live`].
+pub(super) struct LiveWalk<'a> {
+    live: &'a Live,
+    keys: btree_map::Range<'a, Key, Versions>,
+    ranges: &'a [(Lsn, Lsn)],
+}
+
+impl Walk for LiveWalk<'_> {
+    fn next(&mut self) -> Result<Option<Candidate>> {
+        for (&key, versions) in self.keys.by_ref() {
+            if let Some(slot) = versions.newest(self.live.first, self.ranges) {
+                return Ok(Some(self.live.candidate(key, slot)));
+            }
+        }
+        Ok(None)
+    }
+}
