@@ -4,13 +4,25 @@
 //! only order*. There are two real implementations behind the seam ([`posix`], and [`uring`] which adds
 //! gathered reads) and one simulated disk ([`sim`]) that may do everything a real disk may do.
 
+pub mod clock;
 pub mod posix;
 pub mod sim;
 pub mod uring;
 
+pub use clock::SystemClock;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// The files of this machine: with gathered reads through io_uring where that is wanted and allowed, else plain
+/// ones. [`Files::name`] tells which; [`uring::Uring::probe`] tells why not.
+pub fn native(prefer_uring: bool) -> Arc<dyn Files> {
+    if prefer_uring && let Ok(uring) = uring::Uring::probe() {
+        return Arc::new(uring);
+    }
+    Arc::new(posix::Posix)
+}
 
 /// Space of the filesystem that holds a path, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +90,7 @@ pub struct GatheredRead<'a> {
 }
 
 /// An open file. Offsets and lengths are in bytes.
+#[expect(clippy::len_without_is_empty, reason = "nobody asks a file whether it is empty")]
 pub trait File: Send + Sync {
     /// Fills `buffer` from `offset`; `UnexpectedEof` if the file ends before.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
