@@ -99,7 +99,7 @@ fn op() -> impl Strategy<Value = Op> {
 
 enum Part {
     Live(Live),
-    Run(Run),
+    Run(Box<Run>),
 }
 
 impl Part {
@@ -252,7 +252,7 @@ proptest! {
             .enumerate()
             .map(|(index, live)| match as_run >> index & 1 {
                 0 => Part::Live(live),
-                _ => Part::Run(run_of(&files, &pages, &live)),
+                _ => Part::Run(Box::new(run_of(&files, &pages, &live))),
             })
             .collect();
         let block = PLACES[single.0] + single.1;
@@ -327,7 +327,7 @@ fn a_trim_of_everything_is_one_entry() {
     assert!(live.entries() <= 1 + 2 * 34, "{} entries", live.entries());
     let files = Memory::default();
     let run = run_of(&files, &PageCache::new(1 << 20), &live);
-    for part in [Part::Live(live), Part::Run(run)] {
+    for part in [Part::Live(live), Part::Run(Box::new(run))] {
         let whole = search(&[part], &Visible::through(Lsn(2)), Search::new(Extent::new(0, TOP)));
         let stretches: Vec<_> = whole.found().iter().map(|version| (version.extent, version.found)).collect();
         let expected = [

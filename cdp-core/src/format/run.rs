@@ -69,17 +69,21 @@
 //!
 //! **Damage**, 32 bytes: LSN 8, first block 8, number of blocks 8, kind 1, zeros 7.
 
+mod page;
+mod rows;
+
+pub use page::{PAGE_BYTES, PAGE_ROWS_BYTES, Page, check_page, pages_of, row_of, seal_page};
+pub use rows::{DamageRow, Entry, Fence, Key, MarkerRow, RANGE_HOLE, RANGE_ZERO, Row, Source, bloom_hash};
+
 use crate::error::{Error, Kind, Result};
-use crate::ids::{Extent, Lba, Lsn, SegmentId, Timestamp, VolumeId};
+use crate::ids::{Lsn, Timestamp, VolumeId};
+use page::CRC_AT;
+use rows::{array_at, u16_at, u32_at, u64_at};
 
 /// First bytes of a run.
 pub const MAGIC: [u8; 8] = *b"CDP-RUN\n";
 /// The only version so far.
 pub const VERSION: u16 = 1;
-/// Bytes of a page.
-pub const PAGE_BYTES: usize = 4096;
-/// Rows of a page lie within its first so many bytes.
-pub const PAGE_ROWS_BYTES: usize = 4072;
 /// Kind of a run: the index of one sealed segment.
 pub const KIND_SEGMENT: u8 = 0;
 /// Bytes of a bloom filter's block.
@@ -87,254 +91,6 @@ pub const BLOOM_BLOCK_BYTES: usize = 64;
 /// The largest region that is read, in bytes. A fence stands for 226 entries and a key takes 12 bits, so this
 /// is far beyond what one segment can need.
 pub const REGION_BYTES_MAX: u64 = 64 << 20;
-
-const CRC_AT: usize = PAGE_BYTES - 4;
-
-/// A page's bytes.
-pub type Page = [u8; PAGE_BYTES];
-
-pub(crate) fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes(array_at(bytes, at))
-}
-
-pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(array_at(bytes, at))
-}
-
-pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(array_at(bytes, at))
-}
-
-fn array_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
-    bytes[at..at + N].try_into().expect("the slice has that length")
-}
-
-/// Tree and index of an entry in one number; orders by tree, then index.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct Key(u64);
-
-const INDEX_BITS: u32 = 40;
-
-impl Key {
-    /// The key of a node. `index` is below 2^40.
-    pub fn new(tree: u8, index: u64) -> Key {
-        debug_assert!(index < 1 << INDEX_BITS);
-        Key(u64::from(tree) << INDEX_BITS | index)
-    }
-
-    /// The key with this stored value.
-    pub fn from_value(value: u64) -> Key {
-        Key(value & 0xffff_ffff_ffff)
-    }
-
-    /// The stored value, below 2^48.
-    pub fn value(self) -> u64 {
-        self.0
-    }
-
-    /// 0 for payload, else 1 + the binary logarithm of the node's blocks.
-    pub fn tree(self) -> u8 {
-        (self.0 >> INDEX_BITS) as u8
-    }
-
-    /// Number of the node in its tree.
-    pub fn index(self) -> u64 {
-        self.0 & ((1 << INDEX_BITS) - 1)
-    }
-}
-
-/// A fixed-width row of a section.
-pub trait Row: Sized {
-    /// Its width.
-    const BYTES: usize;
-    /// How many stand in a page.
-    const PER_PAGE: usize = PAGE_ROWS_BYTES / Self::BYTES;
-    /// Writes it into `BYTES` bytes, which are zeros.
-    fn encode(&self, bytes: &mut [u8]);
-    /// Reads it from `BYTES` bytes; every value decodes.
-    fn decode(bytes: &[u8]) -> Self;
-}
-
-/// How many pages so many rows take.
-pub fn pages_of<R: Row>(rows: u64) -> u64 {
-    rows.div_ceil(R::PER_PAGE as u64)
-}
-
-/// A version at a key.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Entry {
-    /// Where it hangs.
-    pub key: Key,
-    /// Its LSN less the run's first.
-    pub lsn_delta: u32,
-    /// Place of the payload in the segment; for a range [`RANGE_ZERO`] or [`RANGE_HOLE`].
-    pub block: u32,
-    /// CRC-32 of the block's payload; 0 in a range.
-    pub crc: u32,
-}
-
-/// `block` of a range that became zeros kept as allocated space.
-pub const RANGE_ZERO: u32 = 1;
-/// `block` of a range that became a hole.
-pub const RANGE_HOLE: u32 = 2;
-
-impl Row for Entry {
-    const BYTES: usize = 18;
-
-    fn encode(&self, bytes: &mut [u8]) {
-        bytes[..6].copy_from_slice(&self.key.value().to_le_bytes()[..6]);
-        bytes[6..10].copy_from_slice(&self.lsn_delta.to_le_bytes());
-        bytes[10..14].copy_from_slice(&self.block.to_le_bytes());
-        bytes[14..18].copy_from_slice(&self.crc.to_le_bytes());
-    }
-
-    fn decode(bytes: &[u8]) -> Entry {
-        Entry {
-            key: Key::from_value(u64_at(bytes, 0)),
-            lsn_delta: u32_at(bytes, 6),
-            block: u32_at(bytes, 10),
-            crc: u32_at(bytes, 14),
-        }
-    }
-}
-
-impl Row for Timestamp {
-    const BYTES: usize = 8;
-
-    fn encode(&self, bytes: &mut [u8]) {
-        bytes.copy_from_slice(&self.0.to_le_bytes());
-    }
-
-    fn decode(bytes: &[u8]) -> Timestamp {
-        Timestamp(u64_at(bytes, 0))
-    }
-}
-
-/// A marker, and where in the segment the rest of it stands.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct MarkerRow {
-    /// Its record.
-    pub lsn: Lsn,
-    /// When.
-    pub timestamp: Timestamp,
-    /// Elapsed time of the store, in nanoseconds.
-    pub elapsed_ns: u64,
-    /// Kind, as the marker's record has it.
-    pub kind: u8,
-    /// Flags, as the marker's record has them.
-    pub flags: u8,
-    /// Number of the 4-KiB block in the segment where its payload begins.
-    pub block: u32,
-    /// Length of its payload in bytes.
-    pub payload_bytes: u32,
-}
-
-impl Row for MarkerRow {
-    const BYTES: usize = 40;
-
-    fn encode(&self, bytes: &mut [u8]) {
-        bytes[..8].copy_from_slice(&self.lsn.0.to_le_bytes());
-        bytes[8..16].copy_from_slice(&self.timestamp.0.to_le_bytes());
-        bytes[16..24].copy_from_slice(&self.elapsed_ns.to_le_bytes());
-        bytes[24] = self.kind;
-        bytes[25] = self.flags;
-        bytes[28..32].copy_from_slice(&self.block.to_le_bytes());
-        bytes[32..36].copy_from_slice(&self.payload_bytes.to_le_bytes());
-    }
-
-    fn decode(bytes: &[u8]) -> MarkerRow {
-        MarkerRow {
-            lsn: Lsn(u64_at(bytes, 0)),
-            timestamp: Timestamp(u64_at(bytes, 8)),
-            elapsed_ns: u64_at(bytes, 16),
-            kind: bytes[24],
-            flags: bytes[25],
-            block: u32_at(bytes, 28),
-            payload_bytes: u32_at(bytes, 32),
-        }
-    }
-}
-
-/// Blocks whose payload in the segment was found to be damaged when the run was made.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct DamageRow {
-    /// The record.
-    pub lsn: Lsn,
-    /// Its blocks.
-    pub extent: Extent,
-    /// What is wrong: 0 the payload does not fit its checksum.
-    pub kind: u8,
-}
-
-impl Row for DamageRow {
-    const BYTES: usize = 32;
-
-    fn encode(&self, bytes: &mut [u8]) {
-        bytes[..8].copy_from_slice(&self.lsn.0.to_le_bytes());
-        bytes[8..16].copy_from_slice(&self.extent.start.0.to_le_bytes());
-        bytes[16..24].copy_from_slice(&self.extent.blocks.to_le_bytes());
-        bytes[24] = self.kind;
-    }
-
-    fn decode(bytes: &[u8]) -> DamageRow {
-        DamageRow {
-            lsn: Lsn(u64_at(bytes, 0)),
-            extent: Extent { start: Lba(u64_at(bytes, 8)), blocks: u64_at(bytes, 16) },
-            kind: bytes[24],
-        }
-    }
-}
-
-/// A segment whose records a run indexes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Source {
-    /// The segment.
-    pub segment: SegmentId,
-    /// LSN of its first record.
-    pub first_lsn: Lsn,
-    /// Where the log ends in it, in bytes.
-    pub log_end: u64,
-}
-
-impl Row for Source {
-    const BYTES: usize = 24;
-
-    fn encode(&self, bytes: &mut [u8]) {
-        bytes[..8].copy_from_slice(&self.segment.0.to_le_bytes());
-        bytes[8..16].copy_from_slice(&self.first_lsn.0.to_le_bytes());
-        bytes[16..24].copy_from_slice(&self.log_end.to_le_bytes());
-    }
-
-    fn decode(bytes: &[u8]) -> Source {
-        Source {
-            segment: SegmentId(u64_at(bytes, 0)),
-            first_lsn: Lsn(u64_at(bytes, 8)),
-            log_end: u64_at(bytes, 16),
-        }
-    }
-}
-
-/// The first entry of a page.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Fence {
-    /// Its key.
-    pub key: Key,
-    /// Its LSN less the run's first.
-    pub lsn_delta: u32,
-}
-
-impl Row for Fence {
-    const BYTES: usize = 12;
-
-    fn encode(&self, bytes: &mut [u8]) {
-        bytes[..8].copy_from_slice(&self.key.value().to_le_bytes());
-        bytes[8..12].copy_from_slice(&self.lsn_delta.to_le_bytes());
-    }
-
-    fn decode(bytes: &[u8]) -> Fence {
-        Fence { key: Key::from_value(u64_at(bytes, 0)), lsn_delta: u32_at(bytes, 8) }
-    }
-}
 
 /// The first page of a run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -540,43 +296,6 @@ impl Layout {
     pub fn region_bytes(&self) -> u64 {
         self.region_pages * PAGE_BYTES as u64
     }
-}
-
-/// Puts the checksum on a page behind the region.
-pub fn seal_page(page: &mut Page, run_id: u64, number: u64) {
-    let crc = page_crc(page, run_id, number);
-    page[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
-}
-
-/// Checks a page behind the region.
-pub fn check_page(page: &Page, run_id: u64, number: u64) -> Result<()> {
-    if u32_at(page, CRC_AT) != page_crc(page, run_id, number) {
-        return Err(damaged(&format!("page {number} does not fit its checksum")));
-    }
-    Ok(())
-}
-
-fn page_crc(page: &Page, run_id: u64, number: u64) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(&run_id.to_le_bytes());
-    hasher.update(&number.to_le_bytes());
-    hasher.update(&page[..CRC_AT]);
-    hasher.finalize()
-}
-
-/// The row in this slot of a page; `slot` is below `R::PER_PAGE`.
-pub fn row_of<R: Row>(page: &Page, slot: usize) -> R {
-    R::decode(&page[slot * R::BYTES..(slot + 1) * R::BYTES])
-}
-
-/// What the bloom filter hashes a key to.
-pub fn bloom_hash(key: Key) -> u64 {
-    let mut x = key.value();
-    x ^= x >> 30;
-    x = x.wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x ^= x >> 27;
-    x = x.wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }
 
 /// An error about the bytes of a run; whoever knows the file adds its name.

@@ -31,7 +31,7 @@ pub(super) fn may_hold(filter: &[u8], key: Key) -> bool {
 
 /// Offset of the block in the filter, and the bits within it.
 fn place(filter_bytes: usize, key: Key) -> (usize, impl Iterator<Item = usize>) {
-    let hash = bloom_hash(key);
+    let hash = bloom_hash(key.value());
     let blocks = (filter_bytes / BLOOM_BLOCK_BYTES) as u64;
     let block = ((hash >> 32) * blocks) >> 32;
     let (a, b) = (hash & 0xffff, (hash >> 16) & 0xffff | 1);

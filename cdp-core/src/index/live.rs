@@ -1,5 +1,6 @@
 //! The part of the index for the open segment, in memory.
 
+use super::keys::Keys;
 use super::overlay::{self, Part, Walk};
 use super::tree::{Candidate, found, nodes, shift, trees_of};
 use super::{Search, Visible};
@@ -7,7 +8,7 @@ use crate::error::Result;
 use crate::format::run::{Entry, Key, RANGE_HOLE, RANGE_ZERO};
 use crate::ids::{Extent, Lba, Lsn, Timestamp};
 use crate::limits::LBA_BITS;
-use std::collections::{BTreeMap, btree_map};
+use std::sync::Arc;
 
 /// Everything known of the records of one segment that is not sealed yet, or whose run is not written yet.
 ///
@@ -17,7 +18,7 @@ use std::collections::{BTreeMap, btree_map};
 pub struct Live {
     first: Lsn,
     timestamps: Vec<u64>,
-    versions: BTreeMap<Key, Versions>,
+    versions: Keys<Versions>,
     trees: u64,
     entries: u64,
     listed_bytes: usize,
@@ -38,20 +39,13 @@ enum Versions {
     Many(Vec<Slot>),
 }
 
-/// Rough cost of a key in the map: its own bytes and its share of the tree's nodes, which are 2/3 full.
-const KEY_BYTES: usize = (size_of::<Key>() + size_of::<Versions>()) * 3 / 2 + 4;
+/// Up to so many keys a walk looks for each rather than have all keys put in order.
+const PROBED_KEYS_MAX: u64 = 256;
 
 impl Live {
     /// An empty part whose first record will have this LSN.
     pub fn new(first: Lsn) -> Live {
-        Live {
-            first,
-            timestamps: Vec::new(),
-            versions: BTreeMap::new(),
-            trees: 0,
-            entries: 0,
-            listed_bytes: 0,
-        }
+        Live { first, timestamps: Vec::new(), versions: Keys::new(), trees: 0, entries: 0, listed_bytes: 0 }
     }
 
     /// Notes a record of any kind. Every record must be noted, in order; its versions are inserted afterwards.
@@ -97,13 +91,9 @@ impl Live {
 
     fn insert(&mut self, key: Key, slot: Slot) {
         self.trees |= 1 << key.tree();
-        match self.versions.entry(key) {
-            btree_map::Entry::Vacant(vacant) => {
-                vacant.insert(Versions::One(slot));
-                self.entries += 1;
-            }
-            btree_map::Entry::Occupied(mut occupied) => {
-                let versions = occupied.get_mut();
+        match self.versions.get_or_insert(key, Versions::One(slot)) {
+            None => self.entries += 1,
+            Some(versions) => {
                 let before = versions.listed_bytes();
                 self.entries += u64::from(versions.insert(slot));
                 self.listed_bytes += versions.listed_bytes() - before;
@@ -138,12 +128,12 @@ impl Live {
 
     /// About how much memory it takes, in bytes.
     pub fn memory_bytes(&self) -> usize {
-        self.timestamps.capacity() * size_of::<u64>() + self.versions.len() * KEY_BYTES + self.listed_bytes
+        self.timestamps.capacity() * size_of::<u64>() + self.versions.memory_bytes() + self.listed_bytes
     }
 
     /// The newest record that changed this block, if one of these did.
     pub fn newest(&self, lba: Lba) -> Option<Lsn> {
-        trees_of(self.trees).filter_map(|tree| self.versions.get(&Key::new(tree, lba.0 >> shift(tree)))).fold(
+        trees_of(self.trees).filter_map(|tree| self.versions.get(Key::new(tree, lba.0 >> shift(tree)))).fold(
             None,
             |newest, versions| {
                 let last = versions.as_slice().last()?;
@@ -176,13 +166,11 @@ impl Live {
 
     /// All entries in the order in which a run has them.
     pub(super) fn iter(&self) -> impl Iterator<Item = Entry> {
-        self.versions.iter().flat_map(|(&key, versions)| {
-            versions.as_slice().iter().map(move |slot| Entry {
-                key,
-                lsn_delta: slot.lsn_delta,
-                block: slot.block,
-                crc: slot.crc,
-            })
+        let keys = self.versions.sorted();
+        (0..keys.len()).flat_map(move |at| {
+            let key = keys[at];
+            let slots = self.versions.get(key).map(Versions::as_slice).unwrap_or_default();
+            slots.iter().map(move |slot| entry(key, slot))
         })
     }
 
@@ -191,10 +179,13 @@ impl Live {
     }
 
     fn candidate(&self, key: Key, slot: &Slot) -> Candidate {
-        let entry = Entry { key, lsn_delta: slot.lsn_delta, block: slot.block, crc: slot.crc };
-        let found = found(&entry).expect("only what insert_range and insert_payload made");
+        let found = found(&entry(key, slot)).expect("only what insert_range and insert_payload made");
         Candidate { key, lsn: Lsn(self.first.0 + u64::from(slot.lsn_delta)), found }
     }
+}
+
+fn entry(key: Key, slot: &Slot) -> Entry {
+    Entry { key, lsn_delta: slot.lsn_delta, block: slot.block, crc: slot.crc }
 }
 
 impl Versions {
@@ -268,26 +259,59 @@ impl Part for Live {
     }
 
     fn newest_at(&self, key: Key, ranges: &[(Lsn, Lsn)]) -> Result<Option<Candidate>> {
-        let slot = self.versions.get(&key).and_then(|versions| versions.newest(self.first, ranges));
+        let slot = self.versions.get(key).and_then(|versions| versions.newest(self.first, ranges));
         Ok(slot.map(|slot| self.candidate(key, slot)))
     }
 
     fn walk<'a>(&'a self, first: Key, last: Key, ranges: &'a [(Lsn, Lsn)]) -> Result<Option<LiveWalk<'a>>> {
-        Ok(Some(LiveWalk { live: self, keys: self.versions.range(first..=last), ranges }))
+        let keys = if last.index() - first.index() < PROBED_KEYS_MAX {
+            WalkKeys::Probed { next: first, last }
+        } else {
+            let sorted = self.versions.sorted();
+            let at = sorted.partition_point(|&key| key < first);
+            let end = sorted.partition_point(|&key| key <= last);
+            WalkKeys::Sorted { sorted, at, end }
+        };
+        Ok(Some(LiveWalk { live: self, keys, ranges }))
     }
 }
 
 /// Walks one tree of a [`Live`].
 pub(super) struct LiveWalk<'a> {
     live: &'a Live,
-    keys: btree_map::Range<'a, Key, Versions>,
+    keys: WalkKeys,
     ranges: &'a [(Lsn, Lsn)],
+}
+
+enum WalkKeys {
+    Probed { next: Key, last: Key },
+    Sorted { sorted: Arc<Vec<Key>>, at: usize, end: usize },
+}
+
+impl Iterator for WalkKeys {
+    type Item = Key;
+
+    fn next(&mut self) -> Option<Key> {
+        match self {
+            WalkKeys::Probed { next, last } => {
+                let key = *next;
+                *next = Key::from_value(key.value() + 1);
+                (key <= *last).then_some(key)
+            }
+            WalkKeys::Sorted { sorted, at, end } => {
+                let key = sorted[..*end].get(*at).copied();
+                *at += 1;
+                key
+            }
+        }
+    }
 }
 
 impl Walk for LiveWalk<'_> {
     fn next(&mut self) -> Result<Option<Candidate>> {
-        for (&key, versions) in self.keys.by_ref() {
-            if let Some(slot) = versions.newest(self.live.first, self.ranges) {
+        for key in self.keys.by_ref() {
+            let versions = self.live.versions.get(key);
+            if let Some(slot) = versions.and_then(|versions| versions.newest(self.live.first, self.ranges)) {
                 return Ok(Some(self.live.candidate(key, slot)));
             }
         }

@@ -6,6 +6,7 @@
 //! answering what it can and leaving the rest as gaps. What no part answers is the base's.
 
 mod bloom;
+mod keys;
 mod live;
 mod overlay;
 mod pages;

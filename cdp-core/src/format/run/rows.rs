@@ -1,0 +1,252 @@
+//! The fixed-width rows of a run's sections.
+
+use super::page::PAGE_ROWS_BYTES;
+use crate::ids::{Extent, Lba, Lsn, SegmentId, Timestamp};
+
+pub(super) fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes(array_at(bytes, at))
+}
+
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(array_at(bytes, at))
+}
+
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(array_at(bytes, at))
+}
+
+pub(super) fn array_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    bytes[at..at + N].try_into().expect("the slice has that length")
+}
+
+/// Tree and index of an entry in one number; orders by tree, then index.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Key(u64);
+
+const INDEX_BITS: u32 = 40;
+
+impl Key {
+    /// The key of a node. `index` is below 2^40.
+    pub fn new(tree: u8, index: u64) -> Key {
+        debug_assert!(index < 1 << INDEX_BITS);
+        Key(u64::from(tree) << INDEX_BITS | index)
+    }
+
+    /// The key with this stored value.
+    pub fn from_value(value: u64) -> Key {
+        Key(value & 0xffff_ffff_ffff)
+    }
+
+    /// The stored value, below 2^48.
+    pub fn value(self) -> u64 {
+        self.0
+    }
+
+    /// 0 for payload, else 1 + the binary logarithm of the node's blocks.
+    pub fn tree(self) -> u8 {
+        (self.0 >> INDEX_BITS) as u8
+    }
+
+    /// Number of the node in its tree.
+    pub fn index(self) -> u64 {
+        self.0 & ((1 << INDEX_BITS) - 1)
+    }
+}
+
+/// A fixed-width row of a section.
+pub trait Row: Sized {
+    /// Its width.
+    const BYTES: usize;
+    /// How many stand in a page.
+    const PER_PAGE: usize = PAGE_ROWS_BYTES / Self::BYTES;
+    /// Writes it into `BYTES` bytes, which are zeros.
+    fn encode(&self, bytes: &mut [u8]);
+    /// Reads it from `BYTES` bytes; every value decodes.
+    fn decode(bytes: &[u8]) -> Self;
+}
+
+/// A version at a key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Entry {
+    /// Where it hangs.
+    pub key: Key,
+    /// Its LSN less the run's first.
+    pub lsn_delta: u32,
+    /// Place of the payload in the segment; for a range [`RANGE_ZERO`] or [`RANGE_HOLE`].
+    pub block: u32,
+    /// CRC-32 of the block's payload; 0 in a range.
+    pub crc: u32,
+}
+
+/// `block` of a range that became zeros kept as allocated space.
+pub const RANGE_ZERO: u32 = 1;
+/// `block` of a range that became a hole.
+pub const RANGE_HOLE: u32 = 2;
+
+impl Row for Entry {
+    const BYTES: usize = 18;
+
+    fn encode(&self, bytes: &mut [u8]) {
+        bytes[..6].copy_from_slice(&self.key.value().to_le_bytes()[..6]);
+        bytes[6..10].copy_from_slice(&self.lsn_delta.to_le_bytes());
+        bytes[10..14].copy_from_slice(&self.block.to_le_bytes());
+        bytes[14..18].copy_from_slice(&self.crc.to_le_bytes());
+    }
+
+    fn decode(bytes: &[u8]) -> Entry {
+        Entry {
+            key: Key::from_value(u64_at(bytes, 0)),
+            lsn_delta: u32_at(bytes, 6),
+            block: u32_at(bytes, 10),
+            crc: u32_at(bytes, 14),
+        }
+    }
+}
+
+impl Row for Timestamp {
+    const BYTES: usize = 8;
+
+    fn encode(&self, bytes: &mut [u8]) {
+        bytes.copy_from_slice(&self.0.to_le_bytes());
+    }
+
+    fn decode(bytes: &[u8]) -> Timestamp {
+        Timestamp(u64_at(bytes, 0))
+    }
+}
+
+/// A marker, and where in the segment the rest of it stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct MarkerRow {
+    /// Its record.
+    pub lsn: Lsn,
+    /// When.
+    pub timestamp: Timestamp,
+    /// Elapsed time of the store, in nanoseconds.
+    pub elapsed_ns: u64,
+    /// Kind, as the marker's record has it.
+    pub kind: u8,
+    /// Flags, as the marker's record has them.
+    pub flags: u8,
+    /// Number of the 4-KiB block in the segment where its payload begins.
+    pub block: u32,
+    /// Length of its payload in bytes.
+    pub payload_bytes: u32,
+}
+
+impl Row for MarkerRow {
+    const BYTES: usize = 40;
+
+    fn encode(&self, bytes: &mut [u8]) {
+        bytes[..8].copy_from_slice(&self.lsn.0.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.timestamp.0.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.elapsed_ns.to_le_bytes());
+        bytes[24] = self.kind;
+        bytes[25] = self.flags;
+        bytes[28..32].copy_from_slice(&self.block.to_le_bytes());
+        bytes[32..36].copy_from_slice(&self.payload_bytes.to_le_bytes());
+    }
+
+    fn decode(bytes: &[u8]) -> MarkerRow {
+        MarkerRow {
+            lsn: Lsn(u64_at(bytes, 0)),
+            timestamp: Timestamp(u64_at(bytes, 8)),
+            elapsed_ns: u64_at(bytes, 16),
+            kind: bytes[24],
+            flags: bytes[25],
+            block: u32_at(bytes, 28),
+            payload_bytes: u32_at(bytes, 32),
+        }
+    }
+}
+
+/// Blocks whose payload in the segment was found to be damaged when the run was made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DamageRow {
+    /// The record.
+    pub lsn: Lsn,
+    /// Its blocks.
+    pub extent: Extent,
+    /// What is wrong: 0 the payload does not fit its checksum.
+    pub kind: u8,
+}
+
+impl Row for DamageRow {
+    const BYTES: usize = 32;
+
+    fn encode(&self, bytes: &mut [u8]) {
+        bytes[..8].copy_from_slice(&self.lsn.0.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.extent.start.0.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.extent.blocks.to_le_bytes());
+        bytes[24] = self.kind;
+    }
+
+    fn decode(bytes: &[u8]) -> DamageRow {
+        DamageRow {
+            lsn: Lsn(u64_at(bytes, 0)),
+            extent: Extent { start: Lba(u64_at(bytes, 8)), blocks: u64_at(bytes, 16) },
+            kind: bytes[24],
+        }
+    }
+}
+
+/// A segment whose records a run indexes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Source {
+    /// The segment.
+    pub segment: SegmentId,
+    /// LSN of its first record.
+    pub first_lsn: Lsn,
+    /// Where the log ends in it, in bytes.
+    pub log_end: u64,
+}
+
+impl Row for Source {
+    const BYTES: usize = 24;
+
+    fn encode(&self, bytes: &mut [u8]) {
+        bytes[..8].copy_from_slice(&self.segment.0.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.first_lsn.0.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.log_end.to_le_bytes());
+    }
+
+    fn decode(bytes: &[u8]) -> Source {
+        Source {
+            segment: SegmentId(u64_at(bytes, 0)),
+            first_lsn: Lsn(u64_at(bytes, 8)),
+            log_end: u64_at(bytes, 16),
+        }
+    }
+}
+
+/// The first entry of a page.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Fence {
+    /// Its key.
+    pub key: Key,
+    /// Its LSN less the run's first.
+    pub lsn_delta: u32,
+}
+
+impl Row for Fence {
+    const BYTES: usize = 12;
+
+    fn encode(&self, bytes: &mut [u8]) {
+        bytes[..8].copy_from_slice(&self.key.value().to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.lsn_delta.to_le_bytes());
+    }
+
+    fn decode(bytes: &[u8]) -> Fence {
+        Fence { key: Key::from_value(u64_at(bytes, 0)), lsn_delta: u32_at(bytes, 8) }
+    }
+}
+
+/// What the bloom filter hashes a key's value to.
+pub fn bloom_hash(value: u64) -> u64 {
+    let mut x = value;
+    x ^= x >> 30;
+    x = x.wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x ^= x >> 27;
+    x = x.wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
