@@ -1,11 +1,8 @@
 //! Rates of the index: inserts, lookups in memory and in a run. `cargo run --release -p cdp-core --example index_rates`
 
-#[path = "../tests/memory/mod.rs"]
-mod memory;
-
 use cdp_core::ids::{Extent, Lba, Lsn, SegmentId, Timestamp, VolumeId};
 use cdp_core::index::{Live, PageCache, Run, RunSource, Search, Visible};
-use std::path::Path;
+use cdp_core::io::posix::Posix;
 use std::time::Duration;
 
 /// Blocks of payload that fit into a segment.
@@ -67,8 +64,8 @@ fn main() {
                 }
             });
         }
-        let files = memory::Memory::default();
-        let path = Path::new("/run");
+        let files = Posix;
+        let path = &std::env::temp_dir().join(format!("index-rates-{}", std::process::id()));
         let source = RunSource {
             volume: VolumeId(1),
             segment: SegmentId(1),
@@ -81,7 +78,10 @@ fn main() {
             damages: &[],
         };
         measure("  run: write, for each entry", ENTRIES, || Run::write(&files, path, &source).unwrap());
-        println!("  {:.1} bytes of file for each entry", files.content(path).len() as f64 / ENTRIES as f64);
+        println!(
+            "  {:.1} bytes of file for each entry",
+            std::fs::metadata(path).unwrap().len() as f64 / ENTRIES as f64
+        );
         let pages = PageCache::new(4 << 20);
         measure("  run: open, in all", 1, || drop(Run::open(&files, path, &pages).unwrap()));
         let run = Run::open(&files, path, &pages).unwrap();
@@ -123,6 +123,7 @@ fn main() {
             }
         });
     }
+    let _ = std::fs::remove_file(std::env::temp_dir().join(format!("index-rates-{}", std::process::id())));
     let mut next = 0;
     measure("sequential insert", ENTRIES, || {
         fill(|| {

@@ -2,11 +2,9 @@
 //!
 //! If these fail, somebody's disk as of an instant holds bytes of another instant.
 
-mod memory;
-
 use cdp_core::ids::{Extent, Lba, Lsn, SegmentId, Timestamp, VolumeId};
 use cdp_core::index::{Found, Live, PageCache, Run, RunSource, Search, Version, Visible};
-use memory::Memory;
+use cdp_core::io::sim::SimDisk;
 use proptest::prelude::*;
 use std::path::Path;
 use std::sync::Arc;
@@ -126,8 +124,8 @@ fn lives(ops: &[Op], cuts: &[usize]) -> Vec<Live> {
     lives
 }
 
-fn run_of(files: &Memory, pages: &Arc<PageCache>, live: &Live) -> Run {
-    let path = format!("/volume/{}.run", live.first_lsn());
+fn run_of(files: &SimDisk, pages: &Arc<PageCache>, live: &Live) -> Run {
+    let path = format!("/{}.run", live.first_lsn());
     let source = RunSource {
         volume: VolumeId(7),
         segment: SegmentId(live.first_lsn().0),
@@ -245,7 +243,7 @@ proptest! {
         extents in prop::collection::vec(prop_oneof![near(), far(), Just(Extent::new(0, TOP))], 3),
         single in (0..PLACES.len(), 0..PLACE_BLOCKS),
     ) {
-        let files = Memory::default();
+        let files = SimDisk::new(1);
         let pages = PageCache::new(64 << 10);
         let parts: Vec<Part> = lives(&ops, &cuts)
             .into_iter()
@@ -270,7 +268,7 @@ proptest! {
         ops in prop::collection::vec(op(), 0..60),
         lba in near(),
     ) {
-        let files = Memory::default();
+        let files = SimDisk::new(1);
         let live = lives(&ops, &[]).remove(0);
         let run = run_of(&files, &PageCache::new(64 << 10), &live);
         prop_assert_eq!(run.first_lsn(), live.first_lsn());
@@ -303,7 +301,7 @@ fn a_block_written_thousands_of_times_has_every_state() {
         live.insert_record(Lsn(lsn), Timestamp(lsn));
         live.insert_payload(Lsn(lsn), Lba(if lsn % 10 == 0 { lsn } else { 5 }), [(lsn as u32, 0)]);
     }
-    let files = Memory::default();
+    let files = SimDisk::new(1);
     let run = run_of(&files, &PageCache::new(1 << 20), &live);
     for lsn in 1..=3000u64 {
         let mut search = Search::new(Extent::new(0, 8));
@@ -325,7 +323,7 @@ fn a_trim_of_everything_is_one_entry() {
     live.insert_record(Lsn(2), Timestamp(2));
     live.insert_range(Lsn(2), Extent::new(1, TOP - 1), false);
     assert!(live.entries() <= 1 + 2 * 34, "{} entries", live.entries());
-    let files = Memory::default();
+    let files = SimDisk::new(1);
     let run = run_of(&files, &PageCache::new(1 << 20), &live);
     for part in [Part::Live(live), Part::Run(Box::new(run))] {
         let whole = search(&[part], &Visible::through(Lsn(2)), Search::new(Extent::new(0, TOP)));
