@@ -95,6 +95,8 @@ mod machine;
 mod names;
 mod power;
 mod state;
+#[cfg(test)]
+mod tests;
 
 use std::sync::{Arc, Mutex};
 
