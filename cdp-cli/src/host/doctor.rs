@@ -2,6 +2,7 @@
 
 use crate::host::clients::{CLIENTS, install_line};
 use crate::host::command;
+use cdp_core::io::uring::Uring;
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 use std::fs::File;
@@ -117,19 +118,18 @@ fn kernel_nbd() -> Finding {
 }
 
 fn io_uring() -> Finding {
-    // Absent before Linux 6.6, where nothing but a seccomp filter can forbid it.
-    let file = "/proc/sys/kernel/io_uring_disabled";
-    let setting = std::fs::read_to_string(file).unwrap_or_default();
-    let root = rustix::process::geteuid().is_root();
-    let (ok, detail) = match setting.trim() {
-        "0" => (true, "the kernel allows it".to_owned()),
-        "1" if root => (true, "the kernel allows it to root".to_owned()),
-        "" => (true, "the kernel has no switch for it; `cdp status` says what the server uses".to_owned()),
-        value => {
-            (false, format!("{file} is {value}: plain reads and writes are used instead, which is slower"))
-        }
+    let name = "io_uring";
+    let Err(error) = Uring::probe() else {
+        return Finding::new(name, true, "a ring can be set up").optional();
     };
-    Finding::new("io_uring", ok, detail).remedy("sysctl kernel.io_uring_disabled=0").optional()
+    let slower = format!("refused ({error}): plain reads and writes are used instead, which is slower");
+    let finding = Finding::new(name, false, slower).optional();
+    // 1 and 2 forbid it; 0 or no such file means that a container's seccomp filter does.
+    let setting = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
+    match setting.trim() {
+        "1" | "2" => finding.remedy("sysctl kernel.io_uring_disabled=0"),
+        _ => finding,
+    }
 }
 
 fn clients() -> Vec<Finding> {
