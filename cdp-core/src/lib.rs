@@ -11,4 +11,6 @@ pub mod history;
 pub mod ids;
 pub mod index;
 pub mod io;
+pub mod journal;
 pub mod limits;
+pub mod time;

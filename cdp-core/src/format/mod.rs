@@ -1,3 +1,10 @@
-//! Pure bytes: what stands in the files, encoded and checked by hand. No I/O here.
+//! Pure bytes: what stands in files, offset by offset as in `docs/FORMAT.md`. No I/O. All numbers little-endian.
 
+pub mod base;
+pub mod bytes;
+pub mod manifest;
+pub mod mark;
+pub mod marker;
+pub mod record;
 pub mod run;
+pub mod segment;

@@ -1,0 +1,94 @@
+//! Segments made ahead of their use, and the giving of ordinals.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::segment::{self, Fill, FirstBlock, Segment};
+use crate::error::{IoContext, Result};
+use crate::format::segment::{SegmentHeader, segment_file_name};
+use crate::io::Files;
+
+/// The volume's unused segments.
+pub struct Pool {
+    files: Arc<dyn Files>,
+    dir: PathBuf,
+    bytes: u64,
+    prepared: VecDeque<u64>,
+    next_ordinal: u64,
+}
+
+impl Pool {
+    /// A pool that has these segments, all with ordinals above those in use and below `next_ordinal`.
+    pub fn new(
+        files: Arc<dyn Files>,
+        dir: PathBuf,
+        bytes: u64,
+        prepared: VecDeque<u64>,
+        next_ordinal: u64,
+    ) -> Pool {
+        Pool { files, dir, bytes, prepared, next_ordinal }
+    }
+
+    /// How many are ready.
+    pub fn ready(&self) -> usize {
+        self.prepared.len()
+    }
+
+    /// Size of a segment in bytes.
+    pub fn segment_bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Gives the next ordinal away. Whoever makes its file tells [`Pool::add`].
+    pub fn claim_ordinal(&mut self) -> u64 {
+        let ordinal = self.next_ordinal;
+        self.next_ordinal += 1;
+        ordinal
+    }
+
+    /// A segment is ready for use. One whose time has passed, because a later one is in use already, is
+    /// removed.
+    pub fn add(&mut self, ordinal: u64, newest_used: u64) {
+        if ordinal > newest_used {
+            let at = self.prepared.partition_point(|other| *other < ordinal);
+            self.prepared.insert(at, ordinal);
+        } else {
+            // A leftover costs space only; the next opening removes it.
+            let _ = self.files.remove(&self.dir.join(segment_file_name(ordinal)));
+        }
+    }
+
+    /// Takes a segment, making one if none is ready. `header.ordinal` and `header.bytes` are filled in here.
+    /// The header is not written yet, so that the segment does not count until [`publish`].
+    pub fn take(&mut self, mut header: SegmentHeader) -> Result<Arc<Segment>> {
+        loop {
+            let ordinal = match self.prepared.pop_front() {
+                Some(ordinal) => ordinal,
+                None => {
+                    let ordinal = self.claim_ordinal();
+                    segment::prepare(&*self.files, &self.dir, ordinal, self.bytes, Fill::Reserved)?;
+                    ordinal
+                }
+            };
+            let path = self.dir.join(segment_file_name(ordinal));
+            let file = self.files.open(&path, true).at(|| format!("opening {}", path.display()))?;
+            let first = segment::read_first_block(&*file).at(|| format!("reading {}", path.display()))?;
+            let bytes = file.len().at(|| format!("measuring {}", path.display()))?;
+            if matches!(first, FirstBlock::Unused) && bytes == self.bytes {
+                header.ordinal = ordinal;
+                header.bytes = bytes;
+                return Ok(Arc::new(Segment { header, path, file }));
+            }
+        }
+    }
+}
+
+/// Writes the header of a segment taken from the pool: from now on it is a part of the stream.
+pub fn publish(segment: &Segment) -> Result<()> {
+    segment
+        .file
+        .write_at(0, &[IoSlice::new(&segment.header.encode()[..])])
+        .at(|| format!("taking {} into use", segment.path.display()))
+}

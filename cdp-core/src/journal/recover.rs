@@ -1,0 +1,321 @@
+//! What the journal holds after a crash: follows the segments from the first to the last, finds the first
+//! record that is not there, weighs the witnesses and judges. Reads only; acting on it is the volume's.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::append::Position;
+use super::scan::{self, Stop};
+use super::segment::{self, FirstBlock, Segment};
+use super::verdict::{self, Evidence, MarkEvidence, Verdict};
+use crate::error::{IoContext, Result};
+use crate::format::mark::Mark;
+use crate::format::record::Chain;
+use crate::format::segment::{Seal, segment_file_name};
+use crate::ids::*;
+use crate::io::Files;
+
+/// A segment of the stream.
+pub struct Found {
+    /// The segment.
+    pub segment: Arc<Segment>,
+    /// Its newest record that belongs to the stream.
+    pub last: Position,
+    /// Offset behind that record.
+    pub end: u64,
+    /// Its seal, if it has one.
+    pub seal: Option<Seal>,
+    /// Position before its first record.
+    pub before: Position,
+    /// Records with damaged payload that were once durable.
+    pub damaged: Vec<Lsn>,
+}
+
+/// What a run says of its segment, which then need not be read.
+pub struct KnownFromRun {
+    /// Its newest record.
+    pub last: Position,
+    /// Offset behind it.
+    pub end: u64,
+}
+
+/// What recovery was asked to look at.
+pub struct Request<'a> {
+    /// The volume's directory.
+    pub dir: &'a Path,
+    /// Whose journal.
+    pub volume: VolumeId,
+    /// When the volume was made: the timestamp of LSN 0.
+    pub created: Timestamp,
+    /// The mark that was read.
+    pub mark: Option<Mark>,
+    /// Somebody accepted that the mark is lost.
+    pub accept_mark_loss: bool,
+    /// Asks the segment's run.
+    pub run: &'a dyn Fn(&Segment) -> Option<KnownFromRun>,
+}
+
+/// What it found.
+pub struct Recovered {
+    /// The judgement on the end of the log.
+    pub verdict: Verdict,
+    /// The segments of the stream, oldest first, cut to what is kept.
+    pub stream: Vec<Found>,
+    /// The first record that is not kept.
+    pub first_bad: Lsn,
+    /// The newest LSN that some witness calls durable.
+    pub witness: Lsn,
+    /// Why the stream ends where it ends, for people.
+    pub why: String,
+    /// Segment files that hold nothing of the stream.
+    pub dead: Vec<PathBuf>,
+    /// Segments made ahead, above all in use.
+    pub unused: VecDeque<u64>,
+    /// The next free ordinal.
+    pub next_ordinal: u64,
+    /// The newest opening that left a trace.
+    pub newest_incarnation: Incarnation,
+}
+
+impl Recovered {
+    /// The newest kept record.
+    pub fn position(&self, created: Timestamp) -> Position {
+        self.stream.last().map_or(beginning(created), |found| found.last)
+    }
+}
+
+/// Before the first record.
+pub fn beginning(created: Timestamp) -> Position {
+    Position { lsn: Lsn::ZERO, chain: Chain::default(), timestamp: created }
+}
+
+struct Listing {
+    segments: Vec<Arc<Segment>>,
+    unused: Vec<u64>,
+    bad: Vec<PathBuf>,
+    newest: u64,
+}
+
+fn list(files: &dyn Files, request: &Request<'_>) -> Result<Listing> {
+    let mut listing = Listing { segments: Vec::new(), unused: Vec::new(), bad: Vec::new(), newest: 0 };
+    for ordinal in segment::list_ordinals(files, request.dir)? {
+        let path = request.dir.join(segment_file_name(ordinal));
+        listing.newest = ordinal;
+        let file = files.open(&path, true).at(|| format!("opening {}", path.display()))?;
+        match segment::read_first_block(&*file) {
+            Ok(FirstBlock::Unused) => listing.unused.push(ordinal),
+            Ok(FirstBlock::Header(header))
+                if header.volume == request.volume && header.ordinal == ordinal =>
+            {
+                listing.segments.push(Arc::new(Segment { header: *header, path, file }));
+            }
+            // A header that cannot be read is as bad as one that is wrong.
+            Ok(_) | Err(_) => listing.bad.push(path),
+        }
+    }
+    Ok(listing)
+}
+
+/// Reads the journal and judges. Changes nothing.
+pub fn recover(files: &dyn Files, request: &Request<'_>) -> Result<Recovered> {
+    let listing = list(files, request)?;
+    let mut stream: Vec<Found> = Vec::new();
+    let mut at = beginning(request.created);
+    let mut witness = Lsn::ZERO;
+    let mut damaged: Vec<Lsn> = Vec::new();
+    let mut why = String::from("end of the journal");
+    let mut clean_stop = false;
+    let mut predecessor = SegmentId(0);
+    loop {
+        // The newest segment that says it follows this one: an older one was superseded by a recovery.
+        let Some(current) = listing.segments.iter().rfind(|s| s.header.predecessor == predecessor) else {
+            break;
+        };
+        let header = &current.header;
+        if header.first_lsn != at.lsn.next() || header.chain_before != at.chain {
+            why = format!("{} does not continue the chain", current.path.display());
+            break;
+        }
+        let successor = listing.segments.iter().rfind(|s| s.header.predecessor == header.id);
+        let through = successor.map_or(Lsn::MAX, |next| next.header.first_lsn.previous());
+        let before = at;
+        let mut found = Found {
+            segment: current.clone(),
+            last: before,
+            end: BLOCK_BYTES,
+            seal: None,
+            before,
+            damaged: Vec::new(),
+        };
+        clean_stop = false;
+        // A seal that cannot be read is no seal: the records are then read one by one.
+        let seal = segment::read_seal(current).unwrap_or(None);
+        if let Some(seal) = seal
+            && (successor.is_none() || seal.last_lsn == through)
+        {
+            at = Position { lsn: seal.last_lsn, chain: seal.chain, timestamp: seal.last_timestamp };
+            witness = witness.max(seal.last_lsn);
+            clean_stop = seal.clean_stop;
+            (found.last, found.end, found.seal) = (at, seal.end, Some(seal));
+            stream.push(found);
+        } else if let Some(known) = (request.run)(current)
+            && successor.is_some_and(|next| {
+                known.last.lsn == through && known.last.chain == next.header.chain_before
+            })
+        {
+            at = known.last;
+            (found.last, found.end) = (at, known.end);
+            stream.push(found);
+        } else {
+            let scan = scan::scan(current, before, through, &mut |_| {})
+                .at(|| format!("reading {}", current.path.display()))?;
+            witness = witness.max(scan.durable);
+            damaged.extend(&scan.damaged);
+            at = scan.position;
+            (found.last, found.end) = (at, scan.end);
+            found.damaged = scan.damaged;
+            stream.push(found);
+            if scan.stop != Stop::Complete {
+                let durable = scan::harvest_durable(current, scan.end)
+                    .at(|| format!("reading {}", current.path.display()))?;
+                witness = witness.max(durable);
+            }
+            if at.lsn < through {
+                why = format!(
+                    "{} ends behind {:?} at byte {}: {}",
+                    current.path.display(),
+                    at.lsn,
+                    scan.end,
+                    stop_text(scan.stop)
+                );
+                break;
+            }
+        }
+        predecessor = header.id;
+    }
+
+    // What lies behind the end cannot be used, but it still bears witness.
+    let newest_in_stream = stream.last().map_or(0, |found| found.segment.header.ordinal);
+    for segment in listing.segments.iter().filter(|s| s.header.ordinal > newest_in_stream) {
+        if let Ok(Some(seal)) = segment::read_seal(segment) {
+            witness = witness.max(seal.last_lsn);
+        }
+        let durable = scan::harvest_durable(segment, BLOCK_BYTES)
+            .at(|| format!("reading {}", segment.path.display()))?;
+        witness = witness.max(durable);
+    }
+    let mark = weigh_mark(request, &listing, &stream, at)?;
+    if let Some(mark) = &request.mark {
+        witness = witness.max(mark.lsn);
+    }
+
+    // Damage behind every witness is the crash's; damage before it is rot and stays in its place.
+    let tail_damage = damaged.iter().copied().find(|lsn| *lsn > witness);
+    let first_bad = tail_damage.unwrap_or(at.lsn.next());
+    if tail_damage.is_some() {
+        why = format!("the payload of {first_bad:?} is not complete");
+    }
+    let verdict = verdict::judge(Evidence {
+        mark,
+        clean_stop,
+        first_bad,
+        witness,
+        extent_known: false,
+        accept_mark_loss: request.accept_mark_loss,
+    });
+    let incarnations = listing.segments.iter().map(|s| (s.header.ordinal, s.header.incarnation));
+    let newest_incarnation = incarnations.max().map(|(_, incarnation)| incarnation);
+    let mut recovered = Recovered {
+        verdict,
+        stream,
+        first_bad,
+        witness,
+        why,
+        dead: Vec::new(),
+        unused: VecDeque::new(),
+        next_ordinal: listing.newest + 1,
+        newest_incarnation: newest_incarnation
+            .or(request.mark.map(|mark| mark.incarnation))
+            .unwrap_or_default(),
+    };
+    let newest_used = listing.segments.iter().map(|s| s.header.ordinal).max().unwrap_or(0);
+    for ordinal in listing.unused {
+        if ordinal > newest_used {
+            recovered.unused.push_back(ordinal);
+        } else {
+            recovered.dead.push(request.dir.join(segment_file_name(ordinal)));
+        }
+    }
+    let used: Vec<SegmentId> = recovered.stream.iter().map(|found| found.segment.header.id).collect();
+    for segment in listing.segments {
+        if !used.contains(&segment.header.id) {
+            recovered.dead.push(segment.path.clone());
+        }
+    }
+    recovered.dead.extend(listing.bad);
+    cut_stream(&mut recovered.stream, first_bad.previous())?;
+    Ok(recovered)
+}
+
+/// Shortens the stream so that `last` is its newest record.
+pub fn cut_stream(stream: &mut Vec<Found>, last: Lsn) -> Result<()> {
+    while stream.last().is_some_and(|found| found.segment.header.first_lsn > last) {
+        stream.pop();
+    }
+    if let Some(found) = stream.last_mut()
+        && found.last.lsn > last
+    {
+        let (segment, before) = (&found.segment, found.before);
+        let scan = scan::scan(segment, before, last, &mut |_| {})
+            .at(|| format!("reading {}", segment.path.display()))?;
+        (found.last, found.end) = (scan.position, scan.end);
+    }
+    if let Some(found) = stream.last_mut() {
+        found.damaged.retain(|lsn| *lsn <= last);
+    }
+    Ok(())
+}
+
+fn weigh_mark(
+    request: &Request<'_>,
+    listing: &Listing,
+    stream: &[Found],
+    at: Position,
+) -> Result<MarkEvidence> {
+    let Some(mark) = &request.mark else { return Ok(MarkEvidence::BothBad) };
+    let known_incarnation = listing.segments.iter().any(|segment| {
+        segment.header.incarnation == mark.incarnation
+            || segment.header.previous_incarnation == mark.incarnation
+    });
+    if mark.volume != request.volume || (!known_incarnation && !listing.segments.is_empty()) {
+        return Ok(MarkEvidence::Disagrees);
+    }
+    if mark.lsn > at.lsn {
+        // Nothing to compare with: the log is short, which the table judges by itself.
+        return Ok(MarkEvidence::Agrees);
+    }
+    let chain = match stream.iter().find(|found| found.last.lsn >= mark.lsn) {
+        None => Chain::default(),
+        Some(found) if found.last.lsn == mark.lsn => found.last.chain,
+        Some(found) if found.before.lsn == mark.lsn => found.before.chain,
+        Some(found) => {
+            scan::scan(&found.segment, found.before, mark.lsn, &mut |_| {})
+                .at(|| format!("reading {}", found.segment.path.display()))?
+                .position
+                .chain
+        }
+    };
+    Ok(if chain == mark.chain { MarkEvidence::Agrees } else { MarkEvidence::Disagrees })
+}
+
+fn stop_text(stop: Stop) -> &'static str {
+    match stop {
+        Stop::Complete => "complete",
+        Stop::NoBatch => "no batch follows",
+        Stop::OffChain => "what follows does not continue the chain",
+        Stop::BadRecord => "a record header is damaged",
+        Stop::Short => "the file is too short",
+        Stop::Unreadable => "the disk cannot read what follows",
+    }
+}
