@@ -106,7 +106,7 @@ pub struct Chain(pub [u8; 16]);
 pub struct RecordHeader {
     /// What it says.
     pub kind: RecordKind,
-    /// See [`flags`].
+    /// See [`flags`]; of a marker its [class](super::marker::MarkerClass).
     pub flags: u8,
     /// Whose record.
     pub volume: VolumeId,
@@ -206,8 +206,7 @@ impl RecordHeader {
     fn is_sound(&self) -> bool {
         let skips = self.head_skip as u64 + self.tail_skip as u64;
         let blocks_max = VOLUME_BYTES_MAX / BLOCK_BYTES;
-        if self.flags & !flags::KNOWN != 0
-            || self.codec != 0
+        if self.codec != 0
             || self.key_id != 0
             || self.lsn == Lsn::ZERO
             || self.payload_bytes as u64 > PAYLOAD_BYTES_MAX
@@ -217,7 +216,12 @@ impl RecordHeader {
             return false;
         }
         if !self.kind.changes_blocks() {
-            return self.blocks == 0 && skips == 0;
+            // For markers the flags are the class.
+            let flags_max = if self.kind == RecordKind::Marker { 3 } else { 0 };
+            return self.flags <= flags_max && self.blocks == 0 && skips == 0;
+        }
+        if self.flags & !flags::KNOWN != 0 {
+            return false;
         }
         if self.blocks == 0 || self.blocks > blocks_max || self.lba.0 > blocks_max - self.blocks {
             return false;

@@ -17,7 +17,6 @@ pub mod verdict;
 use std::sync::Arc;
 
 use crate::format::record::RecordHeader;
-use crate::ids::{Lsn, SegmentId};
 use segment::Segment;
 
 /// Learns where records stand. Called inside the journal's critical section, in LSN order.
@@ -27,6 +26,4 @@ pub trait Placement {
     /// A record stands in the newest opened segment: its payload begins at block `payload_block` of the
     /// file, and these are the CRCs of the payload's blocks. `damaged` payload must never be shown.
     fn placed(&mut self, record: &RecordHeader, payload_block: u32, crcs: &[u32], damaged: bool);
-    /// Records of this segment behind `last` are void: they stand, or will, in another one.
-    fn cut(&mut self, segment: SegmentId, last: Lsn);
 }

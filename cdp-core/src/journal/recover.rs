@@ -17,6 +17,7 @@ use crate::ids::*;
 use crate::io::Files;
 
 /// A segment of the stream.
+#[derive(Clone)]
 pub struct Found {
     /// The segment.
     pub segment: Arc<Segment>,

@@ -1,0 +1,256 @@
+//! The base: the volume's state under all records, as plain sparse images in pieces of 1 TiB, each with a
+//! presence map and block checksums beside it.
+
+use std::collections::BTreeMap;
+use std::io::{ErrorKind, IoSlice};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::format::base::{SUMS_HEADER_BYTES, SumsHeader, block_sum};
+use crate::ids::{BLOCK_BYTES, Lsn, VolumeId};
+use crate::io::{File, Files};
+use crate::limits::BASE_PIECE_BYTES;
+
+const BLOCK: usize = BLOCK_BYTES as usize;
+const PIECE_BLOCKS: u64 = BASE_PIECE_BYTES / BLOCK_BYTES;
+/// Sums are looked at in so many blocks at a time.
+const SUMS_PER_READ: u64 = 16 << 10;
+
+struct Piece {
+    path: PathBuf,
+    image: Arc<dyn File>,
+    sums: Arc<dyn File>,
+}
+
+/// The opened base. Most volumes have none: they began as zeros.
+pub struct Base {
+    pieces: BTreeMap<u64, Piece>,
+}
+
+fn image_path(dir: &Path, piece: u64) -> PathBuf {
+    dir.join(format!("base.{piece:04}"))
+}
+
+fn sums_path(dir: &Path, piece: u64) -> PathBuf {
+    dir.join(format!("base.{piece:04}.sums"))
+}
+
+impl Base {
+    /// Opens the pieces there are.
+    pub fn open(files: &dyn Files, dir: &Path, volume: VolumeId, size_bytes: u64) -> Result<Base> {
+        let mut pieces = BTreeMap::new();
+        for number in 0..size_bytes.div_ceil(BASE_PIECE_BYTES) {
+            let (path, sums) = (image_path(dir, number), sums_path(dir, number));
+            let image = match files.open(&path, false) {
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                other => other.at(|| format!("opening {}", path.display()))?,
+            };
+            let sums = files.open(&sums, false).at(|| format!("opening {}", sums.display()))?;
+            let mut header = [0; SUMS_HEADER_BYTES];
+            sums.read_at(0, &mut header).at(|| format!("reading the checksums of {}", path.display()))?;
+            if SumsHeader::decode(&header).is_none_or(|h| h.volume != volume || h.piece as u64 != number) {
+                let context = format!("the checksum file of {} is not readable", path.display());
+                return Err(Error::new(Kind::Damaged, context));
+            }
+            pieces.insert(number, Piece { path, image, sums });
+        }
+        Ok(Base { pieces })
+    }
+
+    /// Whether there is nothing at all.
+    pub fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    /// Reads whole blocks from `first` on; zeros where the base has none; every block is checked.
+    pub fn read(&self, first: u64, buffer: &mut [u8]) -> Result<()> {
+        let mut at = first;
+        let mut rest = buffer;
+        while !rest.is_empty() {
+            let piece_end = (at / PIECE_BLOCKS + 1) * PIECE_BLOCKS;
+            let blocks = (piece_end - at).min((rest.len() / BLOCK) as u64).min(SUMS_PER_READ);
+            let (front, back) = rest.split_at_mut(blocks as usize * BLOCK);
+            match self.pieces.get(&(at / PIECE_BLOCKS)) {
+                None => front.fill(0),
+                Some(piece) => piece.read(at, front)?,
+            }
+            rest = back;
+            at += blocks;
+        }
+        Ok(())
+    }
+
+    /// Up to which block, at most `to`, the blocks from `from` on are alike, and whether they are present.
+    pub fn stretch(&self, from: u64, to: u64) -> Result<(u64, bool)> {
+        debug_assert!(from < to);
+        let mut at = from;
+        let mut present = None;
+        while at < to {
+            let number = at / PIECE_BLOCKS;
+            let end = ((number + 1) * PIECE_BLOCKS).min(to);
+            let Some(piece) = self.pieces.get(&number) else {
+                if present == Some(true) {
+                    return Ok((at, true));
+                }
+                present = Some(false);
+                at = end;
+                continue;
+            };
+            let (alike, here) = piece.stretch(at, end, present)?;
+            if alike == at {
+                break;
+            }
+            present = Some(here);
+            at = alike;
+            if at < end {
+                break;
+            }
+        }
+        Ok((at, present.unwrap_or(false)))
+    }
+}
+
+impl Piece {
+    fn sums(&self, first: u64, blocks: u64) -> Result<Vec<u32>> {
+        let mut bytes = vec![0; blocks as usize * 4];
+        self.sums
+            .read_at(sum_offset(first), &mut bytes)
+            .at(|| format!("reading the checksums of {}", self.path.display()))?;
+        let (sums, _) = bytes.as_chunks::<4>();
+        Ok(sums.iter().map(|sum| u32::from_le_bytes(*sum)).collect())
+    }
+
+    fn read(&self, first: u64, buffer: &mut [u8]) -> Result<()> {
+        let sums = self.sums(first, (buffer.len() / BLOCK) as u64)?;
+        let mut at = 0;
+        while at < sums.len() {
+            let present = sums[at] != 0;
+            let len = sums[at..].iter().take_while(|sum| (**sum != 0) == present).count();
+            let part = &mut buffer[at * BLOCK..(at + len) * BLOCK];
+            if !present {
+                part.fill(0);
+            } else {
+                let offset = (first + at as u64) % PIECE_BLOCKS * BLOCK_BYTES;
+                self.image
+                    .read_at(offset, part)
+                    .at(|| format!("reading byte {offset} of {}", self.path.display()))?;
+                for (number, block) in part.chunks_exact(BLOCK).enumerate() {
+                    if block_sum(block) != sums[at + number] {
+                        let lba = first + (at + number) as u64;
+                        let context = format!("block {lba} in {} is damaged", self.path.display());
+                        return Err(Error::new(Kind::Damaged, context));
+                    }
+                }
+            }
+            at += len;
+        }
+        Ok(())
+    }
+
+    /// As [`Base::stretch`] within the piece; stops at once where the first block is not `wanted`.
+    fn stretch(&self, from: u64, to: u64, wanted: Option<bool>) -> Result<(u64, bool)> {
+        let mut at = from;
+        let mut present = wanted;
+        while at < to {
+            // A hole in the checksum file is a range of absent blocks: no need to read it.
+            let data = self
+                .sums
+                .next_data(sum_offset(at))
+                .at(|| format!("looking for checksums of {}", self.path.display()))?;
+            let first_data = match data {
+                None => to,
+                Some(offset) => {
+                    let in_piece = offset.saturating_sub(SUMS_HEADER_BYTES as u64) / 4;
+                    (at / PIECE_BLOCKS * PIECE_BLOCKS + in_piece).clamp(at, to)
+                }
+            };
+            if first_data > at {
+                if present == Some(true) {
+                    return Ok((at, true));
+                }
+                present = Some(false);
+                at = first_data;
+                continue;
+            }
+            let sums = self.sums(at, (to - at).min(SUMS_PER_READ))?;
+            let here = *present.get_or_insert(sums[0] != 0);
+            let len = sums.iter().take_while(|sum| (**sum != 0) == here).count();
+            at += len as u64;
+            if len < sums.len() {
+                break;
+            }
+        }
+        Ok((at, present.unwrap_or(false)))
+    }
+}
+
+fn sum_offset(block: u64) -> u64 {
+    SUMS_HEADER_BYTES as u64 + block % PIECE_BLOCKS * 4
+}
+
+/// Fills the base of a volume that is being made. Nothing counts before [`BaseWriter::finish`] and the
+/// volume's own manifest.
+pub struct BaseWriter {
+    files: Arc<dyn Files>,
+    dir: PathBuf,
+    volume: VolumeId,
+    size_bytes: u64,
+    pieces: BTreeMap<u64, Piece>,
+}
+
+impl BaseWriter {
+    /// An empty base in `dir`.
+    pub fn new(files: Arc<dyn Files>, dir: &Path, volume: VolumeId, size_bytes: u64) -> BaseWriter {
+        BaseWriter { files, dir: dir.to_owned(), volume, size_bytes, pieces: BTreeMap::new() }
+    }
+
+    /// Writes whole blocks from `first` on; blocks of zeros are left out.
+    pub fn write(&mut self, first: u64, buffer: &[u8]) -> Result<()> {
+        for (number, block) in buffer.chunks_exact(BLOCK).enumerate() {
+            if block.iter().all(|byte| *byte == 0) {
+                continue;
+            }
+            let lba = first + number as u64;
+            let piece = self.piece(lba / PIECE_BLOCKS)?;
+            let offset = lba % PIECE_BLOCKS * BLOCK_BYTES;
+            let sum = block_sum(block).to_le_bytes();
+            piece
+                .image
+                .write_at(offset, &[IoSlice::new(block)])
+                .and_then(|()| piece.sums.write_at(sum_offset(lba), &[IoSlice::new(&sum)]))
+                .at(|| format!("writing {}", piece.path.display()))?;
+        }
+        Ok(())
+    }
+
+    fn piece(&mut self, number: u64) -> Result<&Piece> {
+        if let std::collections::btree_map::Entry::Vacant(vacant) = self.pieces.entry(number) {
+            let path = image_path(&self.dir, number);
+            let bytes = (self.size_bytes - number * BASE_PIECE_BYTES).min(BASE_PIECE_BYTES);
+            let made = (|| {
+                let image = self.files.create(&path)?;
+                image.set_len(bytes)?;
+                let sums = self.files.create(&sums_path(&self.dir, number))?;
+                sums.set_len(sum_offset(0) + bytes.div_ceil(BLOCK_BYTES) * 4)?;
+                let header = SumsHeader { volume: self.volume, piece: number as u32, base_lsn: Lsn::ZERO };
+                sums.write_at(0, &[IoSlice::new(&header.encode()[..])])?;
+                Ok(Piece { path: path.clone(), image, sums })
+            })();
+            vacant.insert(made.at(|| format!("making {}", path.display()))?);
+        }
+        Ok(&self.pieces[&number])
+    }
+
+    /// Makes everything written durable.
+    pub fn finish(self) -> Result<()> {
+        for piece in self.pieces.values() {
+            piece
+                .image
+                .sync()
+                .and_then(|()| piece.sums.sync())
+                .at(|| format!("syncing {}", piece.path.display()))?;
+        }
+        self.files.sync_dir(&self.dir).at(|| format!("syncing {}", self.dir.display()))
+    }
+}

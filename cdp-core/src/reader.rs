@@ -1,0 +1,289 @@
+//! Any extent as of any LSN: plan with the index, then fetch. A live read and a read of the past are the same
+//! code; they differ in what is visible.
+
+use std::sync::Arc;
+
+use crate::base::Base;
+use crate::device::{Content, Read, Stretch};
+use crate::error::{Error, Kind, Result};
+use crate::format::bytes::crc32;
+use crate::ids::{BLOCK_BYTES, Extent, Lba, Lsn};
+use crate::index::{Found, Search, Visible};
+use crate::io::{Files, GatheredRead};
+use crate::volume::parts::{PartList, part_of};
+
+const BLOCK: usize = BLOCK_BYTES as usize;
+/// Blocks looked up at a time: bounds the memory of a plan.
+const PLAN_BLOCKS_MAX: u64 = 16 << 10;
+
+/// Where some blocks come from.
+#[derive(Clone, Debug)]
+pub enum Piece {
+    /// Zeros; `hole` if nothing is stored for them.
+    Zero {
+        /// Which blocks.
+        extent: Extent,
+        /// Reported as a hole.
+        hole: bool,
+    },
+    /// One block of a record's payload.
+    Journal {
+        /// Which block.
+        lba: Lba,
+        /// The record.
+        lsn: Lsn,
+        /// Block number in the record's segment.
+        block: u32,
+        /// What its checksum must be.
+        crc: u32,
+    },
+    /// From the base, or zeros where the base has nothing.
+    Base {
+        /// Which blocks.
+        extent: Extent,
+    },
+}
+
+/// Reads blocks from one state of the volume.
+pub struct Reader<'a> {
+    /// For gathered reads.
+    pub files: &'a dyn Files,
+    /// The index and the segments.
+    pub parts: PartList,
+    /// What is under all records.
+    pub base: &'a Base,
+    /// Which records count.
+    pub visible: &'a Visible,
+    /// For error messages.
+    pub volume: &'a str,
+}
+
+impl Reader<'_> {
+    /// Looks an extent up. Covers it exactly, in order. Reads no payload.
+    pub fn plan(&self, extent: Extent) -> Result<Vec<Piece>> {
+        let mut search = Search::new(extent);
+        self.search(&mut search)?;
+        Ok(pieces(&search))
+    }
+
+    fn search(&self, search: &mut Search) -> Result<()> {
+        for part in self.parts.iter().rev() {
+            if search.is_done() {
+                break;
+            }
+            part.resolve(self.visible, search)?;
+        }
+        search.finish();
+        Ok(())
+    }
+
+    /// Carries out reads of any alignment inside the device; each has its own result.
+    pub fn read(&self, reads: &mut [Read<'_>]) {
+        for read in reads {
+            if read.result.is_ok() && !read.buffer.is_empty() {
+                read.result = self.read_one(read.offset, read.buffer);
+            }
+        }
+    }
+
+    fn read_one(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let end = offset + buffer.len() as u64;
+        let (first, last) = (offset / BLOCK_BYTES, (end - 1) / BLOCK_BYTES);
+        let head = (offset % BLOCK_BYTES) as usize;
+        let aligned = head == 0 && end.is_multiple_of(BLOCK_BYTES);
+        if aligned {
+            return self.read_blocks(first, buffer);
+        }
+        if last - first < 2 {
+            let mut blocks = vec![0; ((last - first + 1) * BLOCK_BYTES) as usize];
+            self.read_blocks(first, &mut blocks)?;
+            buffer.copy_from_slice(&blocks[head..head + buffer.len()]);
+            return Ok(());
+        }
+        // The middle goes straight into the caller's buffer; the edges go through a block each.
+        let mut edge = vec![0; BLOCK];
+        let head_bytes = (BLOCK - head) % BLOCK;
+        let tail_bytes = (end % BLOCK_BYTES) as usize;
+        let (front, rest) = buffer.split_at_mut(head_bytes);
+        let (middle, back) = rest.split_at_mut(rest.len() - tail_bytes);
+        if !front.is_empty() {
+            self.read_blocks(first, &mut edge)?;
+            front.copy_from_slice(&edge[head..]);
+        }
+        self.read_blocks(first + (head > 0) as u64, middle)?;
+        if !back.is_empty() {
+            self.read_blocks(last, &mut edge)?;
+            back.copy_from_slice(&edge[..tail_bytes]);
+        }
+        Ok(())
+    }
+
+    /// Reads whole blocks from `first` on.
+    pub fn read_blocks(&self, first: u64, buffer: &mut [u8]) -> Result<()> {
+        let mut first = first;
+        for buffer in buffer.chunks_mut(PLAN_BLOCKS_MAX as usize * BLOCK) {
+            let blocks = (buffer.len() / BLOCK) as u64;
+            let plan = self.plan(Extent { start: Lba(first), blocks })?;
+            self.fetch(first, &plan, buffer)?;
+            first += blocks;
+        }
+        Ok(())
+    }
+
+    /// Reads what the plan says into `buffer`, which begins at block `first`, and checks every block.
+    fn fetch(&self, first: u64, plan: &[Piece], buffer: &mut [u8]) -> Result<()> {
+        let mut gathered: Vec<GatheredRead<'_>> = Vec::new();
+        let mut rest: &mut [u8] = buffer;
+        // Neighbours on the device that are neighbours in one segment are one read.
+        let mut run: Option<(Lsn, u32, u32)> = None;
+        let mut taken = first;
+        let mut pieces = plan.iter().peekable();
+        while let Some(piece) = pieces.next() {
+            match piece {
+                Piece::Zero { extent, .. } => {
+                    let (front, back) =
+                        std::mem::take(&mut rest).split_at_mut(extent.blocks as usize * BLOCK);
+                    front.fill(0);
+                    rest = back;
+                    taken += extent.blocks;
+                }
+                Piece::Base { extent } => {
+                    let (front, back) =
+                        std::mem::take(&mut rest).split_at_mut(extent.blocks as usize * BLOCK);
+                    self.base.read(extent.start.0, front)?;
+                    rest = back;
+                    taken += extent.blocks;
+                }
+                Piece::Journal { lsn, block, .. } => {
+                    let (run_lsn, run_block, run_len) = *run.get_or_insert((*lsn, *block, 0));
+                    run = Some((run_lsn, run_block, run_len + 1));
+                    let part = part_of(&self.parts, *lsn)?;
+                    let goes_on = matches!(pieces.peek(), Some(Piece::Journal { lsn: next, block: at, .. })
+                        if *at == block + 1 && Arc::ptr_eq(part_of(&self.parts, *next)?, part));
+                    if !goes_on {
+                        let (front, back) =
+                            std::mem::take(&mut rest).split_at_mut((run_len + 1) as usize * BLOCK);
+                        gathered.push(GatheredRead {
+                            file: part.segment.file.clone(),
+                            offset: run_block as u64 * BLOCK_BYTES,
+                            buffer: front,
+                            result: Ok(()),
+                        });
+                        rest = back;
+                        taken += run_len as u64 + 1;
+                        run = None;
+                    }
+                }
+            }
+        }
+        debug_assert!(rest.is_empty() && taken >= first);
+        match &mut gathered[..] {
+            [] => {}
+            [one] => one.result = one.file.read_at(one.offset, one.buffer),
+            many => self.files.read_gathered(many),
+        }
+        let failed = gathered.iter_mut().find(|read| read.result.is_err());
+        if let Some(read) = failed {
+            let error = std::mem::replace(&mut read.result, Ok(())).expect_err("found by it");
+            return Err(Error::io(error, format!("volume {}: reading the journal", self.volume)));
+        }
+        drop(gathered);
+        self.check(first, plan, buffer)
+    }
+
+    fn check(&self, first: u64, plan: &[Piece], buffer: &[u8]) -> Result<()> {
+        for piece in plan {
+            let Piece::Journal { lba, lsn, block, crc } = piece else { continue };
+            let at = (lba.0 - first) as usize * BLOCK;
+            if crc32(&buffer[at..at + BLOCK]) != *crc {
+                let part = part_of(&self.parts, *lsn)?;
+                return Err(Error::new(
+                    Kind::Damaged,
+                    format!(
+                        "volume {}: block {lba} as {lsn:?} wrote it is damaged: block {block} of {}",
+                        self.volume,
+                        part.segment.path.display()
+                    ),
+                )
+                .hint("`cdp verify` lists all damage; older and newer versions of the block are not touched"));
+            }
+        }
+        Ok(())
+    }
+
+    /// What `offset..offset + len` holds, in at most `stretches_max` stretches; covers a prefix.
+    pub fn extents(&self, offset: u64, len: u64, stretches_max: usize) -> Result<Vec<Stretch>> {
+        let end = offset + len;
+        let start = offset / BLOCK_BYTES;
+        let blocks = end.div_ceil(BLOCK_BYTES) - start;
+        let mut stretches: Vec<Stretch> = Vec::new();
+        let mut at = offset;
+        // Every stretch may consist of many versions: look up so many at a time.
+        let mut next = Extent { start: Lba(start), blocks };
+        while next.blocks > 0 && stretches.len() <= stretches_max {
+            let mut search = Search::bounded(next, VERSIONS_PER_LOOK);
+            self.search(&mut search)?;
+            let covered = search.extent();
+            for piece in pieces(&search) {
+                match piece {
+                    Piece::Zero { extent, hole } => {
+                        let content = if hole { Content::Hole } else { Content::Zero };
+                        push(&mut stretches, &mut at, end, extent.end(), content);
+                    }
+                    Piece::Journal { lba, .. } => {
+                        push(&mut stretches, &mut at, end, lba.0 + 1, Content::Data);
+                    }
+                    Piece::Base { extent } => {
+                        let mut from = extent.start.0;
+                        while from < extent.end() && stretches.len() <= stretches_max {
+                            let (to, present) = self.base.stretch(from, extent.end())?;
+                            let content = if present { Content::Data } else { Content::Hole };
+                            push(&mut stretches, &mut at, end, to, content);
+                            from = to;
+                        }
+                    }
+                }
+                if stretches.len() > stretches_max {
+                    break;
+                }
+            }
+            next = Extent::new(covered.end(), next.end());
+        }
+        stretches.truncate(stretches_max);
+        Ok(stretches)
+    }
+}
+
+const VERSIONS_PER_LOOK: usize = 4096;
+
+fn push(stretches: &mut Vec<Stretch>, at: &mut u64, end: u64, to_block: u64, content: Content) {
+    let to = (to_block * BLOCK_BYTES).min(end);
+    let len = to - *at;
+    *at = to;
+    match stretches.last_mut() {
+        Some(last) if last.content == content => last.len += len,
+        _ => stretches.push(Stretch { len, content }),
+    }
+}
+
+/// A finished search as pieces in order, its gaps being the base's.
+fn pieces(search: &Search) -> Vec<Piece> {
+    let mut pieces = Vec::with_capacity(search.found().len() + search.gaps().len());
+    let end = search.extent().end();
+    let mut gaps = search.gaps().iter().filter(|gap| gap.start.0 < end).peekable();
+    let base = |gap: &Extent| Piece::Base { extent: Extent::new(gap.start.0, gap.end().min(end)) };
+    for version in search.found() {
+        while let Some(gap) = gaps.next_if(|gap| gap.start < version.extent.start) {
+            pieces.push(base(gap));
+        }
+        pieces.push(match version.found {
+            Found::Hole => Piece::Zero { extent: version.extent, hole: true },
+            Found::Zero => Piece::Zero { extent: version.extent, hole: false },
+            Found::Payload { block, crc } => {
+                Piece::Journal { lba: version.extent.start, lsn: version.lsn, block, crc }
+            }
+        });
+    }
+    pieces.extend(gaps.map(base));
+    pieces
+}

@@ -1,0 +1,280 @@
+//! The parts of a volume's index, one per segment, oldest first; and how records find their way into them.
+
+use std::sync::{Arc, OnceLock, RwLock};
+
+use crate::error::{Error, Kind, Result};
+use crate::format::record::{RecordHeader, RecordKind, flags};
+use crate::format::run::{DamageRow, MarkerRow};
+use crate::ids::*;
+use crate::index::{Live, Run, Search, Visible};
+use crate::journal::Placement;
+use crate::journal::append::Position;
+use crate::journal::segment::Segment;
+
+/// The index of one segment.
+pub struct Part {
+    /// The segment its payload stands in.
+    pub segment: Arc<Segment>,
+    /// Position before its first record.
+    pub before: Position,
+    /// Where the segment's records end, once nothing more is appended to it.
+    pub frozen: OnceLock<Frozen>,
+    /// The lookup structure.
+    pub index: PartIndex,
+}
+
+/// The end of a segment that takes no more records.
+#[derive(Clone, Copy, Debug)]
+pub struct Frozen {
+    /// Its newest record.
+    pub last: Position,
+    /// Offset behind it.
+    pub end: u64,
+    /// Whether this opening made the segment and may therefore put a seal behind its records.
+    pub may_seal: bool,
+    /// Hash of its seal, once it has one.
+    pub seal_hash: Option<[u8; 32]>,
+}
+
+/// In memory until the run stands.
+pub enum PartIndex {
+    /// In memory.
+    Live(RwLock<LivePart>),
+    /// An immutable file.
+    Run(Run),
+}
+
+/// What is kept in memory for a segment without a run.
+pub struct LivePart {
+    /// Blocks and timestamps.
+    pub live: Live,
+    /// Records that change no blocks.
+    pub events: Vec<MarkerRow>,
+    /// Payload that is not what was written.
+    pub damages: Vec<DamageRow>,
+}
+
+impl LivePart {
+    /// Nothing yet; the first record will be `first`.
+    pub fn new(first: Lsn) -> LivePart {
+        LivePart { live: Live::new(first), events: Vec::new(), damages: Vec::new() }
+    }
+
+    /// Takes a record in.
+    pub fn insert(&mut self, record: &RecordHeader, payload_block: u32, crcs: &[u32], damaged: bool) {
+        self.live.insert_record(record.lsn, record.timestamp);
+        let extent = record.extent();
+        // Which block of a damaged payload is wrong cannot be told from the record's one checksum: none of
+        // them may be shown. A CRC that cannot fit makes every read of them an error.
+        let spoil = if damaged { u32::MAX } else { 0 };
+        let mut blocks = (payload_block..).zip(crcs.iter().map(|crc| crc ^ spoil));
+        match record.kind {
+            RecordKind::Write => self.live.insert_payload(record.lsn, extent.start, blocks),
+            RecordKind::Zero | RecordKind::Trim => {
+                let edges = record.edges();
+                let inside = (extent.start.0 + edges.head as u64)..(extent.end() - edges.tail as u64);
+                if edges.head {
+                    self.live.insert_payload(record.lsn, extent.start, blocks.next());
+                }
+                if edges.tail {
+                    self.live.insert_payload(record.lsn, Lba(inside.end), blocks.next());
+                }
+                if inside.start < inside.end {
+                    let hole = record.kind == RecordKind::Trim || record.flags & flags::HOLE != 0;
+                    self.live.insert_range(record.lsn, Extent::new(inside.start, inside.end), hole);
+                }
+            }
+            _ => self.events.push(MarkerRow {
+                lsn: record.lsn,
+                timestamp: record.timestamp,
+                elapsed_ns: record.lba.0,
+                kind: record.kind as u8,
+                flags: record.flags,
+                block: payload_block,
+                payload_bytes: record.payload_bytes,
+            }),
+        }
+        if damaged {
+            self.damages.push(DamageRow { lsn: record.lsn, extent, kind: 0 });
+        }
+    }
+}
+
+impl Part {
+    /// A part for a segment that takes records.
+    pub fn open(segment: Arc<Segment>, before: Position) -> Part {
+        let live = LivePart::new(segment.header.first_lsn);
+        Part { segment, before, frozen: OnceLock::new(), index: PartIndex::Live(RwLock::new(live)) }
+    }
+
+    /// Its newest record so far.
+    pub fn last_lsn(&self) -> Lsn {
+        match &self.index {
+            PartIndex::Live(live) => live.read().expect("no panics under this lock").live.last_lsn(),
+            PartIndex::Run(run) => run.last_lsn(),
+        }
+    }
+
+    /// Answers what it can of a search.
+    pub fn resolve(&self, visible: &Visible, search: &mut Search) -> Result<()> {
+        match &self.index {
+            PartIndex::Live(live) => {
+                live.read().expect("no panics under this lock").live.resolve(visible, search);
+                Ok(())
+            }
+            PartIndex::Run(run) => run.resolve(visible, search),
+        }
+    }
+
+    /// Whether a record newer than `than` may have changed this block.
+    pub fn changed_since(&self, lba: Lba, than: Lsn) -> bool {
+        match &self.index {
+            PartIndex::Live(live) => {
+                live.read().expect("no panics under this lock").live.newest(lba).is_some_and(|lsn| lsn > than)
+            }
+            // Sealed meanwhile: look again rather than read a file here.
+            PartIndex::Run(run) => run.last_lsn() > than,
+        }
+    }
+
+    /// The newest record with a timestamp not after `at`.
+    pub fn lsn_at(&self, at: Timestamp) -> Result<Option<Lsn>> {
+        match &self.index {
+            PartIndex::Live(live) => {
+                Ok(live.read().expect("no panics under this lock").live.lsn_at(at))
+            }
+            PartIndex::Run(run) => run.lsn_at(at),
+        }
+    }
+
+    /// When this record was given its LSN.
+    pub fn timestamp_of(&self, lsn: Lsn) -> Result<Option<Timestamp>> {
+        match &self.index {
+            PartIndex::Live(live) => {
+                Ok(live.read().expect("no panics under this lock").live.timestamp_of(lsn))
+            }
+            PartIndex::Run(run) => run.timestamp_of(lsn),
+        }
+    }
+
+    /// Its records that change no blocks, by LSN.
+    pub fn events(&self) -> Result<Vec<MarkerRow>> {
+        match &self.index {
+            PartIndex::Live(live) => Ok(live.read().expect("no panics under this lock").events.clone()),
+            PartIndex::Run(run) => run.markers(),
+        }
+    }
+
+    /// Damaged payload, as far as it is known.
+    pub fn damages(&self) -> Result<Vec<DamageRow>> {
+        match &self.index {
+            PartIndex::Live(live) => Ok(live.read().expect("no panics under this lock").damages.clone()),
+            PartIndex::Run(run) => run.damages(),
+        }
+    }
+}
+
+/// A list of parts, replaced as a whole: readers keep the one they took.
+pub type PartList = Arc<Vec<Arc<Part>>>;
+
+/// The volume's parts.
+pub struct Parts {
+    list: RwLock<PartList>,
+}
+
+impl Parts {
+    /// These parts, oldest first.
+    pub fn new(parts: Vec<Arc<Part>>) -> Parts {
+        Parts { list: RwLock::new(Arc::new(parts)) }
+    }
+
+    /// The list now.
+    pub fn list(&self) -> PartList {
+        self.list.read().expect("no panics under this lock").clone()
+    }
+
+    /// Changes the list in one step.
+    pub fn change(&self, change: impl FnOnce(&mut Vec<Arc<Part>>)) {
+        let mut list = self.list.write().expect("no panics under this lock");
+        let mut parts = list.as_ref().clone();
+        change(&mut parts);
+        *list = Arc::new(parts);
+    }
+
+    /// Puts a part in the place of the one with the same segment.
+    pub fn replace(&self, part: Part) {
+        let part = Arc::new(part);
+        self.change(|parts| {
+            if let Some(old) = parts.iter_mut().find(|old| old.segment.header.id == part.segment.header.id) {
+                *old = part;
+            }
+        });
+    }
+}
+
+/// The part that holds this record, among parts that are oldest first.
+pub fn part_of(parts: &[Arc<Part>], lsn: Lsn) -> Result<&Arc<Part>> {
+    let after = parts.partition_point(|part| part.segment.header.first_lsn <= lsn);
+    after
+        .checked_sub(1)
+        .map(|at| &parts[at])
+        .ok_or_else(|| Error::new(Kind::NotFound, format!("{lsn:?} is before the first segment")))
+}
+
+/// Places records into the newest part of a list that readers may be using.
+pub struct OpenPart<'a>(pub &'a Part);
+
+impl Placement for OpenPart<'_> {
+    fn opened(&mut self, _segment: &Arc<Segment>) {
+        unreachable!("an append goes to the segment that is open");
+    }
+
+    fn placed(&mut self, record: &RecordHeader, payload_block: u32, crcs: &[u32], damaged: bool) {
+        let PartIndex::Live(live) = &self.0.index else { unreachable!("the open part is in memory") };
+        live.write()
+            .expect("no panics under this lock")
+            .insert(record, payload_block, crcs, damaged);
+    }
+}
+
+/// Collects parts that no reader sees yet.
+pub struct FreshParts {
+    parts: Vec<(Part, Position, u64)>,
+    position: Position,
+}
+
+impl FreshParts {
+    /// The first part begins behind `position`.
+    pub fn behind(position: Position) -> FreshParts {
+        FreshParts { parts: Vec::new(), position }
+    }
+
+    /// The parts; all but the newest are frozen.
+    pub fn finish(self) -> Vec<Arc<Part>> {
+        let newest = self.parts.len().saturating_sub(1);
+        let finish = |(number, (part, last, end)): (usize, (Part, Position, u64))| {
+            if number < newest {
+                let frozen = Frozen { last, end, may_seal: true, seal_hash: None };
+                part.frozen.set(frozen).expect("a fresh part");
+            }
+            Arc::new(part)
+        };
+        self.parts.into_iter().enumerate().map(finish).collect()
+    }
+}
+
+impl Placement for FreshParts {
+    fn opened(&mut self, segment: &Arc<Segment>) {
+        let part = Part::open(segment.clone(), self.position);
+        self.parts.push((part, self.position, BLOCK_BYTES));
+    }
+
+    fn placed(&mut self, record: &RecordHeader, payload_block: u32, crcs: &[u32], damaged: bool) {
+        self.position = Position { lsn: record.lsn, chain: record.chain, timestamp: record.timestamp };
+        let (part, last, end) = self.parts.last_mut().expect("a segment is opened first");
+        *last = self.position;
+        *end = (payload_block as u64 + record.payload_blocks()) * BLOCK_BYTES;
+        let PartIndex::Live(live) = &part.index else { unreachable!("fresh parts are in memory") };
+        live.write().expect("no panics under this lock").insert(record, payload_block, crcs, damaged);
+    }
+}
