@@ -4,6 +4,7 @@
 //! The crate is synchronous: no sockets, no printing, no threads and no clock of its own. Files and time come
 //! through [`io::Files`] and [`io::Clock`], so that a simulated disk and clock drive the same code.
 
+pub mod base;
 pub mod device;
 pub mod error;
 pub mod format;
@@ -13,4 +14,6 @@ pub mod index;
 pub mod io;
 pub mod journal;
 pub mod limits;
+pub mod reader;
 pub mod time;
+pub mod volume;

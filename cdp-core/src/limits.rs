@@ -22,6 +22,10 @@ pub const UNSYNCED_NS_MAX: u64 = 100_000_000;
 /// Unflushed bytes that start a write-out before its time.
 pub const UNSYNCED_BYTES_MAX: u64 = 64 << 20;
 
+/// The durable mark is refreshed at most so often while something is written, in nanoseconds. It only
+/// narrows what recovery may take for a crash's tail; flushes do not wait for it.
+pub const MARK_INTERVAL_NS: u64 = 1_000_000_000;
+
 /// Length of a volume's, group's or marker's name, in bytes.
 pub const NAME_BYTES_MAX: usize = 200;
 

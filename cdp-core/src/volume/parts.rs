@@ -2,13 +2,14 @@
 
 use std::sync::{Arc, OnceLock, RwLock};
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::record::{RecordHeader, RecordKind, flags};
 use crate::format::run::{DamageRow, MarkerRow};
 use crate::ids::*;
 use crate::index::{Live, Run, Search, Visible};
 use crate::journal::Placement;
 use crate::journal::append::Position;
+use crate::journal::scan;
 use crate::journal::segment::Segment;
 
 /// The index of one segment.
@@ -277,4 +278,28 @@ impl Placement for FreshParts {
         let PartIndex::Live(live) = &part.index else { unreachable!("fresh parts are in memory") };
         live.write().expect("no panics under this lock").insert(record, payload_block, crcs, damaged);
     }
+}
+
+/// Makes a frozen part in memory by reading its segment. `may_seal` as in [`Frozen`].
+pub fn rebuild(segment: &Arc<Segment>, before: Position, last: Lsn, may_seal: bool) -> Result<Part> {
+    let mut live = LivePart::new(segment.header.first_lsn);
+    let scan = scan::scan(segment, before, last, &mut |found| {
+        live.insert(found.header, found.payload_block, found.crcs, !found.intact);
+    })
+    .at(|| format!("reading {}", segment.path.display()))?;
+    if scan.position.lsn < last {
+        let context = format!(
+            "{} gives records up to {:?} only, {last:?} was expected",
+            segment.path.display(),
+            scan.position.lsn
+        );
+        return Err(Error::new(Kind::Damaged, context));
+    }
+    let frozen = Frozen { last: scan.position, end: scan.end, may_seal, seal_hash: None };
+    Ok(Part {
+        segment: segment.clone(),
+        before,
+        frozen: OnceLock::from(frozen),
+        index: PartIndex::Live(RwLock::new(live)),
+    })
 }

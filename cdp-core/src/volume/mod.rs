@@ -1,0 +1,263 @@
+//! A volume: one journal, its index, its base. The one owner of their state.
+//!
+//! Lock order: `append` → `pool` → `parts` (a part's own lock last). `commit` is never held while another is
+//! taken. Nobody does I/O while holding `parts`.
+
+pub mod durable;
+pub mod open;
+pub mod parts;
+pub mod timeline;
+pub mod upkeep;
+pub mod write;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use crate::base::Base;
+use crate::device::{Change, Device, Read, Stretch};
+use crate::error::{Error, Kind, Result};
+use crate::ids::*;
+use crate::index::{PageCache, Visible};
+use crate::io::Files;
+use crate::journal::append::Appender;
+use crate::journal::commit::Commit;
+use crate::journal::mark::MarkFile;
+use crate::journal::pool::Pool;
+use crate::journal::segment::Segment;
+use crate::reader::Reader;
+use crate::time::StoreClock;
+use parts::Parts;
+
+/// What all volumes of a store share.
+#[derive(Clone)]
+pub struct Shared {
+    /// The files.
+    pub files: Arc<dyn Files>,
+    /// The store's one clock.
+    pub clock: Arc<StoreClock>,
+    /// Pages of runs.
+    pub pages: Arc<PageCache>,
+}
+
+/// What never changes while a volume is open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Its name in the store.
+    pub name: String,
+    /// Its name everywhere.
+    pub id: VolumeId,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// When it was made: the timestamp of LSN 0.
+    pub created: Timestamp,
+    /// Size of its journal segments in bytes.
+    pub segment_bytes: u64,
+    /// How much the journal may take, in bytes; without it, what leaves a tenth of the filesystem free.
+    pub journal_cap_bytes: Option<u64>,
+    /// A periodic marker is set so often, in nanoseconds, when something was written; 0 = never.
+    pub marker_interval_ns: u64,
+}
+
+/// How a volume is doing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Health {
+    /// Reads and writes.
+    Good,
+    /// Writes are refused, for this reason; views are served.
+    ReadOnly {
+        /// What happened.
+        reason: String,
+        /// What to do.
+        hint: String,
+    },
+    /// Closed.
+    Closed,
+}
+
+/// A volume. Shared by all who serve it.
+pub struct Volume {
+    identity: Identity,
+    dir: PathBuf,
+    shared: Shared,
+    incarnation: Incarnation,
+    previous_incarnation: Incarnation,
+    base: Base,
+    append: Mutex<Option<Appender>>,
+    pool: Mutex<Pool>,
+    parts: Parts,
+    staged: Mutex<Staged>,
+    // The newest record that reads see: staged and indexed.
+    tip: AtomicU64,
+    commit: Commit,
+    mark: Mutex<MarkState>,
+    upkeep: Mutex<upkeep::UpkeepState>,
+    health: Mutex<Health>,
+    notes: Mutex<Notes>,
+    names: Mutex<timeline::Names>,
+    sessions: AtomicU64,
+    journal_bytes: AtomicU64,
+}
+
+/// What was written and not yet synced.
+struct Staged {
+    lsn: Lsn,
+    // Segments with unsynced records, oldest first; the last one is the open one.
+    dirty: Vec<Arc<Segment>>,
+    bytes: u64,
+    since_ns: Option<u64>,
+}
+
+struct MarkState {
+    file: MarkFile,
+    written: Lsn,
+}
+
+/// What somebody should know, for `status`.
+#[derive(Clone, Debug, Default)]
+pub struct Notes {
+    /// What recovery found when the volume was opened.
+    pub recovery: String,
+    /// The newest error of the storage, and what was done.
+    pub last_error: Option<String>,
+    /// Records whose payload is damaged: their extents.
+    pub damages: Vec<(Lsn, Extent)>,
+}
+
+impl Volume {
+    /// What never changes.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.identity.name
+    }
+
+    /// Its directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// How it is doing.
+    pub fn health(&self) -> Health {
+        self.health.lock().expect("no panics under this lock").clone()
+    }
+
+    /// What somebody should know.
+    pub fn notes(&self) -> Notes {
+        self.notes.lock().expect("no panics under this lock").clone()
+    }
+
+    /// The newest record that reads see.
+    pub fn tip_lsn(&self) -> Lsn {
+        Lsn(self.tip.load(Ordering::Acquire))
+    }
+
+    /// The newest record that is known to survive power loss.
+    pub fn durable_lsn(&self) -> Lsn {
+        self.commit.durable()
+    }
+
+    /// What the journal takes on disk, in bytes.
+    pub fn journal_bytes(&self) -> u64 {
+        self.journal_bytes.load(Ordering::Relaxed)
+    }
+
+    /// What it may take, in bytes.
+    pub fn journal_cap_bytes(&self) -> Result<u64> {
+        if let Some(cap) = self.identity.journal_cap_bytes {
+            return Ok(cap);
+        }
+        let space = self.shared.files.space(&self.dir).map_err(|error| {
+            Error::io(error, format!("volume {}: asking for free space", self.identity.name))
+        })?;
+        Ok((self.journal_bytes() + space.available).saturating_sub(space.total / 10))
+    }
+
+    /// Reads blocks as of what is visible.
+    pub fn reader<'a>(&'a self, visible: &'a Visible) -> Reader<'a> {
+        Reader {
+            files: &*self.shared.files,
+            parts: self.parts.list(),
+            base: &self.base,
+            visible,
+            volume: &self.identity.name,
+        }
+    }
+
+    /// Which records the state at `lsn` consists of.
+    pub fn visible(&self, lsn: Lsn) -> Visible {
+        Visible::through(lsn)
+    }
+
+    fn refuse_unless_writable(&self) -> Result<()> {
+        match self.health() {
+            Health::Good => Ok(()),
+            Health::ReadOnly { reason, hint } => Err(Error::new(
+                Kind::ReadOnly,
+                format!("volume {} takes no writes: {reason}", self.identity.name),
+            )
+            .hint(hint)),
+            Health::Closed => {
+                Err(Error::new(Kind::Closed, format!("volume {} is closed", self.identity.name)))
+            }
+        }
+    }
+
+    fn become_read_only(&self, reason: String, hint: &str) {
+        let mut health = self.health.lock().expect("no panics under this lock");
+        if *health == Health::Good {
+            *health = Health::ReadOnly { reason, hint: hint.to_owned() };
+        }
+    }
+
+    fn note_error(&self, text: String) {
+        self.notes.lock().expect("no panics under this lock").last_error = Some(text);
+    }
+}
+
+/// Checks a read's range against a device's size.
+pub fn check_range(offset: u64, len: u64, size_bytes: u64) -> Result<()> {
+    if offset.checked_add(len).is_none_or(|end| end > size_bytes) {
+        let context = format!("bytes {offset}+{len} reach behind the end of the device, {size_bytes}");
+        return Err(Error::new(Kind::OutOfRange, context));
+    }
+    Ok(())
+}
+
+/// Reads as of `visible` from a device of `size_bytes`; the volume's tip and every view of it read here.
+pub fn read_visible(volume: &Volume, visible: &Visible, size_bytes: u64, reads: &mut [Read<'_>]) {
+    for read in reads.iter_mut() {
+        read.result = check_range(read.offset, read.buffer.len() as u64, size_bytes);
+    }
+    volume.reader(visible).read(reads);
+}
+
+impl Device for Volume {
+    fn size_bytes(&self) -> u64 {
+        self.identity.size_bytes
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.health() != Health::Good
+    }
+
+    fn apply(&self, session: SessionId, changes: &[Change<'_>], results: &mut Vec<Result<Lsn>>) {
+        self.apply_changes(session, changes, results);
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.sync_through(self.tip_lsn())
+    }
+
+    fn read(&self, reads: &mut [Read<'_>]) {
+        read_visible(self, &self.visible(self.tip_lsn()), self.identity.size_bytes, reads);
+    }
+
+    fn extents(&self, offset: u64, len: u64, stretches_max: usize) -> Result<Vec<Stretch>> {
+        check_range(offset, len, self.identity.size_bytes)?;
+        self.reader(&self.visible(self.tip_lsn())).extents(offset, len, stretches_max)
+    }
+}

@@ -1,0 +1,391 @@
+//! Making a volume and opening it again, whatever happened in between.
+
+use std::path::Path;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, OnceLock};
+
+use super::parts::{self, FreshParts, Frozen, Part, PartIndex, Parts};
+use super::upkeep::UpkeepState;
+use super::{Health, Identity, MarkState, Notes, Shared, Staged, Volume, durable, timeline};
+use crate::base::Base;
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::format::manifest::{MANIFEST_BYTES_MAX, Manifest};
+use crate::format::mark::Mark;
+use crate::format::record::Chain;
+use crate::format::segment::run_file_name;
+use crate::ids::*;
+use crate::index::Run;
+use crate::io::{read_file, replace_file};
+use crate::journal::append::{Appender, Position};
+use crate::journal::commit::Commit;
+use crate::journal::mark::MarkFile;
+use crate::journal::pool::Pool;
+use crate::journal::reappend::{self, Cut};
+use crate::journal::recover::{self, Found, KnownFromRun, Recovered, Request};
+use crate::journal::segment::Segment;
+use crate::journal::verdict::Verdict;
+
+/// Name of a volume's manifest in its directory.
+pub const MANIFEST_FILE: &str = "volume";
+const MANIFEST_KIND: &str = "cdp-volume";
+const MANIFEST_VERSION: u32 = 1;
+
+/// What somebody accepted when opening a volume that was refused before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Accept {
+    /// Both slots of the mark are gone; go by the other witnesses.
+    pub mark_loss: bool,
+    /// Records that were durable are gone; go on with what is before them.
+    pub loss: bool,
+}
+
+impl Identity {
+    fn manifest(&self) -> Manifest {
+        let mut manifest = Manifest::new(MANIFEST_KIND, MANIFEST_VERSION);
+        manifest.set("name", &self.name);
+        manifest.set("id", self.id);
+        manifest.set("size_bytes", self.size_bytes);
+        manifest.set("created_ns", self.created.0);
+        manifest.set("segment_bytes", self.segment_bytes);
+        manifest.set("marker_interval_ns", self.marker_interval_ns);
+        if let Some(cap) = self.journal_cap_bytes {
+            manifest.set("journal_cap_bytes", cap);
+        }
+        manifest
+    }
+
+    fn from_manifest(manifest: &Manifest) -> Option<Identity> {
+        if manifest.kind != MANIFEST_KIND || manifest.version != MANIFEST_VERSION {
+            return None;
+        }
+        Some(Identity {
+            name: manifest.get("name")?,
+            id: VolumeId(manifest.get_hex("id")?),
+            size_bytes: manifest.get("size_bytes")?,
+            created: Timestamp(manifest.get("created_ns")?),
+            segment_bytes: manifest.get("segment_bytes")?,
+            journal_cap_bytes: manifest.get("journal_cap_bytes"),
+            marker_interval_ns: manifest.get("marker_interval_ns")?,
+        })
+    }
+}
+
+/// Puts a new volume's files into `dir`, which exists and is otherwise empty (but for a base). The volume is
+/// there when its manifest is: it is written last.
+pub fn create(shared: &Shared, dir: &Path, identity: &Identity) -> Result<()> {
+    let mark = Mark {
+        volume: identity.id,
+        incarnation: Incarnation(0),
+        sequence: 0,
+        lsn: Lsn::ZERO,
+        chain: Chain::default(),
+        timestamp: identity.created,
+        clean_stop: true,
+    };
+    MarkFile::create(&*shared.files, dir, mark)?;
+    write_manifest(shared, dir, identity)
+}
+
+/// Replaces the manifest.
+pub fn write_manifest(shared: &Shared, dir: &Path, identity: &Identity) -> Result<()> {
+    let path = dir.join(MANIFEST_FILE);
+    replace_file(&*shared.files, &path, &identity.manifest().encode())
+        .at(|| format!("writing {}", path.display()))
+}
+
+/// Reads a volume's manifest.
+pub fn read_manifest(shared: &Shared, dir: &Path) -> Result<Identity> {
+    let path = dir.join(MANIFEST_FILE);
+    let bytes = read_file(&*shared.files, &path, MANIFEST_BYTES_MAX)
+        .at(|| format!("reading {}", path.display()))?;
+    Manifest::decode(&bytes).as_ref().and_then(Identity::from_manifest).ok_or_else(|| {
+        Error::new(Kind::Damaged, format!("{} is damaged or of a newer version", path.display()))
+            .hint("restore it from a backup of the store; the journal itself is not touched")
+    })
+}
+
+/// Opens a volume: recovers its journal, and makes what it shows durable before anybody can read it.
+/// Never fails because the journal is damaged: then the volume is read-only and says why.
+pub fn open(shared: &Shared, dir: &Path, accept: Accept) -> Result<Arc<Volume>> {
+    let files = &*shared.files;
+    let identity = read_manifest(shared, dir)?;
+    let (mut mark_file, mark) = MarkFile::open(files, dir)?;
+    let request = Request {
+        dir,
+        volume: identity.id,
+        created: identity.created,
+        mark,
+        accept_mark_loss: accept.mark_loss,
+        run: &|segment| known_from_run(shared, dir, segment),
+    };
+    let mut recovered = recover::recover(files, &request)?;
+    let incarnation = Incarnation((shared.clock.random() as u64).max(1));
+    let position = recovered.position(identity.created);
+    shared.clock.pass(position.timestamp);
+    let name = &identity.name;
+    let mut health = health_after(name, &recovered, accept);
+    let mut pool = Pool::new(
+        shared.files.clone(),
+        dir.to_owned(),
+        identity.segment_bytes,
+        std::mem::take(&mut recovered.unused),
+        recovered.next_ordinal,
+    );
+
+    // What was surely synced stays where it is; the rest is appended again.
+    let settled = if health == Health::Good { recovered.witness.min(position.lsn) } else { position.lsn };
+    let mut front = recovered.stream.clone();
+    recover::cut_stream(&mut front, settled)?;
+    let mut parts = open_parts(shared, dir, &front)?;
+    let mut appender = None;
+    let mut fresh_segment = None;
+    if health == Health::Good {
+        match append_tail(shared, &identity, incarnation, &recovered, &front, settled, &mut pool) {
+            Ok((fresh, fresh_parts)) => {
+                parts.extend(fresh_parts);
+                mark_file.write(Mark {
+                    volume: identity.id,
+                    incarnation,
+                    sequence: 0,
+                    lsn: fresh.position.lsn,
+                    chain: fresh.position.chain,
+                    timestamp: fresh.position.timestamp,
+                    clean_stop: false,
+                })?;
+                put_away(shared, dir, &recovered, accept, incarnation)?;
+                fresh_segment = Some(fresh.segment.clone());
+                appender = Some(fresh);
+            }
+            Err(error) => {
+                health = Health::ReadOnly {
+                    reason: format!("recovery could not append to a fresh segment: {error}"),
+                    hint: "free space or repair the disk under the store, then restart".to_owned(),
+                };
+                parts = open_parts(shared, dir, &recovered.stream)?;
+            }
+        }
+    }
+    if health != Health::Good {
+        for found in &recovered.stream {
+            // Nothing may be written, but what is shown is synced as far as the disk allows.
+            let _ = found.segment.file.sync();
+        }
+    }
+    let position = appender.as_ref().map_or(position, |appender| appender.position);
+    let journal_bytes = measure(shared, dir)?;
+    let notes = Notes {
+        recovery: describe(&recovered, position),
+        last_error: None,
+        damages: damages(&parts)?,
+    };
+    let base = Base::open(files, dir, identity.id, identity.size_bytes)?;
+    let volume = Volume {
+        dir: dir.to_owned(),
+        shared: shared.clone(),
+        incarnation,
+        previous_incarnation: recovered.newest_incarnation,
+        base,
+        append: Mutex::new(appender),
+        pool: Mutex::new(pool),
+        parts: Parts::new(parts),
+        staged: Mutex::new(Staged {
+            lsn: position.lsn,
+            dirty: fresh_segment.into_iter().collect(),
+            bytes: 0,
+            since_ns: None,
+        }),
+        tip: AtomicU64::new(position.lsn.0),
+        commit: Commit::new(position.lsn),
+        mark: Mutex::new(MarkState { file: mark_file, written: position.lsn }),
+        upkeep: Mutex::new(UpkeepState::new(shared.clock.elapsed_ns(), position.lsn)),
+        health: Mutex::new(health),
+        notes: Mutex::new(notes),
+        names: Mutex::new(timeline::Names::default()),
+        sessions: AtomicU64::new(1),
+        journal_bytes: AtomicU64::new(journal_bytes),
+        identity,
+    };
+    volume.load_names()?;
+    Ok(Arc::new(volume))
+}
+
+fn health_after(name: &str, recovered: &Recovered, accept: Accept) -> Health {
+    let (reason, hint) = match recovered.verdict {
+        Verdict::CrashTail | Verdict::Rot => return Health::Good,
+        Verdict::Lost if accept.loss => return Health::Good,
+        Verdict::Lost => (
+            format!(
+                "records from {:?} on are missing or damaged, and {:?} was durable once ({})",
+                recovered.first_bad, recovered.witness, recovered.why
+            ),
+            format!("bring the missing files back, or see `cdp repair {name}`"),
+        ),
+        Verdict::Foreign if accept.loss => return Health::Good,
+        Verdict::Foreign => (
+            "its durable mark belongs to another state of the journal: files were swapped or restored from a copy"
+                .to_owned(),
+            format!("put the matching files back, or see `cdp repair {name}`"),
+        ),
+        Verdict::MarkLost => (
+            "both slots of its durable mark are unreadable, so nothing tells how far it was durable".to_owned(),
+            format!("see `cdp repair {name}`; views of everything that can be read are served"),
+        ),
+    };
+    Health::ReadOnly { reason, hint }
+}
+
+fn open_parts(shared: &Shared, dir: &Path, stream: &[Found]) -> Result<Vec<Arc<Part>>> {
+    stream.iter().map(|found| open_part(shared, dir, found).map(Arc::new)).collect()
+}
+
+/// Files that hold nothing of the stream any more: after a crash they are removed (what counted in them
+/// stands in the fresh segment); after an accepted loss they are kept aside.
+fn put_away(
+    shared: &Shared,
+    dir: &Path,
+    recovered: &Recovered,
+    accept: Accept,
+    incarnation: Incarnation,
+) -> Result<()> {
+    let files = &*shared.files;
+    if recovered.dead.is_empty() {
+        return Ok(());
+    }
+    if !accept.loss && !accept.mark_loss {
+        for path in &recovered.dead {
+            // A file that stays costs space only; the next opening tries again.
+            let _ = files.remove(path);
+        }
+        return Ok(());
+    }
+    let aside = dir.join(format!("lost-{incarnation}"));
+    let moved = files.create_dir(&aside).and_then(|()| {
+        for path in &recovered.dead {
+            files.rename(path, &aside.join(path.file_name().unwrap_or_default()))?;
+        }
+        files.sync_dir(&aside)?;
+        files.sync_dir(dir)
+    });
+    moved.at(|| format!("keeping old files in {}", aside.display()))
+}
+
+fn append_tail(
+    shared: &Shared,
+    identity: &Identity,
+    incarnation: Incarnation,
+    recovered: &Recovered,
+    front: &[Found],
+    settled: Lsn,
+    pool: &mut Pool,
+) -> Result<(Appender, Vec<Arc<Part>>)> {
+    let last = front.last();
+    let position = last.map_or(recover::beginning(identity.created), |found| found.last);
+    let cut = Cut {
+        predecessor: last.map(|found| found.segment.clone()),
+        predecessor_end: last.map_or(0, |found| found.end),
+        position,
+        volume: identity.id,
+        incarnation,
+        previous_incarnation: recovered.newest_incarnation,
+        epoch: last.map_or(EpochNumber(1), |found| found.segment.header.epoch),
+    };
+    let mut placed = FreshParts::behind(position);
+    let tail = &recovered.stream[front.len().saturating_sub(1)..];
+    let appender = reappend::reappend(
+        cut,
+        pool,
+        &|| shared.clock.random(),
+        &mut |sink| {
+            tail.iter().filter(|found| found.last.lsn > settled).try_for_each(|found| {
+                durable::read_records(&found.segment, found.before, settled, found.last.lsn, sink)
+            })
+        },
+        &mut placed,
+    )?;
+    Ok((appender, placed.finish()))
+}
+
+/// The part of a segment that takes no more records: its run if that stands and fits, else from the segment.
+fn open_part(shared: &Shared, dir: &Path, found: &Found) -> Result<Part> {
+    let header = &found.segment.header;
+    if let Some(run) = open_run(shared, dir, &found.segment)
+        && run.last_lsn() == found.last.lsn
+        && run.header().log_end == found.end
+    {
+        let hash = found.seal.map_or(run.header().seal, |seal| seal.hash);
+        let frozen =
+            Frozen { last: found.last, end: found.end, may_seal: false, seal_hash: Some(hash) };
+        return Ok(Part {
+            segment: found.segment.clone(),
+            before: found.before,
+            frozen: OnceLock::from(frozen),
+            index: PartIndex::Run(run),
+        });
+    }
+    debug_assert!(found.last.lsn.0 + 1 >= header.first_lsn.0);
+    let mut part = parts::rebuild(&found.segment, found.before, found.last.lsn, false)?;
+    if let (Some(seal), Some(frozen)) = (found.seal, part.frozen.get_mut()) {
+        frozen.seal_hash = Some(seal.hash);
+    }
+    Ok(part)
+}
+
+fn open_run(shared: &Shared, dir: &Path, segment: &Segment) -> Option<Run> {
+    let header = &segment.header;
+    let path = dir.join(run_file_name(header.ordinal));
+    // A run is made again from its segment whatever is wrong with it.
+    let run = Run::open(&*shared.files, &path, &shared.pages).ok()?;
+    let fits = run.header().volume == header.volume
+        && run.header().run_id == header.id.0
+        && run.first_lsn() == header.first_lsn;
+    fits.then_some(run)
+}
+
+fn known_from_run(shared: &Shared, dir: &Path, segment: &Segment) -> Option<KnownFromRun> {
+    let run = open_run(shared, dir, segment)?;
+    let header = run.header();
+    let last = Position {
+        lsn: header.last_lsn,
+        chain: Chain(header.chain),
+        timestamp: header.last_timestamp,
+    };
+    Some(KnownFromRun { last, end: header.log_end })
+}
+
+fn damages(parts: &[Arc<Part>]) -> Result<Vec<(Lsn, Extent)>> {
+    let mut damages = Vec::new();
+    for part in parts {
+        // Runs list theirs; they are asked by `verify`, so that opening reads the same of a long history.
+        if matches!(part.index, PartIndex::Live(_)) {
+            damages.extend(part.damages()?.iter().map(|row| (row.lsn, row.extent)));
+        }
+    }
+    Ok(damages)
+}
+
+fn measure(shared: &Shared, dir: &Path) -> Result<u64> {
+    let mut bytes = 0;
+    let entries = shared.files.list(dir).at(|| format!("listing {}", dir.display()))?;
+    for entry in entries.iter().filter(|entry| entry.name.ends_with(".seg")) {
+        let path = dir.join(&entry.name);
+        bytes += shared
+            .files
+            .open(&path, false)
+            .and_then(|file| file.len())
+            .at(|| format!("measuring {}", path.display()))?;
+    }
+    Ok(bytes)
+}
+
+fn describe(recovered: &Recovered, position: Position) -> String {
+    match recovered.verdict {
+        Verdict::CrashTail if position.lsn == recovered.witness => {
+            format!("clean: {:?} and everything before it is there", position.lsn)
+        }
+        Verdict::CrashTail => format!(
+            "after a crash: {:?} was known to be durable, kept through {:?} ({})",
+            recovered.witness, position.lsn, recovered.why
+        ),
+        other => format!("{other:?}: serves through {:?} ({})", position.lsn, recovered.why),
+    }
+}

@@ -1,0 +1,398 @@
+//! What happened when: markers, sessions, clock steps, and the resolution of points.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use super::parts::{Part, part_of};
+use super::{Health, Volume};
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::format::marker::{MarkerClass, MarkerPayload};
+use crate::format::record::{RecordHeader, RecordKind};
+use crate::format::run::MarkerRow;
+use crate::history::point::{MarkerAt, Timeline, closest_names};
+use crate::ids::*;
+use crate::journal::scan;
+
+/// A handful: so many markers are named in an error.
+const NAMED_IN_ERRORS: usize = 3;
+/// Longest payload of an event that is read, in bytes.
+const EVENT_BYTES_MAX: u32 = 1 << 20;
+
+/// The named markers, newest last under each name. Rebuilt from the journal at every opening.
+#[derive(Default)]
+pub(super) struct Names {
+    by_name: BTreeMap<String, Vec<Lsn>>,
+    by_lsn: BTreeMap<Lsn, Named>,
+}
+
+struct Named {
+    name: String,
+    at: Timestamp,
+    class: MarkerClass,
+}
+
+impl Names {
+    fn insert(&mut self, lsn: Lsn, at: Timestamp, marker: &MarkerPayload) {
+        self.by_name.entry(marker.name.clone()).or_default().push(lsn);
+        self.by_lsn.insert(lsn, Named { name: marker.name.clone(), at, class: marker.class });
+    }
+
+    fn marker_at(&self, lsn: Lsn) -> Option<MarkerAt> {
+        let named = self.by_lsn.get(&lsn)?;
+        Some(MarkerAt { name: named.name.clone(), lsn, at: named.at })
+    }
+}
+
+/// A record that changes no blocks, as `log` shows it.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// Its LSN.
+    pub lsn: Lsn,
+    /// When.
+    pub at: Timestamp,
+    /// Elapsed clock of the machine then, in nanoseconds.
+    pub elapsed_ns: u64,
+    /// What it is.
+    pub what: EventKind,
+}
+
+/// What an [`Event`] is.
+#[derive(Clone, Debug)]
+pub enum EventKind {
+    /// A marker without name, set by the store.
+    PeriodicMarker,
+    /// A marker with a name.
+    Marker(MarkerPayload),
+    /// The wall clock stepped from what was expected to what it was then.
+    ClockStep {
+        /// Where it would have been.
+        expected: Timestamp,
+        /// Where it was.
+        wall: Timestamp,
+    },
+    /// A client attached.
+    SessionOpen {
+        /// Number of the session on this volume.
+        session: SessionId,
+        /// Who: pid and uid, or address; and the export's name.
+        peer: String,
+    },
+    /// A client left.
+    SessionClose {
+        /// Number of the session on this volume.
+        session: SessionId,
+    },
+    /// Of a kind that this version does not show in detail.
+    Other(RecordKind),
+}
+
+/// The class that a marker's record carries in its flags.
+pub(super) fn class_of(payload: &[u8]) -> u8 {
+    MarkerPayload::decode(payload).map_or(MarkerClass::Periodic, |marker| marker.class) as u8
+}
+
+impl Volume {
+    /// Sets a marker.
+    pub fn mark(&self, marker: &MarkerPayload) -> Result<(Lsn, Timestamp)> {
+        self.refuse_to_mark()?;
+        let lsn = self.append_event(RecordKind::Marker, SessionId::STORE, &marker.encode())?;
+        self.sync_through(lsn)?;
+        self.learn_name(lsn, marker)
+    }
+
+    pub(super) fn refuse_to_mark(&self) -> Result<()> {
+        self.refuse_unless_writable()
+    }
+
+    fn learn_name(&self, lsn: Lsn, marker: &MarkerPayload) -> Result<(Lsn, Timestamp)> {
+        let at = self.timestamp_of_record(lsn)?;
+        self.names.lock().expect("no panics under this lock").insert(lsn, at, marker);
+        Ok((lsn, at))
+    }
+
+    /// Sets one marker on many volumes at one instant: all append locks are held, so that of two dependent
+    /// writes on different members none can fall between. The volumes must be in rising order of their ids,
+    /// each once. The marker counts when it is durable in each.
+    pub fn mark_group(volumes: &[Arc<Volume>], marker: &MarkerPayload) -> Result<Vec<(Lsn, Timestamp)>> {
+        assert!(
+            volumes.windows(2).all(|pair| pair[0].identity.id < pair[1].identity.id),
+            "locks are taken in the order of ids"
+        );
+        for volume in volumes {
+            volume.refuse_to_mark()?;
+        }
+        let payload = marker.encode();
+        let mut locks: Vec<_> = volumes
+            .iter()
+            .map(|volume| volume.append.lock().expect("no panics under this lock"))
+            .collect();
+        let mut lsns = Vec::with_capacity(volumes.len());
+        for (volume, lock) in volumes.iter().zip(&mut locks) {
+            let elapsed_ns = volume.shared.clock.elapsed_ns();
+            let mut draft =
+                crate::journal::append::Draft::event(RecordKind::Marker, SessionId::STORE, elapsed_ns, &payload);
+            draft.flags = marker.class as u8;
+            lsns.push(volume.append_one(lock, draft)?);
+        }
+        drop(locks);
+        volumes
+            .iter()
+            .zip(lsns)
+            .map(|(volume, lsn)| {
+                volume.sync_through(lsn)?;
+                volume.learn_name(lsn, marker)
+            })
+            .collect()
+    }
+
+    /// Notes that a client attached; gives the session's number.
+    pub fn open_session(&self, peer: &str) -> Result<SessionId> {
+        use std::sync::atomic::Ordering;
+        let session = SessionId(self.sessions.fetch_add(1, Ordering::Relaxed) as u32);
+        if self.health() == Health::Good {
+            self.append_event(RecordKind::SessionOpen, session, peer.as_bytes())?;
+        }
+        Ok(session)
+    }
+
+    /// Notes that it left.
+    pub fn close_session(&self, session: SessionId) -> Result<()> {
+        if self.health() == Health::Good {
+            self.append_event(RecordKind::SessionClose, session, &[])?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn load_names(&self) -> Result<()> {
+        let mut names = Names::default();
+        for part in self.parts.list().iter() {
+            for row in part.events()?.iter().filter(|row| row.flags > MarkerClass::Periodic as u8) {
+                if let Ok(EventKind::Marker(marker)) = self.event_kind(part, row) {
+                    names.insert(row.lsn, row.timestamp, &marker);
+                }
+            }
+        }
+        *self.names.lock().expect("no panics under this lock") = names;
+        Ok(())
+    }
+
+    fn event_kind(&self, part: &Part, row: &MarkerRow) -> Result<EventKind> {
+        let kind = RecordKind::from_u8(row.kind)
+            .ok_or_else(|| Error::new(Kind::Damaged, format!("event {:?} has no known kind", row.lsn)))?;
+        let mut payload = vec![0; row.payload_bytes.min(EVENT_BYTES_MAX) as usize];
+        if !payload.is_empty() {
+            part.segment
+                .file
+                .read_at(row.block as u64 * BLOCK_BYTES, &mut payload)
+                .at(|| format!("reading {:?}", row.lsn))?;
+        }
+        let damaged = || Error::new(Kind::Damaged, format!("the payload of {:?} is damaged", row.lsn));
+        Ok(match kind {
+            RecordKind::Marker if payload.is_empty() => EventKind::PeriodicMarker,
+            RecordKind::Marker => EventKind::Marker(MarkerPayload::decode(&payload).ok_or_else(damaged)?),
+            RecordKind::ClockStep => {
+                let (numbers, _) = payload.as_chunks::<8>();
+                let [expected, wall] = numbers else { return Err(damaged()) };
+                EventKind::ClockStep {
+                    expected: Timestamp(u64::from_le_bytes(*expected)),
+                    wall: Timestamp(u64::from_le_bytes(*wall)),
+                }
+            }
+            RecordKind::SessionOpen => EventKind::SessionOpen {
+                session: self.session_of(part, row.lsn)?,
+                peer: String::from_utf8_lossy(&payload).into_owned(),
+            },
+            RecordKind::SessionClose => EventKind::SessionClose { session: self.session_of(part, row.lsn)? },
+            other => EventKind::Other(other),
+        })
+    }
+
+    fn session_of(&self, part: &Part, lsn: Lsn) -> Result<SessionId> {
+        let mut session = SessionId::STORE;
+        scan::scan(&part.segment, part.before, lsn, &mut |found| session = found.header.session)
+            .at(|| format!("reading {lsn:?}"))?;
+        Ok(session)
+    }
+
+    /// Visits events from the newest to the oldest until told to stop. Cheap fields only: names are read on
+    /// demand with [`Volume::event`].
+    pub fn events_back(
+        &self,
+        mut visit: impl FnMut(&Arc<Part>, &MarkerRow) -> ControlFlow<()>,
+    ) -> Result<()> {
+        for part in self.parts.list().iter().rev() {
+            for row in part.events()?.iter().rev() {
+                if visit(part, row).is_break() {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// One event with all it says.
+    pub fn event(&self, part: &Part, row: &MarkerRow) -> Result<Event> {
+        let what = self.event_kind(part, row)?;
+        Ok(Event { lsn: row.lsn, at: row.timestamp, elapsed_ns: row.elapsed_ns, what })
+    }
+
+    /// The marker, of any class, that is nearest to this record, in records: for "how far is this point from
+    /// a marker".
+    pub fn nearest_marker(&self, lsn: Lsn) -> Result<Option<(Lsn, Timestamp, Option<String>)>> {
+        let mut best: Option<(u64, Lsn, Timestamp)> = None;
+        for part in self.parts.list().iter().rev() {
+            let first = part.segment.header.first_lsn;
+            for row in part.events()?.iter().filter(|row| row.kind == RecordKind::Marker as u8) {
+                let distance = row.lsn.0.abs_diff(lsn.0);
+                if best.is_none_or(|(least, ..)| distance < least) {
+                    best = Some((distance, row.lsn, row.timestamp));
+                }
+            }
+            // An older part can only be nearer if this one has nothing nearer than its own beginning.
+            if first <= lsn && best.is_some_and(|(least, ..)| lsn.0 - first.0 >= least) {
+                break;
+            }
+        }
+        Ok(best.map(|(_, lsn, at)| {
+            let names = self.names.lock().expect("no panics under this lock");
+            (lsn, at, names.marker_at(lsn).map(|marker| marker.name))
+        }))
+    }
+
+    /// All named markers, oldest first.
+    pub fn named_markers(&self) -> Vec<(MarkerAt, MarkerClass)> {
+        let names = self.names.lock().expect("no panics under this lock");
+        names
+            .by_lsn
+            .iter()
+            .map(|(lsn, named)| {
+                (MarkerAt { name: named.name.clone(), lsn: *lsn, at: named.at }, named.class)
+            })
+            .collect()
+    }
+
+    /// Visits the headers of the records `from..=to`, in order.
+    pub fn records(
+        &self,
+        from: Lsn,
+        to: Lsn,
+        visit: &mut dyn FnMut(&RecordHeader),
+    ) -> Result<()> {
+        for part in self.parts.list().iter() {
+            if part.segment.header.first_lsn > to || part.last_lsn() < from {
+                continue;
+            }
+            let last = to.min(part.last_lsn());
+            scan::scan(&part.segment, part.before, last, &mut |found| {
+                if found.header.lsn >= from {
+                    visit(found.header);
+                }
+            })
+            .at(|| format!("reading {}", part.segment.path.display()))?;
+        }
+        Ok(())
+    }
+
+    fn timestamp_of_record(&self, lsn: Lsn) -> Result<Timestamp> {
+        if lsn == Lsn::ZERO {
+            return Ok(self.identity.created);
+        }
+        let parts = self.parts.list();
+        part_of(&parts, lsn)?
+            .timestamp_of(lsn)?
+            .ok_or_else(|| Error::new(Kind::NotFound, format!("there is no {lsn:?}")))
+    }
+
+    /// Elapsed time → store time, by the elapsed clocks that events carry.
+    fn store_time_ago(&self, ago_ns: u64) -> Result<Timestamp> {
+        let now_elapsed = self.shared.clock.elapsed_ns();
+        let now = self.shared.clock.now();
+        // Walks back through instants that know both clocks: (elapsed, store time).
+        let mut later = (now_elapsed, now.0);
+        let mut ago_left = ago_ns;
+        let mut answer = None;
+        self.events_back(|_, row| {
+            let same_boot = row.elapsed_ns <= later.0;
+            // Across a reboot the elapsed clock began anew: the wall clock has to do.
+            let between = if same_boot { later.0 - row.elapsed_ns } else { later.1 - row.timestamp.0 };
+            if between >= ago_left {
+                let after = row.timestamp.0 + (between - ago_left);
+                answer = Some(Timestamp(after.min(later.1.saturating_sub(1)).max(row.timestamp.0)));
+                return ControlFlow::Break(());
+            }
+            ago_left -= between;
+            later = (row.elapsed_ns, row.timestamp.0);
+            ControlFlow::Continue(())
+        })?;
+        Ok(match answer {
+            Some(answer) if ago_ns > 0 => answer,
+            Some(_) => now,
+            None => Timestamp(later.1.saturating_sub(ago_left)),
+        })
+    }
+}
+
+impl Timeline for Volume {
+    fn tip(&self) -> (Lsn, Timestamp) {
+        let lsn = self.tip_lsn();
+        (lsn, self.timestamp_of_record(lsn).unwrap_or(self.identity.created))
+    }
+
+    fn horizon(&self) -> (Lsn, Timestamp) {
+        (Lsn::ZERO, self.identity.created)
+    }
+
+    fn lsn_at(&self, at: Timestamp) -> Result<Lsn> {
+        {
+            // Whatever has a timestamp up to `at` is staged when this lock is free, and whatever comes later
+            // gets a later one.
+            let _append = self.append.lock().expect("no panics under this lock");
+            self.shared.clock.pass(at);
+        }
+        let parts = self.parts.list();
+        let after = parts.partition_point(|part| part.segment.header.timestamp_before <= at);
+        for part in parts[..after].iter().rev() {
+            if let Some(lsn) = part.lsn_at(at)? {
+                return Ok(lsn);
+            }
+        }
+        Ok(Lsn::ZERO)
+    }
+
+    fn timestamp_of(&self, lsn: Lsn) -> Result<Timestamp> {
+        self.timestamp_of_record(lsn)
+    }
+
+    fn marker(&self, name: &str) -> Result<Option<MarkerAt>> {
+        let names = self.names.lock().expect("no panics under this lock");
+        let newest = names.by_name.get(name).and_then(|lsns| lsns.last());
+        Ok(newest.and_then(|lsn| names.marker_at(*lsn)))
+    }
+
+    fn latest_application_marker(&self) -> Result<Option<MarkerAt>> {
+        let names = self.names.lock().expect("no panics under this lock");
+        let newest = names.by_lsn.iter().rfind(|(_, named)| named.class == MarkerClass::Application);
+        Ok(newest.and_then(|(lsn, _)| names.marker_at(*lsn)))
+    }
+
+    fn similar_markers(&self, name: &str) -> Vec<MarkerAt> {
+        let names = self.names.lock().expect("no panics under this lock");
+        closest_names(name, names.by_name.keys().map(String::as_str), NAMED_IN_ERRORS)
+            .into_iter()
+            .filter_map(|name| names.by_name.get(name)?.last())
+            .filter_map(|lsn| names.marker_at(*lsn))
+            .collect()
+    }
+
+    fn markers_near(&self, at: Timestamp) -> Vec<MarkerAt> {
+        let names = self.names.lock().expect("no panics under this lock");
+        let mut near: Vec<_> = names.by_lsn.iter().map(|(lsn, named)| (named.at.0.abs_diff(at.0), *lsn)).collect();
+        near.sort_unstable();
+        near.iter().take(NAMED_IN_ERRORS).filter_map(|(_, lsn)| names.marker_at(*lsn)).collect()
+    }
+
+    fn elapsed_ago(&self, elapsed_ns: u64) -> Result<Timestamp> {
+        self.store_time_ago(elapsed_ns)
+    }
+}

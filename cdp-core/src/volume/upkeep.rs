@@ -1,0 +1,318 @@
+//! What a volume does by itself: bounded write-out, periodic markers, sealing, runs, segments made ahead. No
+//! threads here: somebody calls [`Volume::tick`] often and [`Volume::maintain`] where it may take its time.
+
+use std::io::IoSlice;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
+
+use super::parts::{Frozen, Part, PartIndex};
+use super::write::is_open;
+use super::{Health, Volume};
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::format::mark::Mark;
+use crate::format::record::RecordKind;
+use crate::format::segment::{Seal, run_file_name};
+use crate::ids::*;
+use crate::index::{Run, RunSource};
+use crate::journal::append::{Draft, Position};
+use crate::journal::segment::{self, Fill};
+use crate::limits::{MARK_INTERVAL_NS, UNSYNCED_BYTES_MAX, UNSYNCED_NS_MAX};
+use crate::time::ClockStep;
+
+/// Bytes hashed at a time when sealing.
+const HASH_STEP_BYTES: u64 = 1 << 20;
+/// Mean bytes per batch from which a load counts as a stream, for which segments are not pre-written.
+const STREAM_BATCH_BYTES: u64 = 256 << 10;
+
+/// What upkeep remembers between calls.
+pub(super) struct UpkeepState {
+    marker_at_ns: u64,
+    // The newest record when the last periodic marker was set, that marker included.
+    marked_lsn: Lsn,
+    mark_at_ns: u64,
+}
+
+impl UpkeepState {
+    pub(super) fn new(now_ns: u64, tip: Lsn) -> UpkeepState {
+        UpkeepState { marker_at_ns: now_ns, marked_lsn: tip, mark_at_ns: now_ns }
+    }
+}
+
+impl Volume {
+    /// The quick duties, to be called every few milliseconds: syncs what waits too long, sets the periodic
+    /// marker.
+    pub fn tick(&self) -> Result<()> {
+        if self.health() != Health::Good {
+            return Ok(());
+        }
+        let now_ns = self.shared.clock.elapsed_ns();
+        self.set_periodic_marker(now_ns)?;
+        let (since_ns, bytes) = {
+            let staged = self.staged.lock().expect("no panics under this lock");
+            (staged.since_ns, staged.bytes)
+        };
+        // Half of the bound, so that a sync that begins now still ends within it.
+        let waits = since_ns.is_some_and(|since| now_ns.saturating_sub(since) >= UNSYNCED_NS_MAX / 2);
+        if waits || bytes >= UNSYNCED_BYTES_MAX {
+            self.sync_through(self.tip_lsn())?;
+        }
+        Ok(())
+    }
+
+    fn set_periodic_marker(&self, now_ns: u64) -> Result<()> {
+        let interval_ns = self.identity.marker_interval_ns;
+        {
+            let state = self.upkeep.lock().expect("no panics under this lock");
+            let idle = state.marked_lsn == self.tip_lsn();
+            if interval_ns == 0 || idle || now_ns.saturating_sub(state.marker_at_ns) < interval_ns {
+                return Ok(());
+            }
+        }
+        let lsn = self.append_event(RecordKind::Marker, SessionId::STORE, &[]);
+        let mut state = self.upkeep.lock().expect("no panics under this lock");
+        state.marker_at_ns = now_ns;
+        match lsn {
+            Ok(lsn) => state.marked_lsn = lsn,
+            // A full journal has no room for markers either; the writers are told.
+            Err(error) if error.kind() == Kind::NoSpace => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Notes a step of the wall clock in the history.
+    pub fn note_clock_step(&self, step: ClockStep) -> Result<Lsn> {
+        let mut payload = Vec::with_capacity(16);
+        payload.extend_from_slice(&step.expected_ns.to_le_bytes());
+        payload.extend_from_slice(&step.wall_ns.to_le_bytes());
+        self.append_event(RecordKind::ClockStep, SessionId::STORE, &payload)
+    }
+
+    /// Appends a record that changes no blocks.
+    pub(super) fn append_event(
+        &self,
+        kind: RecordKind,
+        session: SessionId,
+        payload: &[u8],
+    ) -> Result<Lsn> {
+        let mut draft = Draft::event(kind, session, self.shared.clock.elapsed_ns(), payload);
+        if kind == RecordKind::Marker {
+            draft.flags = super::timeline::class_of(payload);
+        }
+        let mut append = self.append.lock().expect("no panics under this lock");
+        self.append_one(&mut append, draft)
+    }
+
+    /// The slow duties, to be called about once a second: seals segments that are full, writes their runs,
+    /// makes the next segment ahead of its use, refreshes the durable mark.
+    pub fn maintain(&self) -> Result<()> {
+        if self.health() != Health::Good {
+            return Ok(());
+        }
+        for part in self.parts.list().iter() {
+            if part.frozen.get().is_some() && matches!(part.index, PartIndex::Live(_)) {
+                self.seal_part(part, false)?;
+            }
+        }
+        self.make_segment_ahead()?;
+        self.refresh_mark()
+    }
+
+    fn refresh_mark(&self) -> Result<()> {
+        let now_ns = self.shared.clock.elapsed_ns();
+        let due = {
+            let mut state = self.upkeep.lock().expect("no panics under this lock");
+            let due = now_ns.saturating_sub(state.mark_at_ns) >= MARK_INTERVAL_NS;
+            if due {
+                state.mark_at_ns = now_ns;
+            }
+            due
+        };
+        if due { self.write_mark(false) } else { Ok(()) }
+    }
+
+    /// Makes what is staged durable and marks it.
+    pub(super) fn write_mark(&self, clean_stop: bool) -> Result<()> {
+        let position = {
+            let append = self.append.lock().expect("no panics under this lock");
+            append.as_ref().map(|appender| appender.position)
+        };
+        let Some(position) = position else { return Ok(()) };
+        let unmarked = {
+            let mark = self.mark.lock().expect("no panics under this lock");
+            mark.written < position.lsn
+        };
+        if !unmarked && !clean_stop {
+            return Ok(());
+        }
+        self.sync_through(position.lsn)?;
+        self.mark_position(position, clean_stop)
+    }
+
+    fn mark_position(&self, position: Position, clean_stop: bool) -> Result<()> {
+        assert!(position.lsn <= self.durable_lsn(), "only what is durable is marked");
+        let mut mark = self.mark.lock().expect("no panics under this lock");
+        if mark.written > position.lsn {
+            return Ok(());
+        }
+        mark.file.write(Mark {
+            volume: self.identity.id,
+            incarnation: self.incarnation,
+            sequence: 0,
+            lsn: position.lsn,
+            chain: position.chain,
+            timestamp: position.timestamp,
+            clean_stop,
+        })?;
+        mark.written = position.lsn;
+        Ok(())
+    }
+
+    /// Seals the segment of a frozen part and gives it its run.
+    ///
+    /// Legal states after a crash: no seal and no run (the segment is read again), a seal and no run (the
+    /// run is made again), or both. A torn seal is no seal. Cutting the file behind the seal may or may not
+    /// have happened: without it, the seal is not found at the file's end and the segment is read.
+    fn seal_part(&self, part: &Arc<Part>, clean_stop: bool) -> Result<()> {
+        let frozen = *part.frozen.get().expect("the caller looked");
+        let segment = &part.segment;
+        let place = || format!("sealing {}", segment.path.display());
+        self.sync_through(frozen.last.lsn)?;
+        let seal_hash = match frozen.seal_hash {
+            Some(hash) => hash,
+            None => {
+                let previous_hash = self.seal_hash_before(part);
+                let hash = hash_segment(&previous_hash, part, frozen.end).at(place)?;
+                if frozen.may_seal {
+                    let seal = Seal {
+                        volume: self.identity.id,
+                        segment: segment.header.id,
+                        ordinal: segment.header.ordinal,
+                        incarnation: self.incarnation,
+                        first_lsn: segment.header.first_lsn,
+                        last_lsn: frozen.last.lsn,
+                        last_timestamp: frozen.last.timestamp,
+                        end: frozen.end,
+                        chain: frozen.last.chain,
+                        clean_stop,
+                        previous_hash,
+                        hash,
+                    };
+                    let file = &segment.file;
+                    file.write_at(frozen.end, &[IoSlice::new(&seal.encode()[..])])
+                        .and_then(|()| file.set_len(frozen.end + BLOCK_BYTES))
+                        .and_then(|()| file.sync())
+                        .at(place)?;
+                    let freed = segment.header.bytes - (frozen.end + BLOCK_BYTES);
+                    self.journal_bytes.fetch_sub(freed, Ordering::Relaxed);
+                }
+                hash
+            }
+        };
+        self.mark_position(frozen.last, clean_stop)?;
+        let frozen = Frozen { seal_hash: Some(seal_hash), ..frozen };
+        self.parts.replace(Part {
+            segment: segment.clone(),
+            before: part.before,
+            frozen: OnceLock::from(frozen),
+            index: PartIndex::Run(self.write_run(part, frozen)?),
+        });
+        Ok(())
+    }
+
+    fn seal_hash_before(&self, part: &Part) -> [u8; 32] {
+        let list = self.parts.list();
+        let at = list.partition_point(|other| other.segment.header.ordinal < part.segment.header.ordinal);
+        let before = at.checked_sub(1).and_then(|at| list[at].frozen.get());
+        before.and_then(|frozen| frozen.seal_hash).unwrap_or_default()
+    }
+
+    fn write_run(&self, part: &Part, frozen: Frozen) -> Result<Run> {
+        let path = self.dir.join(run_file_name(part.segment.header.ordinal));
+        let PartIndex::Live(live) = &part.index else { unreachable!("the caller looked") };
+        let live = live.read().expect("no panics under this lock");
+        let source = RunSource {
+            volume: self.identity.id,
+            segment: part.segment.header.id,
+            log_end: frozen.end,
+            chain: frozen.last.chain.0,
+            seal: frozen.seal_hash.unwrap_or_default(),
+            codec: 0,
+            live: &live.live,
+            markers: &live.events,
+            damages: &live.damages,
+        };
+        // The part is frozen: only readers share this lock.
+        Run::write(&*self.shared.files, &path, &source)?;
+        Run::open(&*self.shared.files, &path, &self.shared.pages)
+    }
+
+    /// Makes the next segment when half of the open one is used.
+    fn make_segment_ahead(&self) -> Result<()> {
+        let fill = {
+            let append = self.append.lock().expect("no panics under this lock");
+            let Some(appender) = append.as_ref() else { return Ok(()) };
+            let used = appender.end - BLOCK_BYTES;
+            if used * 2 < self.identity.segment_bytes {
+                return Ok(());
+            }
+            let records = appender.position.lsn.0 + 1 - appender.segment.header.first_lsn.0;
+            if used / records.max(1) >= STREAM_BATCH_BYTES { Fill::Reserved } else { Fill::Written }
+        };
+        let (ordinal, bytes) = {
+            let mut pool = self.pool.lock().expect("no panics under this lock");
+            if pool.ready() > 0 || self.refuse_beyond_cap(pool.segment_bytes()).is_err() {
+                return Ok(());
+            }
+            (pool.claim_ordinal(), pool.segment_bytes())
+        };
+        segment::prepare(&*self.shared.files, &self.dir, ordinal, bytes, fill)?;
+        let append = self.append.lock().expect("no panics under this lock");
+        let newest_used = append.as_ref().map_or(u64::MAX, |appender| appender.segment.header.ordinal);
+        let mut pool = self.pool.lock().expect("no panics under this lock");
+        let before = pool.ready();
+        pool.add(ordinal, newest_used);
+        if pool.ready() > before {
+            self.journal_bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Ends service: syncs everything, seals the open segment, marks a clean stop. Further writes are refused.
+    pub fn close(&self) -> Result<()> {
+        if self.health() != Health::Good {
+            *self.health.lock().expect("no panics under this lock") = Health::Closed;
+            return Ok(());
+        }
+        *self.health.lock().expect("no panics under this lock") = Health::Closed;
+        // Whoever got past the check of the health before has the lock, or finds no appender.
+        let appender = self.append.lock().expect("no panics under this lock").take();
+        let Some(appender) = appender else { return Ok(()) };
+        self.sync_through(appender.position.lsn)?;
+        let frozen = Frozen { last: appender.position, end: appender.end, may_seal: true, seal_hash: None };
+        let list = self.parts.list();
+        let open = list.last().filter(|part| is_open(part));
+        let open = open.ok_or_else(|| Error::new(Kind::Io, "the open segment has no part in the index"))?;
+        open.frozen.set(frozen).expect("the open part is not frozen");
+        for part in list.iter() {
+            if matches!(part.index, PartIndex::Live(_)) {
+                self.seal_part(part, Arc::ptr_eq(part, open))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn hash_segment(previous: &[u8; 32], part: &Part, end: u64) -> std::io::Result<[u8; 32]> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(previous);
+    let mut buffer = vec![0; HASH_STEP_BYTES as usize];
+    let mut at = 0;
+    while at < end {
+        let step = (end - at).min(HASH_STEP_BYTES) as usize;
+        part.segment.file.read_at(at, &mut buffer[..step])?;
+        hasher.update(&buffer[..step]);
+        at += step as u64;
+    }
+    Ok(*hasher.finalize().as_bytes())
+}

@@ -1,0 +1,321 @@
+//! From a client's change to records in the journal and the index.
+
+use std::sync::MutexGuard;
+use std::sync::atomic::Ordering;
+
+use super::Volume;
+use super::check_range;
+use super::parts::{OpenPart, Part, PartIndex};
+use crate::device::Change;
+use crate::error::{Error, Kind, Result};
+use crate::format::record::{RecordKind, flags};
+use crate::ids::*;
+use crate::journal::append::{Appender, Draft};
+use crate::limits::{REQUEST_BYTES_MAX, UNSYNCED_BYTES_MAX};
+
+const BLOCK: usize = BLOCK_BYTES as usize;
+/// So often an edge block is read again because somebody changed it meanwhile, before it is read with
+/// everybody else kept out.
+const EDGE_TRIES: u32 = 3;
+
+/// A change with its unaligned ends taken apart.
+struct Shape {
+    kind: RecordKind,
+    flags: u8,
+    first: u64,
+    blocks: u64,
+    head_skip: u16,
+    tail_skip: u16,
+}
+
+impl Shape {
+    fn of(kind: RecordKind, flags: u8, offset: u64, len: u64) -> Shape {
+        let end = offset + len;
+        let first = offset / BLOCK_BYTES;
+        Shape {
+            kind,
+            flags,
+            first,
+            blocks: end.div_ceil(BLOCK_BYTES) - first,
+            head_skip: (offset % BLOCK_BYTES) as u16,
+            tail_skip: (end.next_multiple_of(BLOCK_BYTES) - end) as u16,
+        }
+    }
+
+    fn is_aligned(&self) -> bool {
+        self.head_skip == 0 && self.tail_skip == 0
+    }
+
+    fn draft<'a>(&self, session: SessionId, parts: [&'a [u8]; 3]) -> Draft<'a> {
+        Draft {
+            kind: self.kind,
+            flags: self.flags,
+            session,
+            lba: self.first,
+            blocks: self.blocks,
+            head_skip: self.head_skip,
+            tail_skip: self.tail_skip,
+            parts,
+            crcs: Vec::new(),
+        }
+        .checksummed()
+    }
+}
+
+/// Whether all bytes are zero. Looks at the front first: most data differs there.
+fn is_zero(bytes: &[u8]) -> bool {
+    let (front, rest) = bytes.split_at(bytes.len().min(64));
+    front.iter().all(|byte| *byte == 0)
+        && rest.chunks(4096).all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
+}
+
+impl Volume {
+    pub(super) fn apply_changes(
+        &self,
+        session: SessionId,
+        changes: &[Change<'_>],
+        results: &mut Vec<Result<Lsn>>,
+    ) {
+        if let Err(error) = self.refuse_unless_writable().and_then(|()| self.wait_for_write_out()) {
+            results.extend(changes.iter().map(|_| Err(error.duplicate())));
+            return;
+        }
+        let base = results.len();
+        results.extend(changes.iter().map(|_| Ok(Lsn::ZERO)));
+        let mut drafts: Vec<Draft<'_>> = Vec::with_capacity(changes.len());
+        let mut slots: Vec<usize> = Vec::with_capacity(changes.len());
+        for (number, change) in changes.iter().enumerate() {
+            let slot = base + number;
+            let (offset, len) = range_of(change);
+            if let Err(error) = self.check_change(change, offset, len) {
+                results[slot] = Err(error);
+                continue;
+            }
+            if len == 0 {
+                results[slot] = Ok(self.tip_lsn());
+                continue;
+            }
+            let (kind, flag, data) = match change {
+                Change::Write { data, .. } => (RecordKind::Write, 0, *data),
+                Change::Zero { hole, .. } => (RecordKind::Zero, if *hole { flags::HOLE } else { 0 }, &[][..]),
+                Change::Trim { .. } => (RecordKind::Trim, 0, &[][..]),
+            };
+            let mut shape = Shape::of(kind, flag, offset, len);
+            if shape.is_aligned() {
+                let mut payload = data;
+                if kind == RecordKind::Write && is_zero(data) {
+                    shape.kind = RecordKind::Zero;
+                    shape.flags = flags::HOLE | flags::ZEROS_WRITTEN;
+                    payload = &[];
+                }
+                drafts.push(shape.draft(session, [payload, &[], &[]]));
+                slots.push(slot);
+            } else {
+                // Its edges depend on what comes before it, so that goes first.
+                self.append_drafts(&mut drafts, &mut slots, results);
+                results[slot] = self.apply_unaligned(session, &shape, data);
+            }
+        }
+        self.append_drafts(&mut drafts, &mut slots, results);
+    }
+
+    fn check_change(&self, change: &Change<'_>, offset: u64, len: u64) -> Result<()> {
+        check_range(offset, len, self.identity.size_bytes)?;
+        if matches!(change, Change::Write { .. }) && len > REQUEST_BYTES_MAX {
+            let context = format!("a write of {len} bytes; at most {REQUEST_BYTES_MAX} go in one request");
+            return Err(Error::new(Kind::Invalid, context));
+        }
+        Ok(())
+    }
+
+    /// Back pressure: who writes faster than the disk takes it waits here, before taking any lock.
+    fn wait_for_write_out(&self) -> Result<()> {
+        let unsynced = self.staged.lock().expect("no panics under this lock").bytes;
+        if unsynced > 2 * UNSYNCED_BYTES_MAX {
+            self.sync_through(self.tip_lsn())?;
+        }
+        Ok(())
+    }
+
+    fn append_drafts(
+        &self,
+        drafts: &mut Vec<Draft<'_>>,
+        slots: &mut Vec<usize>,
+        results: &mut [Result<Lsn>],
+    ) {
+        if drafts.is_empty() {
+            return;
+        }
+        let mut append = self.append.lock().expect("no panics under this lock");
+        let mut done = 0;
+        while done < drafts.len() {
+            let (count, outcome) = self.append_front(&mut append, &drafts[done..]);
+            for (number, slot) in slots[done..done + count].iter().enumerate() {
+                results[*slot] = match &outcome {
+                    Ok(first) => Ok(Lsn(first.0 + number as u64)),
+                    Err(error) => Err(error.duplicate()),
+                };
+            }
+            done += count;
+        }
+        drop(append);
+        drafts.clear();
+        slots.clear();
+    }
+
+    /// Appends one record that may change blocks or not. The caller holds the append lock.
+    pub(super) fn append_one(
+        &self,
+        append: &mut MutexGuard<'_, Option<Appender>>,
+        draft: Draft<'_>,
+    ) -> Result<Lsn> {
+        self.append_front(append, &[draft]).1
+    }
+
+    /// Appends as many drafts as go into one batch; gives their number, at least 1, and the first LSN or the
+    /// error that all of them share.
+    fn append_front(
+        &self,
+        append: &mut MutexGuard<'_, Option<Appender>>,
+        drafts: &[Draft<'_>],
+    ) -> (usize, Result<Lsn>) {
+        let Some(appender) = append.as_mut() else {
+            return (drafts.len(), Err(self.refuse_unless_writable().err().unwrap_or_else(closed)));
+        };
+        let (mut count, mut blocks) = appender.fitting(drafts);
+        if count == 0 {
+            if let Err(error) = self.roll(appender) {
+                return (1, Err(error));
+            }
+            (count, blocks) = appender.fitting(drafts);
+            assert!(count > 0, "the largest request fits into an empty segment");
+        }
+        let parts = self.parts.list();
+        let open = parts.last().expect("an open volume has an open part");
+        let first_timestamp = self.shared.clock.take(count as u64);
+        let first = appender.position.lsn.next();
+        let durable = self.commit.durable();
+        let before = appender.end;
+        match appender.append_batch(&drafts[..count], blocks, first_timestamp, durable, &mut OpenPart(open)) {
+            Ok(()) => {
+                self.publish_staged(appender, appender.end - before);
+                (count, Ok(first))
+            }
+            Err(error) if error.kind() == Kind::NoSpace && appender.void_failed_append().is_ok() => {
+                (count, Err(error))
+            }
+            Err(error) => {
+                self.leave_poisoned_segment(append, &error);
+                (count, Err(error))
+            }
+        }
+    }
+
+    /// Reads see it from here on, and flushes cover it.
+    fn publish_staged(&self, appender: &Appender, bytes: u64) {
+        let mut staged = self.staged.lock().expect("no panics under this lock");
+        staged.lsn = appender.position.lsn;
+        staged.bytes += bytes;
+        staged.since_ns.get_or_insert_with(|| self.shared.clock.elapsed_ns());
+        self.tip.store(staged.lsn.0, Ordering::Release);
+    }
+
+    fn apply_unaligned(&self, session: SessionId, shape: &Shape, data: &[u8]) -> Result<Lsn> {
+        let mut tries = 0;
+        loop {
+            let seen = self.tip_lsn();
+            if tries < EDGE_TRIES {
+                let edges = self.fill_edges(shape, data, seen)?;
+                let draft = edges.draft(shape, session);
+                let mut append = self.append.lock().expect("no panics under this lock");
+                if self.edges_changed_since(shape, seen) {
+                    tries += 1;
+                    continue;
+                }
+                return self.append_one(&mut append, draft);
+            }
+            let mut append = self.append.lock().expect("no panics under this lock");
+            let edges = self.fill_edges(shape, data, self.tip_lsn())?;
+            return self.append_one(&mut append, edges.draft(shape, session));
+        }
+    }
+
+    fn edges_changed_since(&self, shape: &Shape, seen: Lsn) -> bool {
+        let last = shape.first + shape.blocks - 1;
+        let changed = |part: &Part| {
+            (shape.head_skip > 0 || shape.blocks == 1) && part.changed_since(Lba(shape.first), seen)
+                || shape.tail_skip > 0 && part.changed_since(Lba(last), seen)
+        };
+        let parts = self.parts.list();
+        parts.iter().rev().take_while(|part| part.last_lsn() > seen).any(|part| changed(part))
+    }
+
+    /// Whole blocks for the ends of an unaligned change, as they are at `lsn` with the change laid over.
+    fn fill_edges<'a>(&self, shape: &Shape, data: &'a [u8], lsn: Lsn) -> Result<Edges<'a>> {
+        let (head_skip, tail_skip) = (shape.head_skip as usize, shape.tail_skip as usize);
+        let visible = self.visible(lsn);
+        let reader = self.reader(&visible);
+        let is_write = shape.kind == RecordKind::Write;
+        let read = |lba: u64| {
+            let mut block = vec![0; BLOCK];
+            reader.read_blocks(lba, &mut block).map(|()| block)
+        };
+        if shape.blocks == 1 {
+            let mut block = read(shape.first)?;
+            let inside = &mut block[head_skip..BLOCK - tail_skip];
+            if is_write { inside.copy_from_slice(data) } else { inside.fill(0) }
+            return Ok(Edges { head: block, middle: &[], tail: Vec::new() });
+        }
+        let mut edges = Edges { head: Vec::new(), middle: data, tail: Vec::new() };
+        if head_skip > 0 {
+            edges.head = read(shape.first)?;
+            if is_write {
+                let (front, middle) = data.split_at(BLOCK - head_skip);
+                edges.head[head_skip..].copy_from_slice(front);
+                edges.middle = middle;
+            } else {
+                edges.head[head_skip..].fill(0);
+            }
+        }
+        if tail_skip > 0 {
+            edges.tail = read(shape.first + shape.blocks - 1)?;
+            if is_write {
+                let (middle, back) = edges.middle.split_at(edges.middle.len() - (BLOCK - tail_skip));
+                edges.tail[..BLOCK - tail_skip].copy_from_slice(back);
+                edges.middle = middle;
+            } else {
+                edges.tail[..BLOCK - tail_skip].fill(0);
+            }
+        }
+        Ok(edges)
+    }
+}
+
+/// The payload of an unaligned change.
+struct Edges<'a> {
+    head: Vec<u8>,
+    middle: &'a [u8],
+    tail: Vec<u8>,
+}
+
+impl Edges<'_> {
+    fn draft(&self, shape: &Shape, session: SessionId) -> Draft<'_> {
+        shape.draft(session, [&self.head, self.middle, &self.tail])
+    }
+}
+
+fn range_of(change: &Change<'_>) -> (u64, u64) {
+    match change {
+        Change::Write { offset, data } => (*offset, data.len() as u64),
+        Change::Zero { offset, len, .. } | Change::Trim { offset, len } => (*offset, *len),
+    }
+}
+
+fn closed() -> Error {
+    Error::new(Kind::Closed, "the volume is closed")
+}
+
+/// Whether a part is still in memory and takes records.
+pub(super) fn is_open(part: &Part) -> bool {
+    matches!(part.index, PartIndex::Live(_)) && part.frozen.get().is_none()
+}
