@@ -15,5 +15,7 @@ pub mod io;
 pub mod journal;
 pub mod limits;
 pub mod reader;
+pub mod store;
 pub mod time;
+pub mod view;
 pub mod volume;

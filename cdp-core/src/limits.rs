@@ -26,6 +26,9 @@ pub const UNSYNCED_BYTES_MAX: u64 = 64 << 20;
 /// narrows what recovery may take for a crash's tail; flushes do not wait for it.
 pub const MARK_INTERVAL_NS: u64 = 1_000_000_000;
 
+/// Memory for pages of index runs, for the whole store, in bytes.
+pub const PAGE_CACHE_BYTES: usize = 32 << 20;
+
 /// Length of a volume's, group's or marker's name, in bytes.
 pub const NAME_BYTES_MAX: usize = 200;
 

@@ -205,7 +205,9 @@ impl Reader<'_> {
                         part.segment.path.display()
                     ),
                 )
-                .hint("`cdp verify` lists all damage; older and newer versions of the block are not touched"));
+                .hint(
+                    "`cdp verify` lists all damage; older and newer versions of the block are not touched",
+                ));
             }
         }
         Ok(())

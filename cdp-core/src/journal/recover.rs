@@ -128,11 +128,8 @@ pub fn recover(files: &dyn Files, request: &Request<'_>) -> Result<Recovered> {
     let mut why = String::from("end of the journal");
     let mut clean_stop = false;
     let mut predecessor = SegmentId(0);
-    loop {
-        // The newest segment that says it follows this one: an older one was superseded by a recovery.
-        let Some(current) = listing.segments.iter().rfind(|s| s.header.predecessor == predecessor) else {
-            break;
-        };
+    // The newest segment that says it follows this one: an older one was superseded by a recovery.
+    while let Some(current) = listing.segments.iter().rfind(|s| s.header.predecessor == predecessor) {
         let header = &current.header;
         if header.first_lsn != at.lsn.next() || header.chain_before != at.chain {
             why = format!("{} does not continue the chain", current.path.display());
@@ -161,9 +158,8 @@ pub fn recover(files: &dyn Files, request: &Request<'_>) -> Result<Recovered> {
             (found.last, found.end, found.seal) = (at, seal.end, Some(seal));
             stream.push(found);
         } else if let Some(known) = (request.run)(current)
-            && successor.is_some_and(|next| {
-                known.last.lsn == through && known.last.chain == next.header.chain_before
-            })
+            && successor
+                .is_some_and(|next| known.last.lsn == through && known.last.chain == next.header.chain_before)
         {
             at = known.last;
             (found.last, found.end) = (at, known.end);

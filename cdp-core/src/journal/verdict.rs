@@ -92,9 +92,7 @@ mod tests {
         }
         let rows: [Row; 5] = [
             (Verdict::Foreign, |e| e.mark == MarkEvidence::Disagrees),
-            (Verdict::MarkLost, |e| {
-                e.mark == MarkEvidence::BothBad && !(e.clean_stop || e.accept_mark_loss)
-            }),
+            (Verdict::MarkLost, |e| e.mark == MarkEvidence::BothBad && !(e.clean_stop || e.accept_mark_loss)),
             (Verdict::CrashTail, |e| settled(e) && e.first_bad > e.witness),
             (Verdict::Rot, |e| settled(e) && e.first_bad <= e.witness && e.extent_known),
             (Verdict::Lost, |e| settled(e) && e.first_bad <= e.witness && !e.extent_known),

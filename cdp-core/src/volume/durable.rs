@@ -64,8 +64,7 @@ impl Volume {
         let next = pool.take(reappend::next_header(&cut, self.shared.clock.random()))?;
         drop(pool);
         pool::publish(&next)?;
-        let frozen =
-            Frozen { last: appender.position, end: appender.end, may_seal: true, seal_hash: None };
+        let frozen = Frozen { last: appender.position, end: appender.end, may_seal: true, seal_hash: None };
         self.parts.change(|parts| {
             if let Some(open) = parts.last() {
                 open.frozen.set(frozen).expect("the open part is not frozen yet");
@@ -85,8 +84,9 @@ impl Volume {
                 "volume {}: the journal holds {used} bytes of at most {cap}, no room for another segment",
                 self.identity.name
             );
-            return Err(Error::new(Kind::NoSpace, context)
-                .hint("free space on the store's filesystem or raise the journal cap; writing then goes on"));
+            return Err(Error::new(Kind::NoSpace, context).hint(
+                "free space on the store's filesystem or raise the journal cap; writing then goes on",
+            ));
         }
         Ok(())
     }
@@ -125,9 +125,8 @@ impl Volume {
     fn reappend_unsynced(&self, appender: &Appender) -> Result<Appender> {
         let durable = self.commit.durable();
         let list = self.parts.list();
-        let from = list.partition_point(|part| {
-            part.frozen.get().is_some_and(|frozen| frozen.last.lsn <= durable)
-        });
+        let from =
+            list.partition_point(|part| part.frozen.get().is_some_and(|frozen| frozen.last.lsn <= durable));
         let poisoned = list.get(from).ok_or_else(|| Error::new(Kind::Io, "no segment is open"))?;
         let kept = scan::scan(&poisoned.segment, poisoned.before, durable, &mut |_| {})
             .at(|| format!("reading {} back", poisoned.segment.path.display()))?;
@@ -191,11 +190,7 @@ impl Volume {
 }
 
 /// Hands every record behind `after` to `sink`, in order, read back from the segments and checked.
-fn read_tail(
-    parts: &[Arc<Part>],
-    after: Lsn,
-    sink: &mut dyn FnMut(Verbatim) -> Result<()>,
-) -> Result<()> {
+fn read_tail(parts: &[Arc<Part>], after: Lsn, sink: &mut dyn FnMut(Verbatim) -> Result<()>) -> Result<()> {
     for part in parts {
         let last = part.last_lsn();
         read_records(&part.segment, part.before, after, last, sink)?;

@@ -96,8 +96,8 @@ pub fn write_manifest(shared: &Shared, dir: &Path, identity: &Identity) -> Resul
 /// Reads a volume's manifest.
 pub fn read_manifest(shared: &Shared, dir: &Path) -> Result<Identity> {
     let path = dir.join(MANIFEST_FILE);
-    let bytes = read_file(&*shared.files, &path, MANIFEST_BYTES_MAX)
-        .at(|| format!("reading {}", path.display()))?;
+    let bytes =
+        read_file(&*shared.files, &path, MANIFEST_BYTES_MAX).at(|| format!("reading {}", path.display()))?;
     Manifest::decode(&bytes).as_ref().and_then(Identity::from_manifest).ok_or_else(|| {
         Error::new(Kind::Damaged, format!("{} is damaged or of a newer version", path.display()))
             .hint("restore it from a backup of the store; the journal itself is not touched")
@@ -173,11 +173,8 @@ pub fn open(shared: &Shared, dir: &Path, accept: Accept) -> Result<Arc<Volume>> 
     }
     let position = appender.as_ref().map_or(position, |appender| appender.position);
     let journal_bytes = measure(shared, dir)?;
-    let notes = Notes {
-        recovery: describe(&recovered, position),
-        last_error: None,
-        damages: damages(&parts)?,
-    };
+    let notes =
+        Notes { recovery: describe(&recovered, position), last_error: None, damages: damages(&parts)? };
     let base = Base::open(files, dir, identity.id, identity.size_bytes)?;
     let volume = Volume {
         dir: dir.to_owned(),
@@ -313,13 +310,12 @@ fn open_part(shared: &Shared, dir: &Path, found: &Found) -> Result<Part> {
         && run.header().log_end == found.end
     {
         let hash = found.seal.map_or(run.header().seal, |seal| seal.hash);
-        let frozen =
-            Frozen { last: found.last, end: found.end, may_seal: false, seal_hash: Some(hash) };
+        let frozen = Frozen { last: found.last, end: found.end, may_seal: false, seal_hash: Some(hash) };
         return Ok(Part {
             segment: found.segment.clone(),
             before: found.before,
             frozen: OnceLock::from(frozen),
-            index: PartIndex::Run(run),
+            index: PartIndex::Run(Box::new(run)),
         });
     }
     debug_assert!(found.last.lsn.0 + 1 >= header.first_lsn.0);
@@ -344,11 +340,8 @@ fn open_run(shared: &Shared, dir: &Path, segment: &Segment) -> Option<Run> {
 fn known_from_run(shared: &Shared, dir: &Path, segment: &Segment) -> Option<KnownFromRun> {
     let run = open_run(shared, dir, segment)?;
     let header = run.header();
-    let last = Position {
-        lsn: header.last_lsn,
-        chain: Chain(header.chain),
-        timestamp: header.last_timestamp,
-    };
+    let last =
+        Position { lsn: header.last_lsn, chain: Chain(header.chain), timestamp: header.last_timestamp };
     Some(KnownFromRun { last, end: header.log_end })
 }
 

@@ -42,7 +42,7 @@ pub enum PartIndex {
     /// In memory.
     Live(RwLock<LivePart>),
     /// An immutable file.
-    Run(Run),
+    Run(Box<Run>),
 }
 
 /// What is kept in memory for a segment without a run.
@@ -141,9 +141,7 @@ impl Part {
     /// The newest record with a timestamp not after `at`.
     pub fn lsn_at(&self, at: Timestamp) -> Result<Option<Lsn>> {
         match &self.index {
-            PartIndex::Live(live) => {
-                Ok(live.read().expect("no panics under this lock").live.lsn_at(at))
-            }
+            PartIndex::Live(live) => Ok(live.read().expect("no panics under this lock").live.lsn_at(at)),
             PartIndex::Run(run) => run.lsn_at(at),
         }
     }
@@ -232,9 +230,7 @@ impl Placement for OpenPart<'_> {
 
     fn placed(&mut self, record: &RecordHeader, payload_block: u32, crcs: &[u32], damaged: bool) {
         let PartIndex::Live(live) = &self.0.index else { unreachable!("the open part is in memory") };
-        live.write()
-            .expect("no panics under this lock")
-            .insert(record, payload_block, crcs, damaged);
+        live.write().expect("no panics under this lock").insert(record, payload_block, crcs, damaged);
     }
 }
 

@@ -123,15 +123,17 @@ impl Volume {
             volume.refuse_to_mark()?;
         }
         let payload = marker.encode();
-        let mut locks: Vec<_> = volumes
-            .iter()
-            .map(|volume| volume.append.lock().expect("no panics under this lock"))
-            .collect();
+        let mut locks: Vec<_> =
+            volumes.iter().map(|volume| volume.append.lock().expect("no panics under this lock")).collect();
         let mut lsns = Vec::with_capacity(volumes.len());
         for (volume, lock) in volumes.iter().zip(&mut locks) {
             let elapsed_ns = volume.shared.clock.elapsed_ns();
-            let mut draft =
-                crate::journal::append::Draft::event(RecordKind::Marker, SessionId::STORE, elapsed_ns, &payload);
+            let mut draft = crate::journal::append::Draft::event(
+                RecordKind::Marker,
+                SessionId::STORE,
+                elapsed_ns,
+                &payload,
+            );
             draft.flags = marker.class as u8;
             lsns.push(volume.append_one(lock, draft)?);
         }
@@ -151,7 +153,9 @@ impl Volume {
         use std::sync::atomic::Ordering;
         let session = SessionId(self.sessions.fetch_add(1, Ordering::Relaxed) as u32);
         if self.health() == Health::Good {
-            self.append_event(RecordKind::SessionOpen, session, peer.as_bytes())?;
+            // The number stands in the payload too: `log` then reads the index and payloads, no headers.
+            let payload = [&session.0.to_le_bytes(), peer.as_bytes()].concat();
+            self.append_event(RecordKind::SessionOpen, session, &payload)?;
         }
         Ok(session)
     }
@@ -159,7 +163,7 @@ impl Volume {
     /// Notes that it left.
     pub fn close_session(&self, session: SessionId) -> Result<()> {
         if self.health() == Health::Good {
-            self.append_event(RecordKind::SessionClose, session, &[])?;
+            self.append_event(RecordKind::SessionClose, session, &session.0.to_le_bytes())?;
         }
         Ok(())
     }
@@ -199,20 +203,17 @@ impl Volume {
                     wall: Timestamp(u64::from_le_bytes(*wall)),
                 }
             }
-            RecordKind::SessionOpen => EventKind::SessionOpen {
-                session: self.session_of(part, row.lsn)?,
-                peer: String::from_utf8_lossy(&payload).into_owned(),
-            },
-            RecordKind::SessionClose => EventKind::SessionClose { session: self.session_of(part, row.lsn)? },
+            RecordKind::SessionOpen | RecordKind::SessionClose => {
+                let (number, peer) = payload.split_first_chunk::<4>().ok_or_else(damaged)?;
+                let session = SessionId(u32::from_le_bytes(*number));
+                let peer = String::from_utf8_lossy(peer).into_owned();
+                match kind {
+                    RecordKind::SessionOpen => EventKind::SessionOpen { session, peer },
+                    _ => EventKind::SessionClose { session },
+                }
+            }
             other => EventKind::Other(other),
         })
-    }
-
-    fn session_of(&self, part: &Part, lsn: Lsn) -> Result<SessionId> {
-        let mut session = SessionId::STORE;
-        scan::scan(&part.segment, part.before, lsn, &mut |found| session = found.header.session)
-            .at(|| format!("reading {lsn:?}"))?;
-        Ok(session)
     }
 
     /// Visits events from the newest to the oldest until told to stop. Cheap fields only: names are read on
@@ -266,19 +267,12 @@ impl Volume {
         names
             .by_lsn
             .iter()
-            .map(|(lsn, named)| {
-                (MarkerAt { name: named.name.clone(), lsn: *lsn, at: named.at }, named.class)
-            })
+            .map(|(lsn, named)| (MarkerAt { name: named.name.clone(), lsn: *lsn, at: named.at }, named.class))
             .collect()
     }
 
     /// Visits the headers of the records `from..=to`, in order.
-    pub fn records(
-        &self,
-        from: Lsn,
-        to: Lsn,
-        visit: &mut dyn FnMut(&RecordHeader),
-    ) -> Result<()> {
+    pub fn records(&self, from: Lsn, to: Lsn, visit: &mut dyn FnMut(&RecordHeader)) -> Result<()> {
         for part in self.parts.list().iter() {
             if part.segment.header.first_lsn > to || part.last_lsn() < from {
                 continue;
@@ -387,7 +381,8 @@ impl Timeline for Volume {
 
     fn markers_near(&self, at: Timestamp) -> Vec<MarkerAt> {
         let names = self.names.lock().expect("no panics under this lock");
-        let mut near: Vec<_> = names.by_lsn.iter().map(|(lsn, named)| (named.at.0.abs_diff(at.0), *lsn)).collect();
+        let mut near: Vec<_> =
+            names.by_lsn.iter().map(|(lsn, named)| (named.at.0.abs_diff(at.0), *lsn)).collect();
         near.sort_unstable();
         near.iter().take(NAMED_IN_ERRORS).filter_map(|(_, lsn)| names.marker_at(*lsn)).collect()
     }

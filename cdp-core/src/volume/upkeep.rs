@@ -89,12 +89,7 @@ impl Volume {
     }
 
     /// Appends a record that changes no blocks.
-    pub(super) fn append_event(
-        &self,
-        kind: RecordKind,
-        session: SessionId,
-        payload: &[u8],
-    ) -> Result<Lsn> {
+    pub(super) fn append_event(&self, kind: RecordKind, session: SessionId, payload: &[u8]) -> Result<Lsn> {
         let mut draft = Draft::event(kind, session, self.shared.clock.elapsed_ns(), payload);
         if kind == RecordKind::Marker {
             draft.flags = super::timeline::class_of(payload);
@@ -215,7 +210,7 @@ impl Volume {
             segment: segment.clone(),
             before: part.before,
             frozen: OnceLock::from(frozen),
-            index: PartIndex::Run(self.write_run(part, frozen)?),
+            index: PartIndex::Run(Box::new(self.write_run(part, frozen)?)),
         });
         Ok(())
     }

@@ -263,7 +263,11 @@ impl Volume {
         if shape.blocks == 1 {
             let mut block = read(shape.first)?;
             let inside = &mut block[head_skip..BLOCK - tail_skip];
-            if is_write { inside.copy_from_slice(data) } else { inside.fill(0) }
+            if is_write {
+                inside.copy_from_slice(data)
+            } else {
+                inside.fill(0)
+            }
             return Ok(Edges { head: block, middle: &[], tail: Vec::new() });
         }
         let mut edges = Edges { head: Vec::new(), middle: data, tail: Vec::new() };

@@ -1,0 +1,513 @@
+//! A store: a directory of volumes, one process at a time.
+//!
+//! ```text
+//! STORE/store            manifest of the store
+//! STORE/lock             held while a process has it open; names the holder
+//! STORE/groups           manifest of the groups
+//! STORE/volumes/NAME/    a volume
+//! STORE/trash/NAME.NS/   a deleted volume, and when it was deleted
+//! STORE/tmp/             nameless files of throw-away clones
+//! ```
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use crate::base::BaseWriter;
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::format::manifest::{MANIFEST_BYTES_MAX, Manifest};
+use crate::format::marker::MarkerPayload;
+use crate::history::point::{validate_marker_name, validate_volume_name};
+use crate::ids::*;
+use crate::index::PageCache;
+use crate::io::{Clock, Files, Lock, read_file, replace_file};
+use crate::limits::*;
+use crate::time::StoreClock;
+use crate::volume::open::{Accept, create, open, read_manifest, write_manifest};
+use crate::volume::{Identity, Shared, Volume};
+
+const STORE_FILE: &str = "store";
+const LOCK_FILE: &str = "lock";
+const GROUPS_FILE: &str = "groups";
+const VOLUMES_DIR: &str = "volumes";
+const TRASH_DIR: &str = "trash";
+const TMP_DIR: &str = "tmp";
+const STORE_KIND: &str = "cdp-store";
+const GROUPS_KIND: &str = "cdp-groups";
+const VERSION: u32 = 1;
+/// A volume that is being made; leftovers are removed when the store is opened.
+const UNFINISHED_PREFIX: &str = ".new-";
+
+/// Keeps deleted volumes so long, in nanoseconds: seven days.
+pub const TRASH_NS: u64 = 7 * 24 * 3600 * 1_000_000_000;
+
+/// Puts a base under a volume that is being made.
+pub type FillBase<'a> = dyn FnMut(&mut BaseWriter) -> Result<()> + 'a;
+
+/// An opened store.
+pub struct Store {
+    path: PathBuf,
+    shared: Shared,
+    volumes: Mutex<BTreeMap<String, Arc<Volume>>>,
+    failed: Mutex<BTreeMap<String, Error>>,
+    groups: Mutex<BTreeMap<String, Vec<String>>>,
+    // Held until the store is dropped.
+    _lock: Box<dyn Lock>,
+}
+
+/// How a volume is made.
+#[derive(Clone, Debug)]
+pub struct CreateOptions {
+    /// Size in bytes, [`VOLUME_BYTES_MIN`] to [`VOLUME_BYTES_MAX`].
+    pub size_bytes: u64,
+    /// See [`Identity::journal_cap_bytes`].
+    pub journal_cap_bytes: Option<u64>,
+    /// See [`Identity::marker_interval_ns`].
+    pub marker_interval_ns: u64,
+    /// Size of journal segments in bytes; [`SEGMENT_BYTES`] but in simulations.
+    pub segment_bytes: u64,
+}
+
+impl CreateOptions {
+    /// The defaults for a volume of this size.
+    pub fn new(size_bytes: u64) -> CreateOptions {
+        CreateOptions {
+            size_bytes,
+            journal_cap_bytes: None,
+            marker_interval_ns: 1_000_000_000,
+            segment_bytes: SEGMENT_BYTES,
+        }
+    }
+}
+
+/// A volume in the trash.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trashed {
+    /// Its name.
+    pub name: String,
+    /// When it was deleted.
+    pub deleted: Timestamp,
+    dir: String,
+}
+
+impl Store {
+    /// Whether a store stands at `path`.
+    pub fn exists(files: &dyn Files, path: &Path) -> bool {
+        files.open(&path.join(STORE_FILE), false).is_ok()
+    }
+
+    /// Makes an empty store; the directory may exist, but must not be a store.
+    pub fn create(files: &dyn Files, clock: &dyn Clock, path: &Path) -> Result<()> {
+        if Store::exists(files, path) {
+            return Err(Error::new(Kind::Exists, format!("{} is a store already", path.display())));
+        }
+        let made = (|| {
+            make_dir(files, path)?;
+            for dir in [VOLUMES_DIR, TRASH_DIR, TMP_DIR] {
+                make_dir(files, &path.join(dir))?;
+            }
+            let mut manifest = Manifest::new(STORE_KIND, VERSION);
+            manifest.set("id", VolumeId(clock.random()));
+            manifest.set("created_ns", clock.wall_ns());
+            replace_file(files, &path.join(STORE_FILE), &manifest.encode())
+        })();
+        made.at(|| format!("making a store in {}", path.display()))
+    }
+
+    /// Opens a store and all its volumes. `holder` is what another process reads when it finds the store
+    /// taken. A volume that cannot be opened does not keep the others from service: see [`Store::failed`].
+    pub fn open(files: Arc<dyn Files>, clock: Arc<dyn Clock>, path: &Path, holder: &str) -> Result<Store> {
+        Store::open_accepting(files, clock, path, holder, &|_| Accept::default())
+    }
+
+    /// As [`Store::open`], with what somebody accepted for a volume of this name.
+    pub fn open_accepting(
+        files: Arc<dyn Files>,
+        clock: Arc<dyn Clock>,
+        path: &Path,
+        holder: &str,
+        accept: &dyn Fn(&str) -> Accept,
+    ) -> Result<Store> {
+        let manifest = match read_file(&*files, &path.join(STORE_FILE), MANIFEST_BYTES_MAX) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let context = format!("there is no store in {}", path.display());
+                return Err(Error::new(Kind::NotFound, context)
+                    .hint("`cdp create VOL --size 10G --store DIR` makes one"));
+            }
+            other => other.at(|| format!("reading {}", path.join(STORE_FILE).display()))?,
+        };
+        let known = Manifest::decode(&manifest).filter(|m| m.kind == STORE_KIND && m.version == VERSION);
+        if known.is_none() {
+            let context = format!("{} is damaged or of a newer version", path.join(STORE_FILE).display());
+            return Err(Error::new(Kind::Damaged, context));
+        }
+        let lock_path = path.join(LOCK_FILE);
+        let lock = match files.lock(&lock_path, holder) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                let context = format!("the store {} is in use by {}", path.display(), error);
+                return Err(Error::new(Kind::Busy, context)
+                    .hint("stop that process, or talk to it: commands find its control socket by --store"));
+            }
+            other => other.at(|| format!("locking {}", lock_path.display()))?,
+        };
+        let shared = Shared {
+            files: files.clone(),
+            clock: Arc::new(StoreClock::new(clock, Timestamp(0))),
+            pages: PageCache::new(PAGE_CACHE_BYTES),
+        };
+        let store = Store {
+            path: path.to_owned(),
+            shared,
+            volumes: Mutex::new(BTreeMap::new()),
+            failed: Mutex::new(BTreeMap::new()),
+            groups: Mutex::new(read_groups(&*files, path)?),
+            _lock: lock,
+        };
+        store.open_volumes(accept)?;
+        store.empty_trash()?;
+        Ok(store)
+    }
+
+    fn open_volumes(&self, accept: &dyn Fn(&str) -> Accept) -> Result<()> {
+        let dir = self.path.join(VOLUMES_DIR);
+        let entries = self.shared.files.list(&dir).at(|| format!("listing {}", dir.display()))?;
+        for entry in entries.into_iter().filter(|entry| entry.is_dir) {
+            let volume_dir = dir.join(&entry.name);
+            if entry.name.starts_with(UNFINISHED_PREFIX) {
+                self.shared
+                    .files
+                    .remove_dir_all(&volume_dir)
+                    .at(|| format!("removing {}", volume_dir.display()))?;
+                continue;
+            }
+            match open(&self.shared, &volume_dir, accept(&entry.name)) {
+                Ok(volume) => {
+                    self.volumes.lock().expect("no panics under this lock").insert(entry.name, volume);
+                }
+                Err(error) => {
+                    self.failed.lock().expect("no panics under this lock").insert(entry.name, error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Where it stands.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The files it uses.
+    pub fn files(&self) -> &Arc<dyn Files> {
+        &self.shared.files
+    }
+
+    /// Its one clock.
+    pub fn clock(&self) -> &Arc<StoreClock> {
+        &self.shared.clock
+    }
+
+    /// Directory for nameless files.
+    pub fn tmp_dir(&self) -> PathBuf {
+        self.path.join(TMP_DIR)
+    }
+
+    /// All volumes that could be opened, by name.
+    pub fn volumes(&self) -> Vec<Arc<Volume>> {
+        self.volumes.lock().expect("no panics under this lock").values().cloned().collect()
+    }
+
+    /// Volumes that could not be opened at all, and why.
+    pub fn failed(&self) -> Vec<(String, Error)> {
+        let failed = self.failed.lock().expect("no panics under this lock");
+        failed.iter().map(|(name, error)| (name.clone(), error.duplicate())).collect()
+    }
+
+    /// The volume with this name.
+    pub fn volume(&self, name: &str) -> Result<Arc<Volume>> {
+        if let Some(volume) = self.volumes.lock().expect("no panics under this lock").get(name) {
+            return Ok(volume.clone());
+        }
+        if let Some(error) = self.failed.lock().expect("no panics under this lock").get(name) {
+            return Err(error.duplicate());
+        }
+        let names: Vec<String> = self.volumes().iter().map(|volume| volume.name().to_owned()).collect();
+        let hint = if names.is_empty() {
+            "the store has no volumes yet".to_owned()
+        } else {
+            format!("the store has {}", names.join(", "))
+        };
+        Err(Error::new(Kind::NotFound, format!("there is no volume {name:?}")).hint(hint))
+    }
+
+    /// Makes a volume. `fill` may put a base under it before anybody sees it.
+    ///
+    /// Legal states after a crash: no volume (an unfinished directory is removed at the next opening) or the
+    /// whole one.
+    pub fn create_volume(
+        &self,
+        name: &str,
+        options: &CreateOptions,
+        fill: Option<&mut FillBase<'_>>,
+    ) -> Result<Arc<Volume>> {
+        validate_volume_name(name)?;
+        check_options(options)?;
+        if self.groups.lock().expect("no panics under this lock").contains_key(name) {
+            return Err(Error::new(Kind::Exists, format!("there is a group named {name:?}")));
+        }
+        let files = &*self.shared.files;
+        let volumes_dir = self.path.join(VOLUMES_DIR);
+        let dir = volumes_dir.join(name);
+        if files.list(&dir).is_ok() {
+            return Err(Error::new(Kind::Exists, format!("there is a volume {name:?} already")));
+        }
+        let id = VolumeId(self.shared.clock.random());
+        let identity = Identity {
+            name: name.to_owned(),
+            id,
+            size_bytes: options.size_bytes,
+            created: self.shared.clock.take(1),
+            segment_bytes: options.segment_bytes,
+            journal_cap_bytes: options.journal_cap_bytes,
+            marker_interval_ns: options.marker_interval_ns,
+        };
+        let fresh = volumes_dir.join(format!("{UNFINISHED_PREFIX}{id}"));
+        let made = files.create_dir(&fresh).at(|| format!("making {}", fresh.display())).and_then(|()| {
+            if let Some(fill) = fill {
+                let mut base = BaseWriter::new(self.shared.files.clone(), &fresh, id, options.size_bytes);
+                fill(&mut base)?;
+                base.finish()?;
+            }
+            create(&self.shared, &fresh, &identity)?;
+            files
+                .rename(&fresh, &dir)
+                .and_then(|()| files.sync_dir(&volumes_dir))
+                .at(|| format!("naming {}", dir.display()))
+        });
+        if let Err(error) = made {
+            // The next opening removes what is left.
+            let _ = files.remove_dir_all(&fresh);
+            return Err(error);
+        }
+        let volume = open(&self.shared, &dir, Accept::default())?;
+        self.volumes.lock().expect("no panics under this lock").insert(name.to_owned(), volume.clone());
+        Ok(volume)
+    }
+
+    /// Closes a volume and moves it to the trash, where it stays for [`TRASH_NS`].
+    pub fn delete_volume(&self, name: &str) -> Result<()> {
+        let files = &*self.shared.files;
+        let dir = self.path.join(VOLUMES_DIR).join(name);
+        let volume = self.volumes.lock().expect("no panics under this lock").remove(name);
+        match volume {
+            Some(volume) => volume.close()?,
+            None if self.failed.lock().expect("no panics under this lock").remove(name).is_some() => {}
+            None => return self.volume(name).map(drop),
+        }
+        let deleted = self.shared.clock.take(1);
+        let trash = self.path.join(TRASH_DIR);
+        let to = trash.join(format!("{name}.{}", deleted.0));
+        files
+            .rename(&dir, &to)
+            .and_then(|()| files.sync_dir(&trash))
+            .and_then(|()| files.sync_dir(&self.path.join(VOLUMES_DIR)))
+            .at(|| format!("moving {} to the trash", dir.display()))
+    }
+
+    /// What is in the trash, newest first.
+    pub fn trash(&self) -> Result<Vec<Trashed>> {
+        let dir = self.path.join(TRASH_DIR);
+        let entries = self.shared.files.list(&dir).at(|| format!("listing {}", dir.display()))?;
+        let mut trashed: Vec<Trashed> = entries
+            .into_iter()
+            .filter_map(|entry| {
+                let (name, deleted) = entry.name.rsplit_once('.')?;
+                let deleted = Timestamp(deleted.parse().ok()?);
+                Some(Trashed { name: name.to_owned(), deleted, dir: entry.name.clone() })
+            })
+            .collect();
+        trashed.sort_by_key(|trashed| std::cmp::Reverse(trashed.deleted));
+        Ok(trashed)
+    }
+
+    /// Brings the newest deleted volume of this name back.
+    pub fn undelete_volume(&self, name: &str) -> Result<Arc<Volume>> {
+        let files = &*self.shared.files;
+        let to = self.path.join(VOLUMES_DIR).join(name);
+        if files.list(&to).is_ok() {
+            return Err(Error::new(Kind::Exists, format!("there is a volume {name:?} already"))
+                .hint("delete it first, then undelete brings back the older one by its age"));
+        }
+        let trashed = self
+            .trash()?
+            .into_iter()
+            .find(|trashed| trashed.name == name)
+            .ok_or_else(|| Error::new(Kind::NotFound, format!("there is no deleted volume {name:?}")))?;
+        let trash = self.path.join(TRASH_DIR);
+        files
+            .rename(&trash.join(&trashed.dir), &to)
+            .and_then(|()| files.sync_dir(&self.path.join(VOLUMES_DIR)))
+            .and_then(|()| files.sync_dir(&trash))
+            .at(|| format!("bringing {} back", to.display()))?;
+        let volume = open(&self.shared, &to, Accept::default())?;
+        self.volumes.lock().expect("no panics under this lock").insert(name.to_owned(), volume.clone());
+        Ok(volume)
+    }
+
+    /// Removes for good what was deleted longer ago than [`TRASH_NS`].
+    pub fn empty_trash(&self) -> Result<()> {
+        let now = self.shared.clock.now();
+        for trashed in self.trash()? {
+            if now.0.saturating_sub(trashed.deleted.0) > TRASH_NS {
+                let dir = self.path.join(TRASH_DIR).join(&trashed.dir);
+                self.shared.files.remove_dir_all(&dir).at(|| format!("removing {}", dir.display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Changes a volume's journal cap; it holds from the next opening of the store on.
+    pub fn set_journal_cap(&self, name: &str, cap_bytes: Option<u64>) -> Result<()> {
+        let dir = self.path.join(VOLUMES_DIR).join(name);
+        let identity = read_manifest(&self.shared, &dir)?;
+        write_manifest(&self.shared, &dir, &Identity { journal_cap_bytes: cap_bytes, ..identity })
+    }
+
+    /// The groups and their members.
+    pub fn groups(&self) -> BTreeMap<String, Vec<String>> {
+        self.groups.lock().expect("no panics under this lock").clone()
+    }
+
+    /// Makes a group of volumes, or adds volumes to one.
+    pub fn add_to_group(&self, group: &str, members: &[String], create: bool) -> Result<()> {
+        validate_volume_name(group)?;
+        for member in members {
+            self.volume(member)?;
+        }
+        let mut groups = self.groups.lock().expect("no panics under this lock");
+        let mut changed = groups.clone();
+        match (create, changed.contains_key(group)) {
+            (true, true) => {
+                return Err(Error::new(Kind::Exists, format!("there is a group {group:?} already")));
+            }
+            (false, false) => return Err(no_group(group)),
+            (true, false) if self.volumes.lock().expect("no panics under this lock").contains_key(group) => {
+                return Err(Error::new(Kind::Exists, format!("there is a volume named {group:?}")));
+            }
+            _ => {}
+        }
+        let list = changed.entry(group.to_owned()).or_default();
+        for member in members {
+            if !list.contains(member) {
+                list.push(member.clone());
+            }
+        }
+        write_groups(&*self.shared.files, &self.path, &changed)?;
+        *groups = changed;
+        Ok(())
+    }
+
+    /// The volumes that a name stands for: a group's members in rising order of their ids, or one volume.
+    pub fn members(&self, name: &str) -> Result<Vec<Arc<Volume>>> {
+        let members = self.groups.lock().expect("no panics under this lock").get(name).cloned();
+        let mut volumes = match members {
+            Some(members) => members.iter().map(|member| self.volume(member)).collect::<Result<Vec<_>>>()?,
+            None => vec![self.volume(name)?],
+        };
+        volumes.sort_by_key(|volume| volume.identity().id);
+        Ok(volumes)
+    }
+
+    /// Sets a marker on a volume or, at one instant, on all members of a group.
+    pub fn mark(&self, name: &str, marker: &MarkerPayload) -> Result<Vec<(Arc<Volume>, Lsn, Timestamp)>> {
+        validate_marker_name(&marker.name)?;
+        let volumes = self.members(name)?;
+        let marker = MarkerPayload {
+            group: if volumes.len() > 1 { self.shared.clock.random() } else { 0 },
+            ..marker.clone()
+        };
+        let marked = Volume::mark_group(&volumes, &marker)?;
+        Ok(volumes.into_iter().zip(marked).map(|(volume, (lsn, at))| (volume, lsn, at)).collect())
+    }
+
+    /// The quick duties of all volumes, and the look for clock steps. Gives the errors that occurred.
+    pub fn tick(&self) -> Vec<Error> {
+        let mut errors = Vec::new();
+        let volumes = self.volumes();
+        if let Some(step) = self.shared.clock.look_for_step() {
+            errors.extend(volumes.iter().filter_map(|volume| volume.note_clock_step(step).err()));
+        }
+        errors.extend(volumes.iter().filter_map(|volume| volume.tick().err()));
+        errors
+    }
+
+    /// The slow duties of all volumes. Gives the errors that occurred.
+    pub fn maintain(&self) -> Vec<Error> {
+        self.volumes().iter().filter_map(|volume| volume.maintain().err()).collect()
+    }
+
+    /// Ends service: every volume is synced, sealed and marked.
+    pub fn close(&self) -> Result<()> {
+        let outcomes: Vec<Result<()>> = self.volumes().iter().map(|volume| volume.close()).collect();
+        outcomes.into_iter().collect()
+    }
+}
+
+fn no_group(group: &str) -> Error {
+    Error::new(Kind::NotFound, format!("there is no group {group:?}"))
+        .hint(format!("`cdp group create {group} VOL…` makes one"))
+}
+
+fn make_dir(files: &dyn Files, path: &Path) -> std::io::Result<()> {
+    match files.create_dir(path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+        other => other?,
+    }
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => files.sync_dir(parent),
+        _ => files.sync_dir(Path::new(".")),
+    }
+}
+
+fn check_options(options: &CreateOptions) -> Result<()> {
+    let size = options.size_bytes;
+    if !(VOLUME_BYTES_MIN..=VOLUME_BYTES_MAX).contains(&size) || !size.is_multiple_of(512) {
+        let context = format!(
+            "a size of {size} bytes; it must be a multiple of 512 between {VOLUME_BYTES_MIN} (1 MiB) and {VOLUME_BYTES_MAX} (64 TiB)"
+        );
+        return Err(Error::new(Kind::Invalid, context));
+    }
+    Ok(())
+}
+
+fn read_groups(files: &dyn Files, path: &Path) -> Result<BTreeMap<String, Vec<String>>> {
+    let path = path.join(GROUPS_FILE);
+    let bytes = match read_file(files, &path, MANIFEST_BYTES_MAX) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        other => other.at(|| format!("reading {}", path.display()))?,
+    };
+    let manifest = Manifest::decode(&bytes).filter(|m| m.kind == GROUPS_KIND && m.version == VERSION);
+    let manifest = manifest.ok_or_else(|| {
+        Error::new(Kind::Damaged, format!("{} is damaged or of a newer version", path.display()))
+            .hint("remove it and make the groups again; the volumes are not touched")
+    })?;
+    // Names hold no slash, so it separates them.
+    let mut groups = BTreeMap::new();
+    for line in manifest.values.values() {
+        let mut names = line.split('/').map(str::to_owned);
+        groups.insert(names.next().unwrap_or_default(), names.collect());
+    }
+    Ok(groups)
+}
+
+fn write_groups(files: &dyn Files, path: &Path, groups: &BTreeMap<String, Vec<String>>) -> Result<()> {
+    let mut manifest = Manifest::new(GROUPS_KIND, VERSION);
+    for (number, (group, members)) in groups.iter().enumerate() {
+        let names: Vec<&str> =
+            std::iter::once(group.as_str()).chain(members.iter().map(String::as_str)).collect();
+        manifest.set(&format!("group.{number:06}"), names.join("/"));
+    }
+    let path = path.join(GROUPS_FILE);
+    replace_file(files, &path, &manifest.encode()).at(|| format!("writing {}", path.display()))
+}

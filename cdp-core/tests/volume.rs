@@ -1,0 +1,161 @@
+//! A volume as its users meet it: written, read back, looked at in the past, killed and opened again.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use cdp_core::device::{Change, Content, Device, Read};
+use cdp_core::history::point::Timeline;
+use cdp_core::ids::*;
+use cdp_core::io::sim::{SimClock, SimDisk};
+use cdp_core::store::{CreateOptions, Store};
+use cdp_core::view::View;
+use cdp_core::volume::{Health, Volume};
+
+const STORE: &str = "/store";
+
+fn options() -> CreateOptions {
+    CreateOptions { segment_bytes: 256 << 10, ..CreateOptions::new(1 << 20) }
+}
+
+fn create(disk: &SimDisk, clock: &SimClock) -> Store {
+    Store::create(disk, clock, Path::new(STORE)).unwrap();
+    let store = open(disk, clock);
+    store.create_volume("disk", &options(), None).unwrap();
+    store
+}
+
+fn open(disk: &SimDisk, clock: &SimClock) -> Store {
+    Store::open(Arc::new(disk.clone()), Arc::new(clock.clone()), Path::new(STORE), "a test").unwrap()
+}
+
+fn write(volume: &dyn Device, offset: u64, data: &[u8]) -> Lsn {
+    let mut results = Vec::new();
+    volume.apply(SessionId(1), &[Change::Write { offset, data }], &mut results);
+    results.pop().unwrap().unwrap()
+}
+
+fn read(device: &dyn Device, offset: u64, len: usize) -> Vec<u8> {
+    let mut buffer = vec![0xee; len];
+    let mut reads = [Read { offset, buffer: &mut buffer, result: Ok(()) }];
+    device.read(&mut reads);
+    std::mem::replace(&mut reads[0].result, Ok(())).unwrap();
+    buffer
+}
+
+fn view(volume: &Arc<Volume>, lsn: u64) -> View {
+    View::new(volume.clone(), Lsn(lsn))
+}
+
+/// Whoever overwrites a file must find the old one in the past, bytes of any alignment included.
+#[test]
+fn every_write_can_be_looked_at() {
+    let (disk, clock) = (SimDisk::new(1), SimClock::new(1));
+    let store = create(&disk, &clock);
+    let volume = store.volume("disk").unwrap();
+    write(&*volume, 0, &[1; 8192]);
+    write(&*volume, 4000, &[2; 200]);
+    write(&*volume, 1, &[3; 3]);
+    write(&*volume, 0, &[0; 4096]);
+    let mut results = Vec::new();
+    volume.apply(SessionId(1), &[Change::Trim { offset: 10, len: 8000 }], &mut results);
+    assert_eq!(results.pop().unwrap().unwrap(), Lsn(5));
+
+    let mut model = vec![0; 8192];
+    assert_eq!(read(&view(&volume, 0), 0, 8192), model);
+    model.fill(1);
+    assert_eq!(read(&view(&volume, 1), 0, 8192), model);
+    model[4000..4200].fill(2);
+    assert_eq!(read(&view(&volume, 2), 0, 8192), model);
+    model[1..4].fill(3);
+    assert_eq!(read(&view(&volume, 3), 0, 8192), model);
+    model[..4096].fill(0);
+    assert_eq!(read(&view(&volume, 4), 0, 8192), model);
+    model[10..8010].fill(0);
+    assert_eq!(read(&view(&volume, 5), 0, 8192), model);
+    assert_eq!(read(&*volume, 0, 8192), model);
+    assert_eq!(read(&*volume, 4090, 20), model[4090..4110]);
+    let stretches = volume.extents(0, 1 << 20, 10).unwrap();
+    assert_eq!(stretches.iter().map(|s| s.len).sum::<u64>(), 1 << 20);
+    assert_eq!(stretches.last().unwrap().content, Content::Hole);
+}
+
+/// A process that dies loses nothing it acknowledged; one that stops cleanly neither; over many segments.
+#[test]
+fn everything_is_there_after_a_restart() {
+    for clean in [true, false] {
+        let (mut disk, clock) = (SimDisk::new(2), SimClock::new(2));
+        let mut store = create(&disk, &clock);
+        let mut history: Vec<(Lsn, Vec<u8>)> = vec![(Lsn::ZERO, vec![0; 1 << 20])];
+        for round in 0..6u64 {
+            let volume = store.volume("disk").unwrap();
+            assert_eq!(volume.health(), Health::Good, "{:?}", volume.notes());
+            for number in 0..60u64 {
+                clock.advance(1_000_000);
+                let offset = (round * 7919 + number * 104_729) % ((1 << 20) - 20_000);
+                let data = vec![(round * 60 + number) as u8 | 1; (number * 331) as usize % 19_000 + 1];
+                let mut state = history.last().unwrap().1.clone();
+                state[offset as usize..offset as usize + data.len()].copy_from_slice(&data);
+                let lsn = write(&*volume, offset, &data);
+                history.push((lsn, state));
+                if number % 16 == 0 {
+                    volume.flush().unwrap();
+                    volume.maintain().unwrap();
+                }
+            }
+            for (lsn, state) in history.iter().step_by(23) {
+                assert_eq!(read(&view(&volume, lsn.0), 0, 1 << 20), *state, "round {round} {lsn:?}");
+            }
+            if clean {
+                store.close().unwrap();
+            }
+            drop(volume);
+            drop(store);
+            disk = disk.crash_process();
+            store = open(&disk, &clock);
+            let volume = store.volume("disk").unwrap();
+            assert_eq!(volume.tip_lsn(), history.last().unwrap().0, "{:?}", volume.notes());
+            assert_eq!(read(&*volume, 0, 1 << 20), history.last().unwrap().1);
+        }
+        let volume = store.volume("disk").unwrap();
+        for (lsn, state) in &history {
+            assert_eq!(read(&view(&volume, lsn.0), 0, 1 << 20), *state, "{lsn:?}");
+            let at = volume.timestamp_of(*lsn).unwrap();
+            assert_eq!(volume.lsn_at(at).unwrap(), *lsn);
+            if lsn.0 > 0 {
+                assert_eq!(volume.lsn_at(Timestamp(at.0 - 1)).unwrap(), lsn.previous());
+            }
+        }
+    }
+}
+
+/// Power goes: what was flushed is there, and the disk shows one of the states it went through.
+#[test]
+fn flushed_writes_survive_power_loss() {
+    for seed in 0..200 {
+        let (disk, clock) = (SimDisk::new(seed), SimClock::new(seed));
+        let store = create(&disk, &clock);
+        let volume = store.volume("disk").unwrap();
+        let mut states = vec![vec![0u8; 1 << 20]];
+        let mut flushed = 0;
+        for number in 0..40u64 {
+            let offset = (seed * 7919 + number * 104_729) % ((1 << 20) - 20_000);
+            let data = vec![number as u8 + 1; (number * 331) as usize % 19_000 + 1];
+            let mut state = states.last().unwrap().clone();
+            state[offset as usize..offset as usize + data.len()].copy_from_slice(&data);
+            write(&*volume, offset, &data);
+            states.push(state);
+            if (number + seed) % 7 == 0 {
+                volume.flush().unwrap();
+                flushed = number + 1;
+            }
+        }
+        drop((volume, store));
+        let disk = disk.crash_power(seed);
+        let store = open(&disk, &clock);
+        let volume = store.volume("disk").unwrap();
+        assert_eq!(volume.health(), Health::Good, "seed {seed}: {:?}", volume.notes());
+        let tip = volume.tip_lsn().0;
+        assert!(tip >= flushed, "seed {seed}: {tip} < {flushed}");
+        assert_eq!(read(&*volume, 0, 1 << 20), states[tip as usize], "seed {seed}");
+    }
+}
