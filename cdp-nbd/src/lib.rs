@@ -1,1 +1,23 @@
-//! An NBD server for time-addressed block devices.
+//! The NBD server of `cdp`: newstyle fixed, simple and structured replies, extended headers, block status.
+//!
+//! Two pure machines turn bytes into meaning: [`handshake`] and [`request`]; [`round`] carries requests out on a
+//! [`cdp_core::device::Device`] and lays out the replies. None of them knows a socket or a clock. Around them
+//! `connection` gives every client a thread of its own, and [`server`] owns listeners and connections.
+
+pub mod budget;
+mod connection;
+pub mod exports;
+pub mod handshake;
+pub mod limits;
+pub mod listen;
+pub mod option;
+pub mod proto;
+pub mod reply;
+pub mod request;
+pub mod round;
+pub mod server;
+pub mod stats;
+mod wire;
+
+pub use exports::{ExportInfo, ExportSummary, Exports, OpenExport, Peer};
+pub use server::{ClientInfo, Server};
