@@ -177,6 +177,30 @@ fn a_write_costs_at_most_30_bytes() {
     assert!(disk.reads_of(PATH).reads < 30, "{:?}", disk.reads_of(PATH));
 }
 
+/// A client that asks for the status of the whole disk bit by bit must get each bit at its price.
+#[test]
+fn a_bounded_question_reads_little() {
+    let disk = disk_with_run(40_000);
+    let run = Run::open(&disk, path(), &PageCache::new(1 << 20)).unwrap();
+    let pages = disk.contents(PATH).unwrap().len() / PAGE_BYTES;
+    assert!(pages > 150, "{pages} pages");
+    disk.reset_reads();
+    let mut search = Search::bounded(Extent::new(0, TOP), 8);
+    run.resolve(&Visible::through(Lsn::MAX), &mut search).unwrap();
+    search.finish();
+    assert!(search.extent().blocks >= 1 && search.extent().end() < 100, "{search:?}");
+    assert!((1..=9).contains(&search.found().len()), "{search:?}");
+    let reads = disk.reads_of(PATH).reads;
+    assert!(reads <= 30, "{reads} pages read for 8 versions");
+    // What a trim of everything hides is no part of the answer.
+    let mut live = live(40_000);
+    live.insert_record(Lsn(101 + 40_000), Timestamp(u64::MAX));
+    live.insert_range(Lsn(101 + 40_000), Extent::new(0, TOP), true);
+    let mut search = Search::new(Extent::new(0, TOP));
+    live.resolve(&Visible::through(Lsn::MAX), &mut search);
+    assert_eq!(search.found().len(), 1, "one stretch, whatever lies under it");
+}
+
 /// Rot in any byte: the run is refused, or the question that meets it is; no answer is ever another one.
 #[test]
 fn a_flipped_byte_anywhere_is_found() {
