@@ -5,6 +5,7 @@
 //! through [`io::Files`] and [`io::Clock`], so that a simulated disk and clock drive the same code.
 
 pub mod base;
+pub mod catalog;
 pub mod device;
 pub mod error;
 pub mod format;

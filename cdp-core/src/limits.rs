@@ -26,6 +26,9 @@ pub const UNSYNCED_BYTES_MAX: u64 = 64 << 20;
 /// narrows what recovery may take for a crash's tail; flushes do not wait for it.
 pub const MARK_INTERVAL_NS: u64 = 1_000_000_000;
 
+/// Memory for the index of the open segment, in bytes: when it is used up, the next segment is begun.
+pub const LIVE_BYTES_MAX: usize = 64 << 20;
+
 /// Memory for pages of index runs, for the whole store, in bytes.
 pub const PAGE_CACHE_BYTES: usize = 32 << 20;
 

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use crate::base::BaseWriter;
+use crate::catalog::Catalog;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::format::marker::MarkerPayload;
@@ -115,18 +116,20 @@ impl Store {
         made.at(|| format!("making a store in {}", path.display()))
     }
 
-    /// Opens a store and all its volumes. `holder` is what another process reads when it finds the store
+    /// Opens a store and all its volumes, without a catalog. `holder` is what another process reads when it finds the store
     /// taken. A volume that cannot be opened does not keep the others from service: see [`Store::failed`].
     pub fn open(files: Arc<dyn Files>, clock: Arc<dyn Clock>, path: &Path, holder: &str) -> Result<Store> {
-        Store::open_accepting(files, clock, path, holder, &|_| Accept::default())
+        Store::open_with(files, clock, path, holder, &|_| Catalog::none(), &|_| Accept::default())
     }
 
-    /// As [`Store::open`], with what somebody accepted for a volume of this name.
-    pub fn open_accepting(
+    /// As [`Store::open`], with a catalog (opened once the store is locked) and with what somebody accepted
+    /// for a volume of this name.
+    pub fn open_with(
         files: Arc<dyn Files>,
         clock: Arc<dyn Clock>,
         path: &Path,
         holder: &str,
+        catalog: &dyn Fn(&Path) -> Catalog,
         accept: &dyn Fn(&str) -> Accept,
     ) -> Result<Store> {
         let manifest = match read_file(&*files, &path.join(STORE_FILE), MANIFEST_BYTES_MAX) {
@@ -155,6 +158,7 @@ impl Store {
             files: files.clone(),
             clock: Arc::new(StoreClock::new(clock, Timestamp(0))),
             pages: PageCache::new(PAGE_CACHE_BYTES),
+            catalog: Arc::new(catalog(path)),
         };
         let store = Store {
             path: path.to_owned(),

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::base::Base;
+use crate::catalog::Catalog;
 use crate::device::{Change, Device, Read, Stretch};
 use crate::error::{Error, Kind, Result};
 use crate::ids::*;
@@ -38,6 +39,8 @@ pub struct Shared {
     pub clock: Arc<StoreClock>,
     /// Pages of runs.
     pub pages: Arc<PageCache>,
+    /// Names of markers, as a cache.
+    pub catalog: Arc<Catalog>,
 }
 
 /// What never changes while a volume is open.

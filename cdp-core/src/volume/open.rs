@@ -15,7 +15,7 @@ use crate::format::record::Chain;
 use crate::format::segment::run_file_name;
 use crate::ids::*;
 use crate::index::Run;
-use crate::io::{read_file, replace_file};
+use crate::io::{Files, read_file, replace_file};
 use crate::journal::append::{Appender, Position};
 use crate::journal::commit::Commit;
 use crate::journal::mark::MarkFile;
@@ -28,6 +28,7 @@ use crate::journal::verdict::Verdict;
 /// Name of a volume's manifest in its directory.
 pub const MANIFEST_FILE: &str = "volume";
 const MANIFEST_KIND: &str = "cdp-volume";
+const COPY_STEP_BYTES: u64 = 64 << 10;
 const MANIFEST_VERSION: u32 = 1;
 
 /// What somebody accepted when opening a volume that was refused before.
@@ -245,9 +246,6 @@ fn put_away(
     incarnation: Incarnation,
 ) -> Result<()> {
     let files = &*shared.files;
-    if recovered.dead.is_empty() {
-        return Ok(());
-    }
     if !accept.loss && !accept.mark_loss {
         for path in &recovered.dead {
             // A file that stays costs space only; the next opening tries again.
@@ -257,6 +255,11 @@ fn put_away(
     }
     let aside = dir.join(format!("lost-{incarnation}"));
     let moved = files.create_dir(&aside).and_then(|()| {
+        // What follows the cut in the last segment that stays will go one day: keep a copy of that file.
+        if let Some(last) = recovered.stream.last() {
+            let path = &last.segment.path;
+            copy_file(files, &last.segment, &aside.join(path.file_name().unwrap_or_default()))?;
+        }
         for path in &recovered.dead {
             files.rename(path, &aside.join(path.file_name().unwrap_or_default()))?;
         }
@@ -264,6 +267,22 @@ fn put_away(
         files.sync_dir(dir)
     });
     moved.at(|| format!("keeping old files in {}", aside.display()))
+}
+
+fn copy_file(files: &dyn Files, segment: &Segment, to: &Path) -> std::io::Result<()> {
+    let copy = files.create(to)?;
+    let bytes = segment.file.len()?;
+    let mut buffer = vec![0; COPY_STEP_BYTES as usize];
+    let mut at = 0;
+    while at < bytes {
+        let step = (bytes - at).min(COPY_STEP_BYTES) as usize;
+        // What cannot be read stays a hole in the copy.
+        if segment.file.read_at(at, &mut buffer[..step]).is_ok() {
+            copy.write_at(at, &[std::io::IoSlice::new(&buffer[..step])])?;
+        }
+        at += step as u64;
+    }
+    copy.sync()
 }
 
 fn append_tail(

@@ -116,6 +116,14 @@ impl Part {
         }
     }
 
+    /// About how much memory its lookup structure takes, in bytes.
+    pub fn memory_bytes(&self) -> usize {
+        match &self.index {
+            PartIndex::Live(live) => live.read().expect("no panics under this lock").live.memory_bytes(),
+            PartIndex::Run(run) => run.memory_bytes(),
+        }
+    }
+
     /// Answers what it can of a search.
     pub fn resolve(&self, visible: &Visible, search: &mut Search) -> Result<()> {
         match &self.index {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::parts::{Part, part_of};
 use super::{Health, Volume};
+use crate::catalog::{CatalogName, Complete};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::marker::{MarkerClass, MarkerPayload};
 use crate::format::record::{RecordHeader, RecordKind};
@@ -34,8 +35,12 @@ struct Named {
 
 impl Names {
     fn insert(&mut self, lsn: Lsn, at: Timestamp, marker: &MarkerPayload) {
-        self.by_name.entry(marker.name.clone()).or_default().push(lsn);
-        self.by_lsn.insert(lsn, Named { name: marker.name.clone(), at, class: marker.class });
+        self.insert_known(lsn, at, marker.name.clone(), marker.class);
+    }
+
+    fn insert_known(&mut self, lsn: Lsn, at: Timestamp, name: String, class: MarkerClass) {
+        self.by_name.entry(name.clone()).or_default().push(lsn);
+        self.by_lsn.insert(lsn, Named { name, at, class });
     }
 
     fn marker_at(&self, lsn: Lsn) -> Option<MarkerAt> {
@@ -85,6 +90,17 @@ pub enum EventKind {
     },
     /// Of a kind that this version does not show in detail.
     Other(RecordKind),
+}
+
+/// The end of a sealed part, as the catalog names it.
+fn complete_through(part: &Part) -> Option<Complete> {
+    let frozen = part.frozen.get()?;
+    frozen.seal_hash?;
+    Some(Complete { segment: part.segment.header.id, lsn: frozen.last.lsn, chain: frozen.last.chain })
+}
+
+fn class_from(number: u8) -> MarkerClass {
+    if number == MarkerClass::Application as u8 { MarkerClass::Application } else { MarkerClass::Manual }
 }
 
 /// The class that a marker's record carries in its flags.
@@ -168,9 +184,20 @@ impl Volume {
         Ok(())
     }
 
+    /// Learns the names: from the catalog as far as it can be believed, the rest from the journal.
     pub(super) fn load_names(&self) -> Result<()> {
         let mut names = Names::default();
-        for part in self.parts.list().iter() {
+        let parts = self.parts.list();
+        let mut known = Lsn::ZERO;
+        if let Some((complete, rows)) = self.shared.catalog.names(self.identity.id)
+            && parts.iter().any(|part| complete_through(part) == Some(complete))
+        {
+            known = complete.lsn;
+            for row in rows {
+                names.insert_known(row.lsn, row.at, row.name, class_from(row.class));
+            }
+        }
+        for part in parts.iter().filter(|part| part.last_lsn() > known) {
             for row in part.events()?.iter().filter(|row| row.flags > MarkerClass::Periodic as u8) {
                 if let Ok(EventKind::Marker(marker)) = self.event_kind(part, row) {
                     names.insert(row.lsn, row.timestamp, &marker);
@@ -178,7 +205,25 @@ impl Volume {
             }
         }
         *self.names.lock().expect("no panics under this lock") = names;
+        self.teach_catalog();
         Ok(())
+    }
+
+    /// Brings the catalog up to the newest sealed segment.
+    pub(super) fn teach_catalog(&self) {
+        let parts = self.parts.list();
+        let Some(complete) = parts.iter().rev().find_map(|part| complete_through(part)) else { return };
+        let rows: Vec<CatalogName> = {
+            let names = self.names.lock().expect("no panics under this lock");
+            let row = |(lsn, named): (&Lsn, &Named)| CatalogName {
+                lsn: *lsn,
+                at: named.at,
+                class: named.class as u8,
+                name: named.name.clone(),
+            };
+            names.by_lsn.iter().map(row).collect()
+        };
+        self.shared.catalog.learn(self.identity.id, complete, &rows);
     }
 
     fn event_kind(&self, part: &Part, row: &MarkerRow) -> Result<EventKind> {

@@ -104,10 +104,15 @@ impl Volume {
         if self.health() != Health::Good {
             return Ok(());
         }
+        let mut sealed = false;
         for part in self.parts.list().iter() {
             if part.frozen.get().is_some() && matches!(part.index, PartIndex::Live(_)) {
                 self.seal_part(part, false)?;
+                sealed = true;
             }
+        }
+        if sealed {
+            self.teach_catalog();
         }
         self.make_segment_ahead()?;
         self.refresh_mark()
@@ -212,6 +217,14 @@ impl Volume {
             frozen: OnceLock::from(frozen),
             index: PartIndex::Run(Box::new(self.write_run(part, frozen)?)),
         });
+        if !frozen.may_seal {
+            // What lies behind the cut was appended again elsewhere, synced and marked: only space is left.
+            let bytes = segment.file.len().at(place)?;
+            if bytes > frozen.end + BLOCK_BYTES {
+                segment.file.set_len(frozen.end).at(place)?;
+                self.journal_bytes.fetch_sub(bytes - frozen.end, Ordering::Relaxed);
+            }
+        }
         Ok(())
     }
 

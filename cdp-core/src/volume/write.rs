@@ -11,7 +11,7 @@ use crate::error::{Error, Kind, Result};
 use crate::format::record::{RecordKind, flags};
 use crate::ids::*;
 use crate::journal::append::{Appender, Draft};
-use crate::limits::{REQUEST_BYTES_MAX, UNSYNCED_BYTES_MAX};
+use crate::limits::{LIVE_BYTES_MAX, REQUEST_BYTES_MAX, UNSYNCED_BYTES_MAX};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 /// So often an edge block is read again because somebody changed it meanwhile, before it is read with
@@ -183,8 +183,11 @@ impl Volume {
             return (drafts.len(), Err(self.refuse_unless_writable().err().unwrap_or_else(closed)));
         };
         let (mut count, mut blocks) = appender.fitting(drafts);
-        if count == 0 {
-            if let Err(error) = self.roll(appender) {
+        let is_full = self.parts.list().last().is_some_and(|open| open.memory_bytes() > LIVE_BYTES_MAX);
+        if count == 0 || (is_full && self.roll_early(appender)) {
+            if count == 0
+                && let Err(error) = self.roll(appender)
+            {
                 return (1, Err(error));
             }
             (count, blocks) = appender.fitting(drafts);
@@ -209,6 +212,12 @@ impl Volume {
                 (count, Err(error))
             }
         }
+    }
+
+    /// Many small ranges can fill the memory for the open segment's index long before its space is full. If
+    /// there is no next segment to be had, memory has to give.
+    fn roll_early(&self, appender: &mut Appender) -> bool {
+        self.roll(appender).is_ok()
     }
 
     /// Reads see it from here on, and flushes cover it.

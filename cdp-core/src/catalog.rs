@@ -1,0 +1,205 @@
+//! The catalog: named markers by volume, in `sled`. A cache of what stands in the journal, so that opening a
+//! volume need not read its whole history for names. The only file that names `sled`.
+//!
+//! Nothing here is believed without a check: every value carries a CRC, and what is said of a volume counts
+//! only if the sealed segment it was complete through is there, with the same chain value. Any error, panic
+//! or mismatch moves the catalog aside and makes a fresh one; the names are then read from the journal.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use crate::format::bytes::{Cursor, crc32, put_text};
+use crate::format::record::Chain;
+use crate::ids::*;
+
+const DIR: &str = "catalog";
+/// `sled` takes a multiple of what it is told.
+const CACHE_BYTES: u64 = 4 << 20;
+const VERSION: u8 = 1;
+/// Keys: volume id, then this byte for the completeness value, or the next one and the LSN of a name.
+const KEY_COMPLETE: u8 = 0;
+const KEY_NAME: u8 = 1;
+
+/// Up to where the catalog knows the names of a volume: the end of a sealed segment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Complete {
+    /// The segment.
+    pub segment: SegmentId,
+    /// Its last record.
+    pub lsn: Lsn,
+    /// Chain value after that record.
+    pub chain: Chain,
+}
+
+/// A named marker.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CatalogName {
+    /// Its record.
+    pub lsn: Lsn,
+    /// When.
+    pub at: Timestamp,
+    /// Its class, as a number.
+    pub class: u8,
+    /// Its name.
+    pub name: String,
+}
+
+/// The opened catalog, or none: then every question is answered with "unknown".
+pub struct Catalog {
+    path: PathBuf,
+    db: Mutex<Option<sled::Db>>,
+}
+
+impl Catalog {
+    /// Opens the catalog in a store's directory, made anew if it cannot be used.
+    pub fn open(store: &Path) -> Catalog {
+        let path = store.join(DIR);
+        let catalog = Catalog { path, db: Mutex::new(None) };
+        let opened = open_db(&catalog.path).or_else(|| {
+            catalog.move_aside();
+            open_db(&catalog.path)
+        });
+        *catalog.lock() = opened;
+        catalog
+    }
+
+    /// A catalog that knows nothing and keeps nothing.
+    pub fn none() -> Catalog {
+        Catalog { path: PathBuf::new(), db: Mutex::new(None) }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<sled::Db>> {
+        // A panic inside sled is caught below; what it left is thrown away.
+        self.db.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// The broken files are kept for whoever wants to look at them; an older broken copy goes.
+    fn move_aside(&self) {
+        let aside = self.path.with_extension("broken");
+        let _ = std::fs::remove_dir_all(&aside);
+        let _ = std::fs::rename(&self.path, &aside);
+    }
+
+    fn guarded<T>(&self, work: impl FnOnce(&sled::Db) -> Option<T>) -> Option<T> {
+        let mut db = self.lock();
+        let open = db.as_ref()?;
+        let outcome = catch_unwind(AssertUnwindSafe(|| work(open))).ok().flatten();
+        if outcome.is_none() {
+            // Not usable: nobody asks it again, and the next opening starts with a fresh one.
+            let broken = db.take();
+            let _ = catch_unwind(AssertUnwindSafe(|| drop(broken)));
+            self.move_aside();
+        }
+        outcome
+    }
+
+    /// What is known of a volume's names.
+    pub fn names(&self, volume: VolumeId) -> Option<(Complete, Vec<CatalogName>)> {
+        self.guarded(|db| {
+            let Some(complete) = db.get(key(volume, KEY_COMPLETE, Lsn::ZERO)).ok()? else {
+                return Some(None);
+            };
+            let complete = decode_complete(&complete)?;
+            let mut names = Vec::new();
+            for row in db.scan_prefix(prefix(volume, KEY_NAME)) {
+                let (key, value) = row.ok()?;
+                let name = decode_name(&value)?;
+                if key.as_ref() != self::key(volume, KEY_NAME, name.lsn) {
+                    return None;
+                }
+                if name.lsn <= complete.lsn {
+                    names.push(name);
+                }
+            }
+            Some(Some((complete, names)))
+        })
+        .flatten()
+    }
+
+    /// Learns all names of a volume up to `complete`.
+    pub fn learn(&self, volume: VolumeId, complete: Complete, names: &[CatalogName]) {
+        self.guarded(|db| {
+            let mut batch = sled::Batch::default();
+            for row in db.scan_prefix(prefix(volume, KEY_NAME)) {
+                batch.remove(row.ok()?.0);
+            }
+            for name in names.iter().filter(|name| name.lsn <= complete.lsn) {
+                batch.insert(&key(volume, KEY_NAME, name.lsn)[..], encode_name(name));
+            }
+            batch.insert(&key(volume, KEY_COMPLETE, Lsn::ZERO)[..], encode_complete(complete));
+            db.apply_batch(batch).ok()
+        });
+    }
+}
+
+fn open_db(path: &Path) -> Option<sled::Db> {
+    catch_unwind(|| {
+        let config = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(Some(2000));
+        config.open().ok()
+    })
+    .ok()
+    .flatten()
+}
+
+fn prefix(volume: VolumeId, what: u8) -> [u8; 17] {
+    let mut prefix = [what; 17];
+    prefix[..16].copy_from_slice(&volume.0.to_be_bytes());
+    prefix
+}
+
+fn key(volume: VolumeId, what: u8, lsn: Lsn) -> [u8; 25] {
+    let mut key = [0; 25];
+    key[..17].copy_from_slice(&prefix(volume, what));
+    key[17..].copy_from_slice(&lsn.0.to_be_bytes());
+    key
+}
+
+fn sealed(mut body: Vec<u8>) -> Vec<u8> {
+    let crc = crc32(&body);
+    body.extend_from_slice(&crc.to_le_bytes());
+    body
+}
+
+fn unsealed(value: &[u8]) -> Option<Cursor<'_>> {
+    let (body, crc) = value.split_last_chunk::<4>()?;
+    (crc32(body) == u32::from_le_bytes(*crc)).then_some(())?;
+    let mut cursor = Cursor::new(body);
+    (cursor.take(1)? == [VERSION]).then_some(cursor)
+}
+
+fn encode_complete(complete: Complete) -> Vec<u8> {
+    let mut body = vec![VERSION];
+    body.extend_from_slice(&complete.segment.0.to_le_bytes());
+    body.extend_from_slice(&complete.lsn.0.to_le_bytes());
+    body.extend_from_slice(&complete.chain.0);
+    sealed(body)
+}
+
+fn decode_complete(value: &[u8]) -> Option<Complete> {
+    let mut cursor = unsealed(value)?;
+    Some(Complete {
+        segment: SegmentId(cursor.u64()?),
+        lsn: Lsn(cursor.u64()?),
+        chain: Chain(cursor.take(16)?.try_into().ok()?),
+    })
+}
+
+fn encode_name(name: &CatalogName) -> Vec<u8> {
+    let mut body = vec![VERSION];
+    body.extend_from_slice(&name.lsn.0.to_le_bytes());
+    body.extend_from_slice(&name.at.0.to_le_bytes());
+    body.push(name.class);
+    put_text(&mut body, &name.name);
+    sealed(body)
+}
+
+fn decode_name(value: &[u8]) -> Option<CatalogName> {
+    let mut cursor = unsealed(value)?;
+    Some(CatalogName {
+        lsn: Lsn(cursor.u64()?),
+        at: Timestamp(cursor.u64()?),
+        class: *cursor.take(1)?.first()?,
+        name: cursor.text()?.to_owned(),
+    })
+}
