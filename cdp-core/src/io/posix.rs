@@ -30,7 +30,15 @@ pub struct Posix;
 #[derive(Debug)]
 struct PosixFile {
     inner: fs::File,
+    write_out: WriteOut,
 }
+
+/// Starts writing a range of a file out. The system call for it has no safe wrapper, so it is handed in by
+/// whoever has one.
+pub(super) type WriteOut = fn(&fs::File, u64, u64);
+
+/// POSIX_FADV_DONTNEED would start it too, but also waits for every processor and ages the pages: no hint is better.
+fn no_write_out(_file: &fs::File, _offset: u64, _len: u64) {}
 
 /// Holds the lock of a lock file.
 #[derive(Debug)]
@@ -57,19 +65,28 @@ fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> io::Result<T> {
     }
 }
 
+/// Opens an existing file.
+pub(super) fn open(path: &Path, writable: bool, write_out: WriteOut) -> io::Result<Arc<dyn File>> {
+    let inner = fs::OpenOptions::new().read(true).write(writable).open(path)?;
+    if inner.metadata()?.is_dir() {
+        return Err(io::Error::from(io::ErrorKind::IsADirectory));
+    }
+    Ok(Arc::new(PosixFile { inner, write_out }))
+}
+
+/// Makes a new file.
+pub(super) fn create(path: &Path, write_out: WriteOut) -> io::Result<Arc<dyn File>> {
+    let inner = fs::OpenOptions::new().read(true).write(true).create_new(true).mode(FILE_MODE).open(path)?;
+    Ok(Arc::new(PosixFile { inner, write_out }))
+}
+
 impl Files for Posix {
     fn open(&self, path: &Path, writable: bool) -> io::Result<Arc<dyn File>> {
-        let inner = fs::OpenOptions::new().read(true).write(writable).open(path)?;
-        if inner.metadata()?.is_dir() {
-            return Err(io::Error::from(io::ErrorKind::IsADirectory));
-        }
-        Ok(Arc::new(PosixFile { inner }))
+        open(path, writable, no_write_out)
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        let inner =
-            fs::OpenOptions::new().read(true).write(true).create_new(true).mode(FILE_MODE).open(path)?;
-        Ok(Arc::new(PosixFile { inner }))
+        create(path, no_write_out)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
@@ -209,9 +226,8 @@ impl File for PosixFile {
         }
     }
 
-    fn start_writeback(&self, _offset: u64, _len: u64) {
-        // sync_file_range has no safe wrapper; its nearest relative, POSIX_FADV_DONTNEED, also drops pages from
-        // the cache and waits for every processor.
+    fn start_writeback(&self, offset: u64, len: u64) {
+        (self.write_out)(&self.inner, offset, len);
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
@@ -279,7 +295,7 @@ mod tests {
         let inner = fs::OpenOptions::new().read(true).write(true).create_new(true).open(&path).unwrap();
         inner.write_all_at(b"kept", 70_000).unwrap();
         inner.set_len(100_000).unwrap();
-        let file = PosixFile { inner };
+        let file = PosixFile { inner, write_out: no_write_out };
         file.fill_holes(10, 300_000).unwrap();
         assert_eq!(file.len().unwrap(), 300_010);
         let mut all = vec![0; 300_010];

@@ -1,10 +1,12 @@
-//! The real implementation with gathered reads: many reads handed to the kernel at once through io_uring.
-//! The only file of the crate with `unsafe`.
+//! The real implementation with gathered reads: many reads handed to the kernel at once through io_uring, and
+//! write-out started early. The only file of the crate with `unsafe`.
 //!
 //! Everything else is [`super::posix`]: io_uring does not pay for single writes and syncs.
 
+use std::ffi::{c_int, c_uint};
+use std::fs;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,10 +14,11 @@ use std::time::Duration;
 use io_uring::{IoUring, opcode, types};
 use rustix::io::Errno;
 
-use super::posix::{Posix, read_one_by_one};
+use super::posix::{self, Posix, read_one_by_one};
 use super::{DirEntry, File, Files, GatheredRead, Lock, Space};
 
-/// Fewer reads than this are cheaper one by one.
+/// Fewer reads than this go one by one. Measured on ext4 on a virtio disk: two cold 4-KiB reads take 194 µs
+/// together and 262 µs one by one; from the cache, up to eight cost a few µs more together.
 const READS_MIN: usize = 2;
 /// The most reads one ring has in flight. Its completion queue holds twice as many, so it cannot overflow.
 const DEPTH_MAX: u32 = 128;
@@ -62,6 +65,28 @@ impl Uring {
         if rings.len() < RINGS_KEPT_MAX {
             rings.push(ring);
         }
+    }
+}
+
+/// A hint: what goes wrong is reported by the sync that follows.
+fn write_out(file: &fs::File, offset: u64, len: u64) {
+    let _ = start_writing_out(file, offset, len);
+}
+
+/// Asks the kernel to start writing a range out, and waits for nothing.
+fn start_writing_out(file: &fs::File, offset: u64, len: u64) -> io::Result<()> {
+    unsafe extern "C" {
+        /// In every C library that std uses on Linux.
+        fn sync_file_range(fd: c_int, offset: i64, len: i64, flags: c_uint) -> c_int;
+    }
+    const SYNC_FILE_RANGE_WRITE: c_uint = 2;
+    let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    };
+    // SAFETY: no pointers are passed, and the borrowed file keeps its descriptor open.
+    match unsafe { sync_file_range(file.as_raw_fd(), offset, len, SYNC_FILE_RANGE_WRITE) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 
@@ -231,11 +256,11 @@ fn land(flight: &mut Flight, read: &mut GatheredRead<'_>, result: i32) {
 
 impl Files for Uring {
     fn open(&self, path: &Path, writable: bool) -> io::Result<Arc<dyn File>> {
-        Posix.open(path, writable)
+        posix::open(path, writable, write_out)
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        Posix.create(path)
+        posix::create(path, write_out)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
@@ -299,5 +324,88 @@ impl Files for Uring {
 
     fn name(&self) -> &'static str {
         "io_uring"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file_of(content: &[u8]) -> (tempfile::TempDir, Arc<dyn File>) {
+        let directory = tempfile::tempdir().unwrap();
+        let file = Posix.create(&directory.path().join("file")).unwrap();
+        file.write_at(0, &[io::IoSlice::new(content)]).unwrap();
+        (directory, file)
+    }
+
+    fn flight(file: &Arc<dyn File>) -> Flight {
+        Flight { read: 0, fd: file.raw_fd().unwrap(), done: 0, attempts: 0, stage: Stage::InKernel }
+    }
+
+    /// The kernel may answer a read with less than was asked, or not at all for now: a view must still get every
+    /// byte, and a hard error must reach the client as one.
+    #[test]
+    fn completions_mean_what_the_kernel_says() {
+        let (_directory, file) = file_of(b"");
+        let mut buffer = [0; 10];
+        let mut read = GatheredRead { file: file.clone(), offset: 0, buffer: &mut buffer, result: Ok(()) };
+
+        let mut short = flight(&file);
+        land(&mut short, &mut read, 4);
+        assert_eq!((short.stage, short.done), (Stage::Ready, 4));
+        land(&mut short, &mut read, 6);
+        assert_eq!((short.stage, short.done), (Stage::Landed, 10));
+        assert!(read.result.is_ok());
+
+        for errno in [Errno::INTR, Errno::AGAIN, Errno::CANCELED] {
+            let mut undone = flight(&file);
+            land(&mut undone, &mut read, -errno.raw_os_error());
+            assert_eq!(undone.stage, Stage::Ready);
+            for _ in 1..ATTEMPTS_MAX {
+                land(&mut undone, &mut read, -errno.raw_os_error());
+            }
+            assert_eq!(undone.stage, Stage::Plain, "{errno} for ever must not become a loop");
+            assert!(read.result.is_ok());
+        }
+
+        let mut ended = flight(&file);
+        land(&mut ended, &mut read, 0);
+        assert_eq!(ended.stage, Stage::Landed);
+        assert_eq!(read.result.as_ref().unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+
+        let mut failed = flight(&file);
+        land(&mut failed, &mut read, -Errno::IO.raw_os_error());
+        assert_eq!(failed.stage, Stage::Landed);
+        assert_eq!(read.result.as_ref().unwrap_err().raw_os_error(), Some(Errno::IO.raw_os_error()));
+    }
+
+    /// If the kernel suddenly refuses io_uring (a seccomp filter, no memory), reads go on with `pread`.
+    #[test]
+    fn what_the_kernel_never_took_is_taken_back() {
+        let Ok(mut ring) = new_ring() else {
+            assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "io_uring is refused in CI");
+            return eprintln!("*** SKIPPED: io_uring is refused on this machine ***");
+        };
+        let (_directory, file) = file_of(b"0123456789");
+        let mut buffer = [0; 10];
+        let mut reads = [GatheredRead { file: file.clone(), offset: 0, buffer: &mut buffer, result: Ok(()) }];
+        let mut flights = [Flight { stage: Stage::Ready, ..flight(&file) }];
+        let mut in_kernel = 0;
+        assert!(!board(&mut ring, &mut reads, &mut flights, &mut in_kernel));
+        assert_eq!((in_kernel, flights[0].stage), (1, Stage::InKernel));
+        wait_without_entering(&mut ring, &mut reads, &mut flights, &mut in_kernel);
+        assert_eq!(flights[0].stage, Stage::Plain);
+        drop(ring);
+        assert_eq!(buffer, [0; 10], "the kernel must not have seen the read");
+    }
+
+    /// The early write-out is a hint whose errors are ignored, so a wrong call would never be noticed.
+    #[test]
+    fn the_kernel_accepts_the_write_out() {
+        let (directory, _file) = file_of(&[7; 65536]);
+        let plain = fs::File::open(directory.path().join("file")).unwrap();
+        start_writing_out(&plain, 4096, 8192).unwrap();
+        assert!(start_writing_out(&plain, i64::MAX as u64, 8192).is_err());
+        assert!(start_writing_out(&plain, u64::MAX, 1).is_err());
     }
 }

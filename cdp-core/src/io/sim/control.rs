@@ -3,16 +3,17 @@
 use std::io;
 use std::path::Path;
 
+use super::SimDisk;
+use super::boundary::{Boundary, CrashAt, Snapshot};
 use super::chance::Chance;
 use super::clock::SimClock;
 use super::faults::{Fault, FaultCounts};
 use super::file::hold;
 use super::image::SECTOR_BYTES;
 use super::inode::Inode;
-use super::machine::{Boundary, CrashAt, Machine, ReadCount, Snapshot};
+use super::machine::{Machine, ReadCount};
 use super::names::Face;
 use super::power::PowerLoss;
-use super::{SimDisk, machine};
 
 /// Crashes.
 impl SimDisk {
@@ -257,7 +258,7 @@ impl SimDisk {
     /// Counts reads from 0 again.
     pub fn reset_reads(&self) {
         let mut machine = hold(&self.shared);
-        machine.reads = machine::ReadCount::default();
+        machine.reads = ReadCount::default();
         machine.reads_of.clear();
     }
 }

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::io::Errno;
 
 use super::SimDisk;
-use super::machine::{Machine, Operation, Part};
+use super::boundary::Operation;
+use super::machine::{Machine, Part};
 use super::names::{Face, Node};
 use crate::io::{DirEntry, File, Files, GatheredRead, Lock, Space};
 

@@ -67,6 +67,8 @@ pub(super) struct Inode {
     pub cached: Image,
     pub durable: Image,
     pub unsynced: Vec<Effect>,
+    /// The cache shows something that the disk does not have and no unsynced effect explains.
+    pub cache_lies: bool,
     /// Sectors that cannot be read until they are written again.
     pub unreadable: BTreeSet<u64>,
 }
@@ -88,6 +90,7 @@ impl Inode {
         for sector in offset.div_ceil(SECTOR_BYTES)..end / SECTOR_BYTES {
             self.unreadable.remove(&sector);
         }
+        self.cache_lies |= fate != Fate::Stored;
         self.note(Change::Sectors { first, data: whole.into() }, fate, order);
         if longer {
             self.note(Change::Extend(end), Fate::Stored, order);
@@ -137,6 +140,7 @@ impl Inode {
     /// A sync fails: `percent` of what is unsynced reached the disk, the rest never will, and the cache goes on
     /// showing it as if it had.
     pub fn sync_failed(&mut self, percent: u8, chance: &mut Chance) -> Vec<Stray> {
+        self.cache_lies = true;
         self.lose_power(|_, chance| if chance.percent(percent) { Kept::Torn } else { Kept::Nothing }, chance)
     }
 
@@ -193,8 +197,14 @@ impl Inode {
 
     /// The cache shows what the disk has.
     pub fn remount(&mut self) {
+        self.cache_lies = false;
         self.unsynced.clear();
         self.cached = self.durable.clone();
+    }
+
+    /// Whether the cache shows just what the disk has, so that losing power changes nothing.
+    pub fn is_settled(&self) -> bool {
+        self.unsynced.is_empty() && !self.cache_lies
     }
 
     /// Whether a range touches a sector that cannot be read.

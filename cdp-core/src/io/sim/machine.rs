@@ -1,45 +1,17 @@
 //! The one owner of a simulated disk at run time: its state, who has it open, and what shall go wrong.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::io;
 
 use rustix::io::Errno;
 
+use super::boundary::{Boundary, CrashAt, Operation, Snapshot, crash};
 use super::chance::Chance;
 use super::clock::SimClock;
 use super::faults::{FaultCounts, FaultKind, FaultPlan};
 use super::inode::Fate;
 use super::names::{Face, Node};
 use super::state::State;
-
-/// The kinds of operation that change the disk or make a change durable: those at which a crash can be set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "each is the method of the seam")]
-pub enum Operation {
-    Create,
-    Remove,
-    Rename,
-    CreateDir,
-    RemoveDir,
-    SyncDir,
-    Lock,
-    Write,
-    Sync,
-    SetLen,
-    Allocate,
-}
-
-/// Where in an operation a crash comes. The operation fails in all three cases.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CrashAt {
-    /// It has no effect.
-    Before,
-    /// A write reaches the cache in part, a sync makes a part durable; any other operation happens or not.
-    During,
-    /// It has all its effect, and only the answer is missing.
-    After,
-}
 
 /// How many reads there were.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,50 +22,11 @@ pub struct ReadCount {
     pub bytes: u64,
 }
 
-/// The state of the disk just before an operation, or in the middle of it; see
-/// [`super::SimDisk::record_boundaries`].
-#[derive(Clone)]
-pub struct Boundary {
-    /// Number of the operation that was about to begin: as [`super::SimDisk::operations`] counts, from 1.
-    pub operation: u64,
-    /// What it was.
-    pub what: Operation,
-    /// The file or directory it was about.
-    pub path: String,
-    /// Whether a part of the operation had happened already.
-    pub during: bool,
-    /// The disk at that moment.
-    pub snapshot: Snapshot,
-}
-
-/// All that a disk holds at one moment: cached, durable and unsynced. Cheap to make and to clone.
-#[derive(Clone)]
-pub struct Snapshot {
-    pub(super) state: State,
-}
-
 /// How much of an operation to carry out.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Part {
     Whole,
     Half,
-}
-
-/// The error of every operation at and after a crash.
-#[derive(Debug)]
-struct Crash(&'static str);
-
-impl fmt::Display for Crash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0)
-    }
-}
-
-impl std::error::Error for Crash {}
-
-/// Whether an error comes from a simulated crash and not from a simulated fault.
-pub fn is_crash(error: &io::Error) -> bool {
-    error.get_ref().is_some_and(|inner| inner.is::<Crash>())
 }
 
 pub(super) struct Machine {
@@ -142,10 +75,10 @@ impl Machine {
     /// Refuses handles from before a crash, and everybody while the disk is down.
     pub fn check(&self, generation: u64) -> io::Result<()> {
         if generation != self.generation {
-            return Err(io::Error::other(Crash("simulated crash: this handle is from before it")));
+            return Err(crash("this handle is from before the crash"));
         }
         if self.crashed {
-            return Err(crash());
+            return Err(crash("the disk is down"));
         }
         Ok(())
     }
@@ -194,7 +127,7 @@ impl Machine {
             }
         }
         self.crashed = true;
-        Err(crash())
+        Err(crash("the disk is down"))
     }
 
     fn act_in_part<T>(
@@ -371,8 +304,4 @@ impl Machine {
         self.locks.insert(inode, self.locks_taken);
         Ok((inode, self.locks_taken))
     }
-}
-
-fn crash() -> io::Error {
-    io::Error::other(Crash("simulated crash"))
 }

@@ -84,6 +84,7 @@
 //! Permissions, links and timestamps; a copy-on-write filesystem's habit of needing space to overwrite; reading
 //! stale bytes of other files after a power loss (journalling filesystems give zeros).
 
+mod boundary;
 mod chance;
 mod clock;
 mod control;
@@ -100,10 +101,11 @@ mod tests;
 
 use std::sync::{Arc, Mutex};
 
+pub use boundary::{Boundary, CrashAt, Operation, Snapshot, is_crash};
 pub use chance::Chance;
 pub use clock::{SimClock, WALL_START_NS};
 pub use faults::{Fault, FaultCounts, FaultKind, When};
-pub use machine::{Boundary, CrashAt, Operation, ReadCount, Snapshot, is_crash};
+pub use machine::ReadCount;
 pub use names::NameOrder;
 pub use power::{PowerLoss, WriteOrder};
 

@@ -1,7 +1,12 @@
 //! A power loss: which of the unsynced effects it leaves.
 
+use std::sync::Arc;
+
 use super::chance::Chance;
+use super::faults::FaultCounts;
+use super::inode::Kept;
 use super::names::NameOrder;
+use super::state::State;
 
 /// Which unsynced effects on files a power loss may leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,5 +66,64 @@ impl PowerLoss {
     /// Everything is left, as if all had been synced in time.
     pub fn all_kept() -> PowerLoss {
         PowerLoss { keep_percent: 100, names_keep_percent: 100, ..PowerLoss::all_lost() }
+    }
+}
+
+impl State {
+    /// The power goes and the disk is mounted again.
+    pub fn lose_power(&mut self, plan: &PowerLoss, counts: &mut FaultCounts) {
+        let chance = &mut Chance::new(plan.seed);
+        let mut orders: Vec<u64> = self.names.pending_orders().collect();
+        orders.extend(self.inodes.values().flat_map(|file| file.unsynced.iter().map(|effect| effect.order)));
+        orders.sort_unstable();
+        let prefix = plan.order == WriteOrder::Prefix;
+        let cut = chance.below(orders.len() as u64 + 1) as usize;
+        let cut = orders.get(cut).copied().unwrap_or(u64::MAX);
+
+        let keep_name = |order: u64, chance: &mut Chance| {
+            if prefix { order < cut } else { chance.percent(plan.names_keep_percent) }
+        };
+        let (kept, lost) = Arc::make_mut(&mut self.names).lose_power(plan.names, keep_name, chance);
+        counts.names_kept += kept;
+        counts.names_lost += lost;
+
+        let mut strays = Vec::new();
+        for file in self.inodes.values_mut().filter(|file| !file.unsynced.is_empty()) {
+            let file = Arc::make_mut(file);
+            file.cache_lies = true;
+            if plan.order == WriteOrder::Overlapping {
+                file.shuffle(chance);
+            }
+            let mut gap = false;
+            let judge = |order: u64, chance: &mut Chance| {
+                let kept = if prefix {
+                    match order.cmp(&cut) {
+                        std::cmp::Ordering::Less => Kept::Whole,
+                        std::cmp::Ordering::Equal if chance.percent(plan.tear_percent) => Kept::Torn,
+                        _ => Kept::Nothing,
+                    }
+                } else if chance.percent(plan.keep_percent) {
+                    Kept::Whole
+                } else if chance.percent(plan.tear_percent) {
+                    Kept::Torn
+                } else {
+                    Kept::Nothing
+                };
+                match kept {
+                    Kept::Whole => counts.effects_kept += 1,
+                    Kept::Torn => counts.effects_torn += 1,
+                    Kept::Nothing => counts.effects_lost += 1,
+                }
+                counts.effects_reordered += u64::from(gap && kept != Kept::Nothing);
+                gap |= kept == Kept::Nothing;
+                kept
+            };
+            strays.extend(file.lose_power(judge, chance));
+        }
+        self.put(strays);
+        for file in self.inodes.values_mut().filter(|file| !file.is_settled()) {
+            Arc::make_mut(file).remount();
+        }
+        self.forget_nameless(|_| false);
     }
 }

@@ -8,11 +8,9 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::chance::Chance;
-use super::faults::FaultCounts;
 use super::image::{PAGE_BYTES, SECTOR_BYTES};
-use super::inode::{Fate, Inode, Kept, Stray};
+use super::inode::{Fate, Inode, Stray};
 use super::names::{Face, Names, Node};
-use super::power::{PowerLoss, WriteOrder};
 
 /// The largest file; more would overflow offsets.
 const FILE_BYTES_MAX: u64 = 1 << 60;
@@ -21,7 +19,7 @@ const FILE_BYTES_MAX: u64 = 1 << 60;
 #[derive(Clone)]
 pub(super) struct State {
     pub names: Arc<Names>,
-    inodes: BTreeMap<u64, Arc<Inode>>,
+    pub inodes: BTreeMap<u64, Arc<Inode>>,
     next_inode: u64,
     order: u64,
 }
@@ -218,12 +216,14 @@ impl State {
         Ok(())
     }
 
-    fn put(&mut self, strays: Vec<Stray>) {
+    /// What went astray arrives where it was not meant to.
+    pub fn put(&mut self, strays: Vec<Stray>) {
         for stray in strays {
             if let Some(target) = self.inodes.get_mut(&stray.inode) {
                 let target = Arc::make_mut(target);
                 target.durable.write(stray.offset, &stray.data);
                 target.durable.clip();
+                target.cache_lies = true;
             }
         }
     }
@@ -264,60 +264,6 @@ impl State {
     pub fn forget_nameless(&mut self, is_open: impl Fn(u64) -> bool) {
         let in_use = self.names.files_in_use();
         self.inodes.retain(|inode, _| in_use.contains(inode) || is_open(*inode));
-    }
-
-    /// The power goes and the disk is mounted again.
-    pub fn lose_power(&mut self, plan: &PowerLoss, counts: &mut FaultCounts) {
-        let chance = &mut Chance::new(plan.seed);
-        let mut orders: Vec<u64> = self.names.pending_orders().collect();
-        orders.extend(self.inodes.values().flat_map(|file| file.unsynced.iter().map(|effect| effect.order)));
-        orders.sort_unstable();
-        let prefix = plan.order == WriteOrder::Prefix;
-        let cut = chance.below(orders.len() as u64 + 1) as usize;
-        let cut = orders.get(cut).copied().unwrap_or(u64::MAX);
-
-        let keep_name = |order: u64, chance: &mut Chance| {
-            if prefix { order < cut } else { chance.percent(plan.names_keep_percent) }
-        };
-        let (kept, lost) = Arc::make_mut(&mut self.names).lose_power(plan.names, keep_name, chance);
-        counts.names_kept += kept;
-        counts.names_lost += lost;
-
-        let mut strays = Vec::new();
-        for file in self.inodes.values_mut() {
-            let file = Arc::make_mut(file);
-            if plan.order == WriteOrder::Overlapping {
-                file.shuffle(chance);
-            }
-            let mut gap = false;
-            let judge = |order: u64, chance: &mut Chance| {
-                let kept = if prefix {
-                    match order.cmp(&cut) {
-                        std::cmp::Ordering::Less => Kept::Whole,
-                        std::cmp::Ordering::Equal if chance.percent(plan.tear_percent) => Kept::Torn,
-                        _ => Kept::Nothing,
-                    }
-                } else if chance.percent(plan.keep_percent) {
-                    Kept::Whole
-                } else if chance.percent(plan.tear_percent) {
-                    Kept::Torn
-                } else {
-                    Kept::Nothing
-                };
-                match kept {
-                    Kept::Whole => counts.effects_kept += 1,
-                    Kept::Torn => counts.effects_torn += 1,
-                    Kept::Nothing => counts.effects_lost += 1,
-                }
-                counts.effects_reordered += u64::from(gap && kept != Kept::Nothing);
-                gap |= kept == Kept::Nothing;
-                kept
-            };
-            strays.extend(file.lose_power(judge, chance));
-        }
-        self.put(strays);
-        self.inodes_mut().for_each(Inode::remount);
-        self.forget_nameless(|_| false);
     }
 }
 
