@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cdp_nbd::Server;
+use cdp_nbd::{Options, Server};
 use support::{MemoryDevice, MemoryExports};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ("disk", Arc::new(MemoryDevice::new(size))),
         ("past", Arc::new(MemoryDevice::read_only(size))),
     ]);
-    let server = Server::start(Arc::new(exports));
+    let server = Server::start(Arc::new(exports), Options::default());
     if socket == "--stdio" {
         return Ok(server.serve_stdio()?);
     }

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::budget::Buffer;
-use crate::exports::{Exports, OpenExport, Peer};
+use crate::exports::{OpenExport, Peer};
 use crate::handshake::{Handshake, Negotiated, Step};
 use crate::limits::{
-    BUFFER_BYTES, BUFFER_BYTES_MIN, HANDSHAKE_OPTION_TIME, HANDSHAKE_REPLY_BYTES, HANDSHAKE_TIME, IDLE_TIME,
-    LARGE_STEP_BYTES, LARGE_WAIT, RECEIVE_EXACT_BYTES, ROUND_REQUESTS_MAX, SHUTDOWN_GRACE,
+    BUFFER_BYTES, BUFFER_BYTES_MIN, HANDSHAKE_REPLY_BYTES, HANDSHAKE_TIME, IDLE_TIME, LARGE_STEP_BYTES,
+    LARGE_WAIT, RECEIVE_EXACT_BYTES, ROUND_REQUESTS_MAX,
 };
 use crate::request::{Decoded, Request, Session};
 use crate::round::{Class, Executor, Outlet};
@@ -24,7 +24,7 @@ const MOVE_BYTES: usize = 4096;
 
 /// Serves one client until either side has had enough. Errors of the socket end it and mean nothing else.
 pub fn serve(wire: &Wire<'_>, client: &Client, shared: &Shared) {
-    let ended = match shake_hands(wire, client, shared.exports.as_ref()) {
+    let ended = match shake_hands(wire, client, shared) {
         Ok(Some((rest, negotiated, export))) => {
             client.opened(&export.canonical_name);
             tracing::debug!(peer = %client.peer, export = export.canonical_name, "connected");
@@ -43,13 +43,15 @@ pub fn serve(wire: &Wire<'_>, client: &Client, shared: &Shared) {
 type Entered = (Vec<u8>, Negotiated, OpenExport);
 
 /// `None` when the connection is over; else what was agreed on, and bytes that came behind it.
-fn shake_hands(wire: &Wire<'_>, client: &Client, exports: &dyn Exports) -> io::Result<Option<Entered>> {
+fn shake_hands(wire: &Wire<'_>, client: &Client, shared: &Shared) -> io::Result<Option<Entered>> {
+    let exports = shared.exports.as_ref();
+    let option_time = shared.options.handshake_option_time;
     let began = Instant::now();
     let mut progress = began;
     let mut out = Vec::new();
     let mut handshake = Handshake::new(&mut out);
     let mut input = Vec::new();
-    let mut grace = Grace::default();
+    let mut grace = Grace::new(shared.options.shutdown_grace);
     loop {
         match client.signal.order() {
             Order::Run => {}
@@ -59,7 +61,7 @@ fn shake_hands(wire: &Wire<'_>, client: &Client, exports: &dyn Exports) -> io::R
         let mut used = 0;
         let entered = loop {
             if out.len() >= HANDSHAKE_REPLY_BYTES {
-                wire.send(&out, Some(progress + HANDSHAKE_OPTION_TIME))?;
+                wire.send(&out, Some(progress + option_time))?;
                 out.clear();
             }
             match handshake.step(&input[used..], exports, &client.peer, &mut out) {
@@ -69,7 +71,7 @@ fn shake_hands(wire: &Wire<'_>, client: &Client, exports: &dyn Exports) -> io::R
                     progress = Instant::now();
                 }
                 Step::Close => {
-                    wire.send(&out, Some(progress + HANDSHAKE_OPTION_TIME))?;
+                    wire.send(&out, Some(progress + option_time))?;
                     return Ok(None);
                 }
                 Step::Transmission(n, negotiated, export) => {
@@ -79,7 +81,7 @@ fn shake_hands(wire: &Wire<'_>, client: &Client, exports: &dyn Exports) -> io::R
             }
         };
         input.drain(..used);
-        let until = (progress + HANDSHAKE_OPTION_TIME).min(began + HANDSHAKE_TIME);
+        let until = (progress + option_time).min(began + HANDSHAKE_TIME);
         wire.send(&out, Some(until))?;
         out.clear();
         if let Some((negotiated, export)) = entered {
@@ -96,16 +98,22 @@ fn shake_hands(wire: &Wire<'_>, client: &Client, exports: &dyn Exports) -> io::R
 }
 
 /// How long a connection goes on after the server began to wind down.
-#[derive(Default)]
-struct Grace(Option<Instant>);
+struct Grace {
+    time: Duration,
+    until: Option<Instant>,
+}
 
 impl Grace {
+    fn new(time: Duration) -> Grace {
+        Grace { time, until: None }
+    }
+
     fn until(&mut self, client: &Client) -> Option<Instant> {
-        if self.0.is_none() && client.signal.order() > Order::Run {
-            let grace = Instant::now() + SHUTDOWN_GRACE;
-            self.0 = client.signal.until().into_iter().chain([grace]).min();
+        if self.until.is_none() && client.signal.order() > Order::Run {
+            let grace = Instant::now() + self.time;
+            self.until = client.signal.until().into_iter().chain([grace]).min();
         }
-        self.0
+        self.until
     }
 }
 
@@ -188,7 +196,7 @@ fn transmit(
     }
     let mut outlet = Socket { wire, client, shared, received: Instant::now() };
     let mut idle = false;
-    let mut grace = Grace::default();
+    let mut grace = Grace::new(shared.options.shutdown_grace);
     loop {
         match client.signal.order() {
             Order::Run => {}

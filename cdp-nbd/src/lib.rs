@@ -10,6 +10,7 @@ pub mod exports;
 pub mod handshake;
 pub mod limits;
 pub mod listen;
+pub mod machine;
 pub mod option;
 pub mod proto;
 pub mod reply;
@@ -20,4 +21,4 @@ pub mod stats;
 mod wire;
 
 pub use exports::{ExportInfo, ExportSummary, Exports, OpenExport, Peer};
-pub use server::{ClientInfo, Server};
+pub use server::{ClientInfo, Options, Server};

@@ -15,12 +15,36 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::budget::Budget;
 use crate::connection;
 use crate::exports::{Exports, Peer};
-use crate::limits::{CONNECTIONS_MAX, LARGE_BYTES_TOTAL};
+use crate::limits::{CONNECTIONS_MAX, HANDSHAKE_OPTION_TIME, LARGE_BYTES_TOTAL, SHUTDOWN_GRACE};
 use crate::stats::{Counters, Latencies, LatencySnapshot};
 use crate::wire::{Order, Signal, Wire};
 
 /// After the deadline of a shutdown, connections are told to end at once, and have this long.
 const END_TIME: Duration = Duration::from_secs(1);
+
+/// Bounds that a program may set to other than the defaults.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// See [`CONNECTIONS_MAX`].
+    pub connections_max: usize,
+    /// See [`LARGE_BYTES_TOTAL`].
+    pub large_bytes_total: usize,
+    /// See [`HANDSHAKE_OPTION_TIME`].
+    pub handshake_option_time: Duration,
+    /// See [`SHUTDOWN_GRACE`].
+    pub shutdown_grace: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            connections_max: CONNECTIONS_MAX,
+            large_bytes_total: LARGE_BYTES_TOTAL,
+            handshake_option_time: HANDSHAKE_OPTION_TIME,
+            shutdown_grace: SHUTDOWN_GRACE,
+        }
+    }
+}
 
 /// A connection as its own thread and the server see it.
 pub(crate) struct Client {
@@ -42,6 +66,7 @@ impl Client {
 /// What all connections share.
 pub(crate) struct Shared {
     pub(crate) exports: Arc<dyn Exports>,
+    pub(crate) options: Options,
     pub(crate) budget: Arc<Budget>,
     pub(crate) latencies: Latencies,
     stopping: AtomicBool,
@@ -71,7 +96,7 @@ impl Shared {
         if self.stopping.load(Ordering::SeqCst) {
             return Err(io::Error::other("the server is shutting down"));
         }
-        if clients.len() >= CONNECTIONS_MAX {
+        if clients.len() >= self.options.connections_max {
             let greeted = clients
                 .values()
                 .filter(|client| client.export.get().is_none() && client.signal.order() == Order::Run);
@@ -144,10 +169,11 @@ pub struct Server {
 
 impl Server {
     /// A server for these exports; it listens nowhere yet.
-    pub fn start(exports: Arc<dyn Exports>) -> Server {
+    pub fn start(exports: Arc<dyn Exports>, options: Options) -> Server {
         let shared = Arc::new(Shared {
             exports,
-            budget: Budget::new(LARGE_BYTES_TOTAL),
+            options,
+            budget: Budget::new(options.large_bytes_total),
             latencies: Latencies::default(),
             stopping: AtomicBool::new(false),
             next_id: AtomicU64::new(1),

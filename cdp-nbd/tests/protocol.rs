@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use cdp_nbd::Server;
 use cdp_nbd::proto::{self, chunk, command, command_flag, errno, option, reply, transmission_flag};
+use cdp_nbd::{Options, Server};
 use support::client::{Client, info_data, meta_data};
 use support::{MemoryDevice, MemoryExports};
 
@@ -29,7 +29,7 @@ fn setup() -> Setup {
     let disk = Arc::new(MemoryDevice::new(SIZE));
     let past = Arc::new(MemoryDevice::read_only(SIZE));
     let exports = MemoryExports::new(vec![("disk", Arc::clone(&disk)), ("disk@-5m", Arc::clone(&past))]);
-    let server = Server::start(Arc::new(exports));
+    let server = Server::start(Arc::new(exports), Options::default());
     server.listen_unix(&path).unwrap();
     Setup { disk, past, path, server, _directory: directory }
 }
@@ -45,7 +45,7 @@ fn the_socket_is_its_owners() {
     let setup = setup();
     let mode = std::fs::metadata(&setup.path).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
-    let second = Server::start(Arc::new(MemoryExports::new(vec![])));
+    let second = Server::start(Arc::new(MemoryExports::new(vec![])), Options::default());
     let refused = second.listen_unix(&setup.path).unwrap_err();
     assert_eq!(refused.kind(), cdp_core::error::Kind::Busy, "a socket that answers is not taken over");
     Client::simple(&setup.path, "disk").disconnect();
