@@ -1,10 +1,21 @@
 //! What each fuzz target does with its bytes. Both `cargo fuzz` and the ordinary tests call it, so an input
 //! that once broke something stays a test.
 
+mod bytes;
+pub mod journal_scan;
+mod memory_file;
+pub mod nbd_handshake;
+pub mod nbd_requests;
 pub mod point;
+mod ram;
 
 /// A function that panics when the bytes break a promise.
 pub type Run = fn(&[u8]);
 
 /// All targets; the corpus of each is the directory of its name.
-pub const TARGETS: &[(&str, Run)] = &[("point", point::run)];
+pub const TARGETS: &[(&str, Run)] = &[
+    ("journal_scan", journal_scan::run),
+    ("nbd_handshake", nbd_handshake::run),
+    ("nbd_requests", nbd_requests::run),
+    ("point", point::run),
+];

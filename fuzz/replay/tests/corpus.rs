@@ -8,7 +8,7 @@ use std::path::Path;
 use cdp_fuzz_replay::TARGETS;
 
 /// Prefixes are tried in steps when an input is longer than this.
-const PREFIXES_MAX: usize = 200;
+const PREFIXES_MAX: usize = 64;
 
 #[test]
 fn every_corpus_replays() {
