@@ -203,7 +203,7 @@ fn an_attach_that_died_halfway_is_cleaned_up() {
         let mut half = room.begin("disk", &server.uri(), false, Front::Fuse).unwrap();
         let places = half.places();
         if step >= 1 {
-            keeper::start_keeper(&places, &server.uri(), false).unwrap();
+            keeper::start_keeper(&places, &bench.options("", "").keeper, &server.uri(), false).unwrap();
         }
         if step >= 2 {
             keeper::start_fuse(&places, &server.uri(), true, false).unwrap();

@@ -44,6 +44,7 @@ impl Past {
             clone_uri: self.clone.uri(),
             dir: bench.path("then"),
             state_dir: bench.state(),
+            keeper: bench.keeper(),
             ..Default::default()
         }
     }

@@ -3,6 +3,7 @@
 
 use crate::host::attachment::{Attachment, Front, Phase, Room, boot_id};
 use crate::host::device::{self, Care};
+use crate::host::keeper::Keeper;
 use crate::host::partitions::Partition;
 use crate::host::superblock::{self, Content, Filesystem, Replay};
 use crate::host::{command, keeper, loopdev, mounts, partitions};
@@ -30,6 +31,8 @@ pub struct AttachOptions {
     pub state_dir: PathBuf,
     /// How to make the device; without it the best there is.
     pub front: Option<Front>,
+    /// Who waits for a server that restarts.
+    pub keeper: Keeper,
 }
 
 /// What came of it.
@@ -88,7 +91,7 @@ pub fn attach(options: &AttachOptions) -> Result<Attached> {
     let front = options.front.unwrap_or_else(device::best_front);
     let mut attachment = room.begin(&options.name, &options.uri, read_only, front)?;
     let steps = |attachment: &mut Attachment| {
-        device::open(attachment, true)?;
+        device::open(attachment, &options.keeper)?;
         if let Some(dir) = &options.dir {
             mount_found(attachment, dir, options.partition, &options.mount_options)?;
         }

@@ -1,6 +1,7 @@
 //! One attachment's block device: made step by step, taken down in the opposite order, and that at any step.
 
 use crate::host::attachment::{Attachment, Front, boot_id};
+use crate::host::keeper::Keeper;
 use crate::host::partitions::Partition;
 use crate::host::{command, keeper, loopdev, mounts};
 use cdp_core::error::{Error, IoContext, Kind, Result};
@@ -19,18 +20,18 @@ pub fn best_front() -> Front {
     if kernel { Front::Kernel } else { Front::Fuse }
 }
 
-/// Makes the device. With `keep` it waits for a server that restarts; without (a throw-away clone lives and dies
-/// with its one connection) an ended server is an I/O error.
-pub fn open(attachment: &mut Attachment, keep: bool) -> Result<PathBuf> {
+/// Makes the device. Without a keeper (a throw-away clone lives and dies with its one connection) an ended server is
+/// an I/O error.
+pub fn open(attachment: &mut Attachment, keeper: &Keeper) -> Result<PathBuf> {
     let places = attachment.places();
-    // The kernel's client always speaks to the keeper: it would need a helper of its own to connect again.
-    if keep || attachment.front == Front::Kernel {
-        keeper::start_keeper(&places, &attachment.uri, attachment.read_only)?;
-    }
+    let kept = *keeper != Keeper::Nobody;
+    // The kernel's client always speaks to a keeper: it would need a helper of its own to connect again.
+    let keeper = if attachment.front == Front::Kernel && !kept { &Keeper::Nbdkit } else { keeper };
+    keeper::start_keeper(&places, keeper, &attachment.uri, attachment.read_only)?;
     let device = match attachment.front {
         Front::Kernel => open_kernel(attachment)?,
         Front::Fuse => {
-            keeper::start_fuse(&places, &attachment.uri, keep, attachment.read_only)?;
+            keeper::start_fuse(&places, &attachment.uri, kept, attachment.read_only)?;
             loopdev::create(&places.fuse_file(), attachment.read_only)?
         }
     };

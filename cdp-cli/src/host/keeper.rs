@@ -1,11 +1,13 @@
-//! The processes between a server and a device: `nbdkit` waits for a server that restarts, `nbdfuse` makes a file.
+//! The processes between a server and a device: a keeper waits for a server that restarts, `nbdfuse` makes a file.
 //!
-//! `nbdkit`'s retry filter holds a request until the server is back and asks again, so that the filesystem above
-//! sees a pause and not an error. It cannot tell one error from another: also an answer of ENOSPC or EIO is asked
-//! again every second until it is something else or the patience ends.
+//! Both keepers hold a request until the server is back and ask again, so that the filesystem above sees a pause
+//! and not an error. Ours is the [relay](crate::host::relay). `nbdkit`'s retry filter
+//! follows every kind of URI, but cannot tell one error from another: it asks again after EIO too, so that one
+//! damaged block stops a quarter of all requests for as long as its patience lasts.
 
 use crate::host::command::{self, wait_until};
 use crate::host::process;
+use crate::host::relay::{self, RelayOptions};
 use cdp_core::error::{Error, IoContext, Kind, Result};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -91,8 +93,41 @@ impl Places {
     }
 }
 
+/// Who waits for a server that restarts.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum Keeper {
+    /// `nbdkit` with its retry filter.
+    #[default]
+    Nbdkit,
+    /// Our own relay, run by this program (the `cdp` binary); `nbdkit` where it cannot follow the URI.
+    Relay(PathBuf),
+    /// Nobody: an ended server is an I/O error.
+    Nobody,
+}
+
 /// Starts the process that keeps the export through restarts of its server; it serves on the private socket.
-pub fn start_keeper(places: &Places, uri: &str, read_only: bool) -> Result<()> {
+pub fn start_keeper(places: &Places, keeper: &Keeper, uri: &str, read_only: bool) -> Result<()> {
+    match keeper {
+        Keeper::Relay(program) if relay::Address::parse(uri).is_ok() => start_relay(places, program, uri),
+        Keeper::Relay(_) | Keeper::Nbdkit => start_nbdkit(places, uri, read_only),
+        Keeper::Nobody => Ok(()),
+    }
+}
+
+fn start_relay(places: &Places, program: &Path, uri: &str) -> Result<()> {
+    let options =
+        RelayOptions { pidfile: places.keeper_pid(), socket: places.socket.clone(), uri: uri.to_owned() };
+    let mut arguments: Vec<OsString> = vec![program.into(), relay::SUBCOMMAND.into()];
+    arguments.extend(options.arguments());
+    let mut child = daemon(places, &arguments)?;
+    let listens = || process::read_pid(&places.keeper_pid()).is_some();
+    if wait_until(START_PATIENCE, || listens() || ended_badly(&mut child)) && listens() {
+        return Ok(());
+    }
+    Err(not_started("the relay", places))
+}
+
+fn start_nbdkit(places: &Places, uri: &str, read_only: bool) -> Result<()> {
     let mut arguments: Vec<OsString> = vec!["nbdkit".into(), "--pidfile".into(), places.keeper_pid().into()];
     arguments.extend(["--unix".into(), places.socket.clone().into()]);
     if read_only {

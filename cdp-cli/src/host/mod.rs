@@ -15,4 +15,5 @@ pub mod mounts;
 pub mod partitions;
 pub mod past;
 pub mod process;
+pub mod relay;
 pub mod superblock;

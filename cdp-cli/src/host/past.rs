@@ -2,6 +2,7 @@
 
 use crate::host::attach::{self, Attached, Found};
 use crate::host::attachment::{Attachment, Front};
+use crate::host::keeper::Keeper;
 use crate::host::superblock::{Filesystem, Replay};
 use crate::host::{device, keeper, mounts};
 use cdp_core::error::{Error, Kind, Result};
@@ -29,6 +30,8 @@ pub struct PastOptions {
     pub mount_options: Vec<String>,
     /// Where the state is kept: `attachments` in the store.
     pub state_dir: PathBuf,
+    /// Who waits for a server that restarts.
+    pub keeper: Keeper,
 }
 
 /// Mounts a past view. Nothing asks for fsck: a journal that needs replay is replayed in a clone that is thrown
@@ -59,7 +62,7 @@ pub fn mount_past(options: &PastOptions) -> Result<Attached> {
 
 /// Mounts the view itself; `in_use` is set where that cannot be because a journal needs replay.
 fn mount_view(attachment: &mut Attachment, options: &PastOptions, in_use: &mut bool) -> Result<()> {
-    let device = device::open(attachment, true)?;
+    let device = device::open(attachment, &options.keeper)?;
     let found = attach::find_filesystem(&device, options.partition, &options.name)?;
     refuse_btrfs_twin(&found)?;
     if found.replay == Replay::Needed {
@@ -75,7 +78,8 @@ fn mount_view(attachment: &mut Attachment, options: &PastOptions, in_use: &mut b
 }
 
 fn mount_clone(attachment: &mut Attachment, options: &PastOptions) -> Result<()> {
-    let device = device::open(attachment, options.clone_is_named)?;
+    let device =
+        device::open(attachment, if options.clone_is_named { &options.keeper } else { &Keeper::Nobody })?;
     let found = attach::find_filesystem(&device, options.partition, &options.name)?;
     refuse_btrfs_twin(&found)?;
     // Read-only is the mount, not the device: the kernel replays the journal into the clone either way.

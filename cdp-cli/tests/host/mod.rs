@@ -5,6 +5,7 @@
 
 use cdp_cli::host::attach::{AttachOptions, attach, detach};
 use cdp_cli::host::command::{find, wait_until};
+use cdp_cli::host::keeper::Keeper;
 use cdp_cli::host::{mounts, process};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -52,7 +53,21 @@ impl Bench {
     }
 
     pub fn options(&self, name: &str, uri: &str) -> AttachOptions {
-        AttachOptions { name: name.into(), uri: uri.into(), state_dir: self.state(), ..Default::default() }
+        AttachOptions {
+            name: name.into(),
+            uri: uri.into(),
+            state_dir: self.state(),
+            keeper: self.keeper(),
+            ..Default::default()
+        }
+    }
+
+    /// Our relay; with CDP_TEST_KEEPER=nbdkit the other one.
+    pub fn keeper(&self) -> Keeper {
+        match std::env::var("CDP_TEST_KEEPER").as_deref() {
+            Ok("nbdkit") => Keeper::Nbdkit,
+            _ => Keeper::Relay(env!("CARGO_BIN_EXE_cdp").into()),
+        }
     }
 
     pub fn run(&self, program: &str, arguments: &[&str]) {
@@ -166,6 +181,20 @@ impl Server {
             .unwrap();
         assert!(wait_until(PATIENCE, || socket.exists()), "nbdkit does not listen");
         Server { name: name.into(), socket, image, log: Some(log), extra: Vec::new(), child }
+    }
+
+    /// A server whose every answer comes from a shell script (nbdkit-sh-plugin).
+    pub fn start_script(bench: &Bench, name: &str, script: &str) -> Server {
+        let image = bench.path(&format!("{name}.sh"));
+        std::fs::write(&image, script).unwrap();
+        let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&image, permissions).unwrap();
+        let socket = bench.path(&format!("{name}.sock"));
+        let mut command = Command::new(find("nbdkit").unwrap());
+        command.args(["--foreground", "--unix"]).arg(&socket).arg("sh").arg(&image);
+        let child = command.spawn().unwrap();
+        assert!(wait_until(PATIENCE, || socket.exists()), "nbdkit does not listen");
+        Server { name: name.into(), socket, image, log: None, extra: Vec::new(), child }
     }
 
     pub fn uri(&self) -> String {
