@@ -3,63 +3,67 @@
 //! A client is never given memory by its word: a large buffer is address space only, and is charged to the
 //! budget as bytes arrive.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::limits::{BUFFER_BYTES, BUFFER_BYTES_LARGE, BUFFER_BYTES_MIN};
 
-#[derive(Default)]
-struct State {
-    used: usize,
-    waiting: usize,
-}
-
 /// Bytes that all connections together may hold beyond their own buffers.
 pub struct Budget {
     total: usize,
-    state: Mutex<State>,
+    used: Mutex<usize>,
     freed: Condvar,
+    waiting: AtomicUsize,
 }
 
 impl Budget {
     /// A budget of so many bytes.
     pub fn new(total: usize) -> Arc<Budget> {
-        Arc::new(Budget { total, state: Mutex::default(), freed: Condvar::new() })
+        Arc::new(Budget {
+            total,
+            used: Mutex::default(),
+            freed: Condvar::new(),
+            waiting: AtomicUsize::new(0),
+        })
     }
 
     /// Whether somebody waits for bytes.
     pub fn wanted(&self) -> bool {
-        self.lock().waiting > 0
+        self.waiting.load(Ordering::Relaxed) > 0
     }
 
     /// Bytes in use.
     pub fn used(&self) -> usize {
-        self.lock().used
+        *self.lock()
     }
 
     fn take(&self, bytes: usize, wait: Duration) -> bool {
         let deadline = Instant::now() + wait;
-        let mut state = self.lock();
-        while self.total - state.used < bytes {
+        let mut used = self.lock();
+        while self.total - *used < bytes {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
             }
-            state.waiting += 1;
-            state = self.freed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-            state.waiting -= 1;
+            self.waiting.fetch_add(1, Ordering::Relaxed);
+            used = self.freed.wait_timeout(used, left).unwrap_or_else(PoisonError::into_inner).0;
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
         }
-        state.used += bytes;
+        *used += bytes;
         true
     }
 
     fn give_back(&self, bytes: usize) {
-        self.lock().used -= bytes;
+        if bytes == 0 {
+            return;
+        }
+        *self.lock() -= bytes;
         self.freed.notify_all();
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, usize> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -8,8 +8,8 @@ use crate::budget::Buffer;
 use crate::exports::{OpenExport, Peer};
 use crate::handshake::{Handshake, Negotiated, Step};
 use crate::limits::{
-    BUFFER_BYTES, BUFFER_BYTES_MIN, HANDSHAKE_REPLY_BYTES, HANDSHAKE_TIME, IDLE_TIME, LARGE_STEP_BYTES,
-    LARGE_WAIT, RECEIVE_EXACT_BYTES, ROUND_REQUESTS_MAX,
+    BUFFER_BYTES, BUFFER_BYTES_MIN, HANDSHAKE_REPLY_BYTES, HANDSHAKE_TIME, IDLE_TIME, LARGE_KEPT_ROUNDS,
+    LARGE_STEP_BYTES, LARGE_WAIT, RECEIVE_EXACT_BYTES, ROUND_REQUESTS_MAX,
 };
 use crate::request::{Decoded, Request, Session};
 use crate::round::{Class, Executor, Outlet};
@@ -196,6 +196,7 @@ fn transmit(
     }
     let mut outlet = Socket { wire, client, shared, received: Instant::now() };
     let mut idle = false;
+    let mut large_unused = 0u32;
     let mut grace = Grace::new(shared.options.shutdown_grace);
     loop {
         match client.signal.order() {
@@ -214,10 +215,10 @@ fn transmit(
             Round::More => continue,
             Round::Need { bytes, .. } => bytes,
         };
-        if input.is_empty() && shared.budget.wanted() {
+        large_unused = if need > BUFFER_BYTES { 0 } else { large_unused.wrapping_add(1) };
+        if large_unused.is_multiple_of(LARGE_KEPT_ROUNDS) || shared.budget.wanted() {
             executor.release_large();
-            if input.buffer.is_large() {
-                (input.start, input.end) = (0, 0);
+            if input.buffer.is_large() && input.is_empty() {
                 input.buffer.shrink(0);
             }
         }

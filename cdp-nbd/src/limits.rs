@@ -65,6 +65,9 @@ pub const LARGE_WAIT: Duration = Duration::from_secs(2);
 /// A connection from which nothing came for this time gives back its buffers.
 pub const IDLE_TIME: Duration = Duration::from_secs(1);
 
+/// After so many rounds without a large request its buffer is given back.
+pub const LARGE_KEPT_ROUNDS: u32 = 64;
+
 /// With more than this missing from a request, just its rest is received, so that nothing has to be moved.
 pub const RECEIVE_EXACT_BYTES: usize = 64 << 10;
 

@@ -257,3 +257,58 @@ fn fio_verifies_what_it_wrote() {
         .arg(format!("--uri={}", setup.uri("disk"))));
     assert!(text.contains("err= 0"), "{text}");
 }
+
+/// The example server, which `cargo test` builds beside the tests.
+fn memory_server() -> Option<PathBuf> {
+    let tests = std::env::current_exe().unwrap();
+    let program = tests.parent().and_then(Path::parent).unwrap().join("examples/memory");
+    if program.exists() {
+        return Some(program);
+    }
+    assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "the example is built in CI");
+    eprintln!("SKIPPED: {} is not built; run all tests of the crate", program.display());
+    None
+}
+
+#[test]
+fn a_client_can_start_its_own_server() {
+    // `nbdcopy -- [ SERVER ] FILE` passes a listening socket as systemd does; others use the standard streams.
+    let Some(program) = memory_server() else { return };
+    if let Some(mut nbdinfo) = stock("nbdinfo") {
+        let text = run(nbdinfo.args(["--size", "--", "["]).arg(&program).args(["--stdio", "64", "]"]));
+        assert_eq!(text.trim(), "67108864");
+    }
+    if let Some(mut nbdcopy) = stock("nbdcopy") {
+        let directory = tempfile::tempdir().unwrap();
+        let copy = directory.path().join("copy");
+        run(nbdcopy.args(["--", "["]).arg(&program).args(["--stdio", "64", "]"]).arg(&copy));
+        assert_eq!(std::fs::metadata(&copy).unwrap().len(), SIZE);
+    }
+
+    let stdio = std::process::Stdio::piped;
+    let mut server =
+        Command::new(&program).args(["--stdio", "1"]).stdin(stdio()).stdout(stdio()).spawn().unwrap();
+    let (mut input, mut output) = (server.stdin.take().unwrap(), server.stdout.take().unwrap());
+    let mut greeting = [0; 18];
+    output.read_exact(&mut greeting).unwrap();
+    input.write_all(b"\0\0\0\x03IHAVEOPT\0\0\0\x01\0\0\0\x04disk").unwrap();
+    let mut entered = [0; 10];
+    output.read_exact(&mut entered).unwrap();
+    assert_eq!(entered[..8], (1u64 << 20).to_be_bytes());
+    drop(input);
+    let mut rest = Vec::new();
+    output.read_to_end(&mut rest).unwrap();
+    assert!(rest.is_empty() && server.wait().unwrap().success(), "it ends with its client");
+
+    // A socket as both streams, as inetd does it.
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let both = || std::process::Stdio::from(std::os::fd::OwnedFd::from(theirs.try_clone().unwrap()));
+    let mut server =
+        Command::new(&program).args(["--stdio", "1"]).stdin(both()).stdout(both()).spawn().unwrap();
+    drop(theirs);
+    let mut client = Client::over(ours);
+    assert_eq!(client.go("disk").unwrap().0, 1 << 20);
+    assert_eq!(client.write(0, b"through inetd"), 0);
+    client.disconnect();
+    assert!(server.wait().unwrap().success());
+}
