@@ -77,11 +77,53 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Carries out reads of any alignment inside the device; each has its own result.
+    /// Carries out reads of any alignment inside the device; each has its own result. Aligned reads are
+    /// looked up first and then fetched together.
     pub fn read(&self, reads: &mut [Read<'_>]) {
-        for read in reads {
-            if read.result.is_ok() && !read.buffer.is_empty() {
-                read.result = self.read_one(read.offset, read.buffer);
+        let mut plans: Vec<Option<Vec<Piece>>> = Vec::with_capacity(reads.len());
+        for read in reads.iter_mut() {
+            let len = read.buffer.len() as u64;
+            let together = read.result.is_ok()
+                && len > 0
+                && read.offset.is_multiple_of(BLOCK_BYTES)
+                && len.is_multiple_of(BLOCK_BYTES)
+                && len <= PLAN_BLOCKS_MAX * BLOCK_BYTES;
+            if !together {
+                if read.result.is_ok() && len > 0 {
+                    read.result = self.read_one(read.offset, read.buffer);
+                }
+                plans.push(None);
+                continue;
+            }
+            let extent = Extent { start: Lba(read.offset / BLOCK_BYTES), blocks: len / BLOCK_BYTES };
+            match self.plan(extent) {
+                Ok(plan) => plans.push(Some(plan)),
+                Err(error) => {
+                    read.result = Err(error);
+                    plans.push(None);
+                }
+            }
+        }
+        let mut gathered = Vec::new();
+        let mut owners = Vec::new();
+        for (number, (read, plan)) in reads.iter_mut().zip(&plans).enumerate() {
+            let Some(plan) = plan else { continue };
+            let laid_out = self.lay_out(plan, read.buffer, &mut gathered);
+            owners.resize(gathered.len(), number);
+            if let Err(error) = laid_out {
+                read.result = Err(error);
+            }
+        }
+        self.carry_out(&mut gathered);
+        let outcomes: Vec<_> = gathered.into_iter().map(|read| read.result).collect();
+        for (number, outcome) in owners.into_iter().zip(outcomes) {
+            if let Err(error) = outcome {
+                reads[number].result = Err(self.cannot_read(error));
+            }
+        }
+        for (read, plan) in reads.iter_mut().zip(&plans) {
+            if let (Some(plan), Ok(())) = (plan, &read.result) {
+                read.result = self.check(read.offset / BLOCK_BYTES, plan, read.buffer);
             }
         }
     }
@@ -132,63 +174,65 @@ impl Reader<'_> {
 
     /// Reads what the plan says into `buffer`, which begins at block `first`, and checks every block.
     fn fetch(&self, first: u64, plan: &[Piece], buffer: &mut [u8]) -> Result<()> {
-        let mut gathered: Vec<GatheredRead<'_>> = Vec::new();
-        let mut rest: &mut [u8] = buffer;
-        // Neighbours on the device that are neighbours in one segment are one read.
-        let mut run: Option<(Lsn, u32, u32)> = None;
-        let mut taken = first;
-        let mut pieces = plan.iter().peekable();
-        while let Some(piece) = pieces.next() {
-            match piece {
-                Piece::Zero { extent, .. } => {
-                    let (front, back) =
-                        std::mem::take(&mut rest).split_at_mut(extent.blocks as usize * BLOCK);
-                    front.fill(0);
-                    rest = back;
-                    taken += extent.blocks;
-                }
-                Piece::Base { extent } => {
-                    let (front, back) =
-                        std::mem::take(&mut rest).split_at_mut(extent.blocks as usize * BLOCK);
-                    self.base.read(extent.start.0, front)?;
-                    rest = back;
-                    taken += extent.blocks;
-                }
-                Piece::Journal { lsn, block, .. } => {
-                    let (run_lsn, run_block, run_len) = *run.get_or_insert((*lsn, *block, 0));
-                    run = Some((run_lsn, run_block, run_len + 1));
-                    let part = part_of(&self.parts, *lsn)?;
-                    let goes_on = matches!(pieces.peek(), Some(Piece::Journal { lsn: next, block: at, .. })
-                        if *at == block + 1 && Arc::ptr_eq(part_of(&self.parts, *next)?, part));
-                    if !goes_on {
-                        let (front, back) =
-                            std::mem::take(&mut rest).split_at_mut((run_len + 1) as usize * BLOCK);
-                        gathered.push(GatheredRead {
-                            file: part.segment.file.clone(),
-                            offset: run_block as u64 * BLOCK_BYTES,
-                            buffer: front,
-                            result: Ok(()),
-                        });
-                        rest = back;
-                        taken += run_len as u64 + 1;
-                        run = None;
-                    }
-                }
-            }
+        let mut gathered = Vec::new();
+        self.lay_out(plan, buffer, &mut gathered)?;
+        self.carry_out(&mut gathered);
+        if let Some(error) = gathered.into_iter().find_map(|read| read.result.err()) {
+            return Err(self.cannot_read(error));
         }
-        debug_assert!(rest.is_empty() && taken >= first);
-        match &mut gathered[..] {
+        self.check(first, plan, buffer)
+    }
+
+    fn carry_out(&self, gathered: &mut [GatheredRead<'_>]) {
+        match gathered {
             [] => {}
             [one] => one.result = one.file.read_at(one.offset, one.buffer),
             many => self.files.read_gathered(many),
         }
-        let failed = gathered.iter_mut().find(|read| read.result.is_err());
-        if let Some(read) = failed {
-            let error = std::mem::replace(&mut read.result, Ok(())).expect_err("found by it");
-            return Err(Error::io(error, format!("volume {}: reading the journal", self.volume)));
+    }
+
+    fn cannot_read(&self, error: std::io::Error) -> Error {
+        Error::io(error, format!("volume {}: reading the journal", self.volume))
+    }
+
+    /// Fills what needs no journal, and lists the reads of the journal that fill the rest.
+    fn lay_out<'b>(
+        &self,
+        plan: &[Piece],
+        buffer: &'b mut [u8],
+        gathered: &mut Vec<GatheredRead<'b>>,
+    ) -> Result<()> {
+        let mut rest: &mut [u8] = buffer;
+        // Neighbours on the device that are neighbours in one segment are one read.
+        let mut run_blocks = 0;
+        let mut pieces = plan.iter().peekable();
+        while let Some(piece) = pieces.next() {
+            match piece {
+                Piece::Zero { extent, .. } => take_front(&mut rest, extent.blocks).fill(0),
+                Piece::Base { extent } => {
+                    self.base.read(extent.start.0, take_front(&mut rest, extent.blocks))?;
+                }
+                Piece::Journal { lsn, block, .. } => {
+                    run_blocks += 1;
+                    let part = part_of(&self.parts, *lsn)?;
+                    if let Some(Piece::Journal { lsn: next, block: at, .. }) = pieces.peek()
+                        && *at == block + 1
+                        && Arc::ptr_eq(part_of(&self.parts, *next)?, part)
+                    {
+                        continue;
+                    }
+                    gathered.push(GatheredRead {
+                        file: part.segment.file.clone(),
+                        offset: (*block as u64 + 1 - run_blocks) * BLOCK_BYTES,
+                        buffer: take_front(&mut rest, run_blocks),
+                        result: Ok(()),
+                    });
+                    run_blocks = 0;
+                }
+            }
         }
-        drop(gathered);
-        self.check(first, plan, buffer)
+        debug_assert!(rest.is_empty(), "a plan covers its extent");
+        Ok(())
     }
 
     fn check(&self, first: u64, plan: &[Piece], buffer: &[u8]) -> Result<()> {
@@ -254,6 +298,13 @@ impl Reader<'_> {
         stretches.truncate(stretches_max);
         Ok(stretches)
     }
+}
+
+/// Cuts so many blocks off the front.
+fn take_front<'b>(rest: &mut &'b mut [u8], blocks: u64) -> &'b mut [u8] {
+    let (front, back) = std::mem::take(rest).split_at_mut(blocks as usize * BLOCK);
+    *rest = back;
+    front
 }
 
 const VERSIONS_PER_LOOK: usize = 4096;
