@@ -120,6 +120,9 @@ pub fn open(shared: &Shared, dir: &Path, accept: Accept) -> Result<Arc<Volume>> 
         run: &|segment| known_from_run(shared, dir, segment),
     };
     let mut recovered = recover::recover(files, &request)?;
+    // A process that died may have left names that no sync covers: a segment made ahead, a mark made anew.
+    // What is built on them now must not go with the power.
+    files.sync_dir(dir).at(|| format!("syncing {}", dir.display()))?;
     let incarnation = Incarnation((shared.clock.random() as u64).max(1));
     let position = recovered.position(identity.created);
     shared.clock.pass(position.timestamp);
