@@ -23,6 +23,9 @@ impl Volume {
     fn sync_round(&self) -> Result<Lsn> {
         let (through, dirty, bytes) = {
             let staged = self.staged.lock().expect("no panics under this lock");
+            if let Some(error) = &staged.lost_sync {
+                return Err(error.duplicate());
+            }
             (staged.lsn, staged.dirty.clone(), staged.bytes)
         };
         for segment in &dirty {
@@ -98,7 +101,10 @@ impl Volume {
         append: &mut MutexGuard<'_, Option<Appender>>,
         cause: &Error,
     ) {
-        let Some(appender) = append.take() else { return };
+        let Some(appender) = append.take() else {
+            self.give_up_syncing(cause);
+            return;
+        };
         match self.reappend_unsynced(&appender) {
             Ok(fresh) => {
                 let lsn = fresh.position.lsn;
@@ -113,6 +119,7 @@ impl Volume {
                 ));
             }
             Err(error) => {
+                self.give_up_syncing(cause);
                 self.note_error(format!("{cause}; appending again failed: {error}"));
                 self.become_read_only(
                     format!("{cause}, and what was not synced could not be appended again: {error}"),
@@ -120,6 +127,13 @@ impl Volume {
                 );
             }
         }
+    }
+
+    /// From now on every flush of what is not durable yet fails: a second sync of the file would succeed and
+    /// prove nothing.
+    fn give_up_syncing(&self, cause: &Error) {
+        let mut staged = self.staged.lock().expect("no panics under this lock");
+        staged.lost_sync.get_or_insert_with(|| cause.duplicate());
     }
 
     fn reappend_unsynced(&self, appender: &Appender) -> Result<Appender> {
