@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
 
+use super::open::measure;
 use super::parts::{FreshParts, Frozen, Part, PartList};
 use super::{Volume, parts};
 use crate::error::{Error, IoContext, Kind, Result};
@@ -60,12 +61,15 @@ impl Volume {
             epoch: appender.epoch,
         };
         let mut pool = self.pool.lock().expect("no panics under this lock");
-        if pool.ready() == 0 {
+        let is_made_now = pool.ready() == 0;
+        if is_made_now {
             self.refuse_beyond_cap(pool.segment_bytes())?;
-            self.journal_bytes.fetch_add(pool.segment_bytes(), Ordering::Relaxed);
         }
         let next = pool.take(reappend::next_header(&cut, self.shared.clock.random()))?;
         drop(pool);
+        if is_made_now {
+            self.journal_bytes.fetch_add(next.header.bytes, Ordering::Relaxed);
+        }
         pool::publish(&next)?;
         let frozen = Frozen { last: appender.position, end: appender.end, may_seal: true, seal_hash: None };
         self.parts.change(|parts| {
@@ -114,6 +118,10 @@ impl Volume {
                 staged.since_ns = None;
                 drop(staged);
                 **append = Some(fresh);
+                // A segment may have been made for it. A wrong sum would refuse writes that have room.
+                if let Ok(bytes) = measure(&self.shared, &self.dir) {
+                    self.journal_bytes.store(bytes, Ordering::Relaxed);
+                }
                 self.note_error(format!(
                     "{cause}; what was not synced was appended again to a fresh segment and synced, through {lsn:?}: nothing is lost, service goes on"
                 ));

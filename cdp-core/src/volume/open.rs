@@ -379,7 +379,7 @@ fn damages(parts: &[Arc<Part>]) -> Result<Vec<(Lsn, Extent)>> {
     Ok(damages)
 }
 
-fn measure(shared: &Shared, dir: &Path) -> Result<u64> {
+pub(super) fn measure(shared: &Shared, dir: &Path) -> Result<u64> {
     let mut bytes = 0;
     let entries = shared.files.list(dir).at(|| format!("listing {}", dir.display()))?;
     for entry in entries.iter().filter(|entry| entry.name.ends_with(".seg")) {

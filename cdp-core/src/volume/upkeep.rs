@@ -199,11 +199,13 @@ impl Volume {
                         hash,
                     };
                     let file = &segment.file;
+                    // Shorter already if an earlier try got so far.
+                    let bytes = file.len().at(place)?;
                     file.write_at(frozen.end, &[IoSlice::new(&seal.encode()[..])])
                         .and_then(|()| file.set_len(frozen.end + BLOCK_BYTES))
                         .and_then(|()| file.sync())
                         .at(place)?;
-                    let freed = segment.header.bytes - (frozen.end + BLOCK_BYTES);
+                    let freed = bytes.saturating_sub(frozen.end + BLOCK_BYTES);
                     self.journal_bytes.fetch_sub(freed, Ordering::Relaxed);
                 }
                 hash
