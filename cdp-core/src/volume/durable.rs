@@ -70,7 +70,10 @@ impl Volume {
         if is_made_now {
             self.journal_bytes.fetch_add(next.header.bytes, Ordering::Relaxed);
         }
-        pool::publish(&next)?;
+        if let Err(error) = pool::publish(&next) {
+            self.withdraw(&next, &error);
+            return Err(error);
+        }
         let frozen = Frozen { last: appender.position, end: appender.end, may_seal: true, seal_hash: None };
         self.parts.change(|parts| {
             if let Some(open) = parts.last() {
@@ -81,6 +84,26 @@ impl Volume {
         self.staged.lock().expect("no panics under this lock").dirty.push(next.clone());
         *appender = Appender::new(next, BLOCK_BYTES, appender.position, appender.epoch);
         Ok(())
+    }
+
+    /// The header of a segment could not be written, but may stand there all the same: recovery would then cut
+    /// its predecessor here. It has to go before anything more is appended behind that cut.
+    fn withdraw(&self, segment: &Segment, cause: &Error) {
+        let files = &self.shared.files;
+        match files.remove(&segment.path).and_then(|()| files.sync_dir(&self.dir)) {
+            Ok(()) => {
+                self.journal_bytes.fetch_sub(segment.header.bytes, Ordering::Relaxed);
+                self.note_error(format!("{cause}; that segment was removed, service goes on"));
+            }
+            Err(error) => {
+                let reason = format!("{cause}, and that segment could not be removed: {error}");
+                self.note_error(reason.clone());
+                self.become_read_only(
+                    reason,
+                    "check the disk under the store, then restart the server: recovery keeps everything that was synced",
+                );
+            }
+        }
     }
 
     /// An error before the filesystem is full, or the cap the user chose is passed.

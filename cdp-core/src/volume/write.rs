@@ -179,8 +179,10 @@ impl Volume {
         append: &mut MutexGuard<'_, Option<Appender>>,
         drafts: &[Draft<'_>],
     ) -> (usize, Result<Lsn>) {
-        let Some(appender) = append.as_mut() else {
-            return (drafts.len(), Err(self.refuse_unless_writable().err().unwrap_or_else(closed)));
+        // Whoever waited for the lock may find that the volume became read-only meanwhile.
+        let refusal = self.refuse_unless_writable().err();
+        let Some(appender) = append.as_mut().filter(|_| refusal.is_none()) else {
+            return (drafts.len(), Err(refusal.unwrap_or_else(closed)));
         };
         let (mut count, mut blocks) = appender.fitting(drafts);
         let is_full = self.parts.list().last().is_some_and(|open| open.memory_bytes() > LIVE_BYTES_MAX);
