@@ -14,7 +14,7 @@ use crate::format::mark::Mark;
 use crate::format::record::Chain;
 use crate::format::segment::{Seal, segment_file_name};
 use crate::ids::*;
-use crate::io::Files;
+use crate::io::{File, Files};
 
 /// A segment of the stream.
 #[derive(Clone)]
@@ -94,25 +94,40 @@ pub fn beginning(created: Timestamp) -> Position {
 struct Listing {
     segments: Vec<Arc<Segment>>,
     unused: Vec<u64>,
-    bad: Vec<PathBuf>,
+    headless: Vec<Headless>,
     newest: u64,
 }
 
+/// A segment file whose header is torn, rotten or unreadable, or zeros though records follow.
+struct Headless {
+    ordinal: u64,
+    path: PathBuf,
+    file: Arc<dyn File>,
+    /// The disk would not even give it.
+    unreadable: bool,
+}
+
 fn list(files: &dyn Files, request: &Request<'_>) -> Result<Listing> {
-    let mut listing = Listing { segments: Vec::new(), unused: Vec::new(), bad: Vec::new(), newest: 0 };
+    let mut listing = Listing { segments: Vec::new(), unused: Vec::new(), headless: Vec::new(), newest: 0 };
     for ordinal in segment::list_ordinals(files, request.dir)? {
         let path = request.dir.join(segment_file_name(ordinal));
         listing.newest = ordinal;
         let file = files.open(&path, true).at(|| format!("opening {}", path.display()))?;
-        match segment::read_first_block(&*file) {
-            Ok(FirstBlock::Unused) => listing.unused.push(ordinal),
+        let first = segment::read_first_block(&*file);
+        let unreadable = first.is_err();
+        match first {
+            Ok(FirstBlock::Unused) => {
+                listing.unused.push(ordinal);
+                if scan::begins_with_batch(&*file) {
+                    listing.headless.push(Headless { ordinal, path, file, unreadable });
+                }
+            }
             Ok(FirstBlock::Header(header))
                 if header.volume == request.volume && header.ordinal == ordinal =>
             {
                 listing.segments.push(Arc::new(Segment { header: *header, path, file }));
             }
-            // A header that cannot be read is as bad as one that is wrong.
-            Ok(_) | Err(_) => listing.bad.push(path),
+            Ok(_) | Err(_) => listing.headless.push(Headless { ordinal, path, file, unreadable }),
         }
     }
     Ok(listing)
@@ -125,6 +140,7 @@ pub fn recover(files: &dyn Files, request: &Request<'_>) -> Result<Recovered> {
     let mut at = beginning(request.created);
     let mut witness = Lsn::ZERO;
     let mut damaged: Vec<Lsn> = Vec::new();
+    let mut unreadable: Vec<Lsn> = Vec::new();
     let mut why = String::from("end of the journal");
     let mut clean_stop = false;
     let mut predecessor = SegmentId(0);
@@ -169,6 +185,7 @@ pub fn recover(files: &dyn Files, request: &Request<'_>) -> Result<Recovered> {
                 .at(|| format!("reading {}", current.path.display()))?;
             witness = witness.max(scan.durable);
             damaged.extend(&scan.damaged);
+            unreadable.extend(&scan.unreadable);
             at = scan.position;
             (found.last, found.end) = (at, scan.end);
             found.damaged = scan.damaged;
@@ -202,6 +219,18 @@ pub fn recover(files: &dyn Files, request: &Request<'_>) -> Result<Recovered> {
             .at(|| format!("reading {}", segment.path.display()))?;
         witness = witness.max(durable);
     }
+    for found in listing.headless.iter().filter(|found| found.ordinal > newest_in_stream) {
+        let durable = scan::harvest_headless(&*found.file, request.volume)
+            .at(|| format!("reading {}", found.path.display()))?;
+        if found.unreadable || durable > at.lsn {
+            why = format!("the header of {} is damaged or cannot be read", found.path.display());
+        }
+        witness = witness.max(durable);
+        if found.unreadable {
+            // A crash leaves torn headers, not unreadable ones: what stands behind it may be anything.
+            witness = witness.max(at.lsn.next());
+        }
+    }
     let mark = weigh_mark(request, &listing, &stream, at)?;
     if let Some(mark) = &request.mark {
         witness = witness.max(mark.lsn);
@@ -212,6 +241,11 @@ pub fn recover(files: &dyn Files, request: &Request<'_>) -> Result<Recovered> {
     let first_bad = tail_damage.unwrap_or(at.lsn.next());
     if tail_damage.is_some() {
         why = format!("the payload of {first_bad:?} is not complete");
+    }
+    if first_bad > witness && unreadable.contains(&first_bad) {
+        // A crash leaves torn records, not unreadable ones: this one may have been promised.
+        witness = first_bad;
+        why = format!("the disk cannot read {first_bad:?}");
     }
     let verdict = verdict::judge(Evidence {
         mark,
@@ -250,7 +284,10 @@ pub fn recover(files: &dyn Files, request: &Request<'_>) -> Result<Recovered> {
             recovered.dead.push(segment.path.clone());
         }
     }
-    recovered.dead.extend(listing.bad);
+    let was_used = |found: &Headless| !recovered.unused.contains(&found.ordinal);
+    let headless = listing.headless.into_iter().filter(was_used).map(|found| found.path);
+    let headless: Vec<PathBuf> = headless.filter(|path| !recovered.dead.contains(path)).collect();
+    recovered.dead.extend(headless);
     cut_stream(&mut recovered.stream, first_bad.previous())?;
     Ok(recovered)
 }

@@ -6,6 +6,7 @@ use super::append::Position;
 use super::segment::Segment;
 use crate::format::record::*;
 use crate::ids::*;
+use crate::io::File;
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 /// Bytes read at a time.
@@ -41,6 +42,8 @@ pub struct Scan {
     pub damaged: Vec<Lsn>,
     /// The newest `durable_lsn` of the batch headers that were read.
     pub durable: Lsn,
+    /// Records of which the disk would not give the header or the payload, in rising order.
+    pub unreadable: Vec<Lsn>,
 }
 
 /// One record found by a scan.
@@ -75,9 +78,13 @@ impl Window<'_> {
             let fresh = (self.file_bytes - offset).min(WINDOW_BYTES);
             self.bytes.resize(fresh as usize, 0);
             self.start = offset;
-            if let Err(error) = self.segment.file.read_at(offset, &mut self.bytes) {
-                self.bytes.clear();
-                return Err(error);
+            if self.segment.file.read_at(offset, &mut self.bytes).is_err() {
+                // A bad sector somewhere ahead says nothing of these bytes.
+                self.bytes.resize(len as usize, 0);
+                if let Err(error) = self.segment.file.read_at(offset, &mut self.bytes) {
+                    self.bytes.clear();
+                    return Err(error);
+                }
             }
         }
         let at = (offset - self.start) as usize;
@@ -102,6 +109,7 @@ pub fn scan(
         stop: Stop::Complete,
         damaged: Vec::new(),
         durable: Lsn::ZERO,
+        unreadable: Vec::new(),
     };
     let mut headers = Vec::new();
     let mut crcs = Vec::new();
@@ -116,6 +124,7 @@ pub fn scan(
             }
             Err(_) => {
                 scan.stop = Stop::Unreadable;
+                scan.unreadable.push(scan.position.lsn.next());
                 break;
             }
         };
@@ -140,6 +149,7 @@ pub fn scan(
             }
             Err(_) => {
                 scan.stop = Stop::Unreadable;
+                scan.unreadable.push(scan.position.lsn.next());
                 break;
             }
         };
@@ -168,7 +178,10 @@ pub fn scan(
                 // The file ends before the payload does.
                 Ok(false) => false,
                 // The disk cannot read it: damage of this payload, not the end of the log.
-                Err(_) => false,
+                Err(_) => {
+                    scan.unreadable.push(header.lsn);
+                    false
+                }
             };
             if !intact {
                 crcs.resize(header.payload_blocks() as usize, 0);
@@ -211,28 +224,53 @@ fn read_crcs(window: &mut Window<'_>, mut at: u64, bytes: u32, crcs: &mut Vec<u3
 /// The newest `durable_lsn` in any batch header of this segment from `offset` on, wherever it stands: what
 /// lies behind a gap still tells what was once synced.
 pub fn harvest_durable(segment: &Segment, offset: u64) -> io::Result<Lsn> {
-    let file_bytes = segment.file.len()?.min(segment.header.bytes);
+    let end = segment.file.len()?.min(segment.header.bytes);
+    harvest(&*segment.file, offset, end, &|batch, _| batch.segment == segment.header.id)
+}
+
+/// The same of a segment file whose own header is gone, so that nobody knows which use of it the batches
+/// belong to. An earlier use cannot tell more than what was durable either, so all of this volume's count.
+pub fn harvest_headless(file: &dyn File, volume: VolumeId) -> io::Result<Lsn> {
+    harvest(file, BLOCK_BYTES, file.len()?, &|_, block| {
+        let record = block[BATCH_HEADER_BYTES..].first_chunk().and_then(RecordHeader::decode);
+        record.is_some_and(|record| record.volume == volume)
+    })
+}
+
+/// Whether a batch stands where the first one of a segment would.
+pub fn begins_with_batch(file: &dyn File) -> bool {
+    let mut block = [0; BLOCK];
+    file.read_at(BLOCK_BYTES, &mut block).is_ok()
+        && block.first_chunk().and_then(BatchHeader::decode).is_some()
+}
+
+fn harvest(
+    file: &dyn File,
+    offset: u64,
+    end: u64,
+    counts: &dyn Fn(&BatchHeader, &[u8]) -> bool,
+) -> io::Result<Lsn> {
     let mut durable = Lsn::ZERO;
     let mut at = offset.next_multiple_of(BLOCK_BYTES);
     let mut buffer = Vec::new();
-    while at + BLOCK_BYTES <= file_bytes {
+    while at + BLOCK_BYTES <= end {
         // A hole holds no batches; a filesystem that cannot tell says "data".
-        match segment.file.next_data(at)? {
+        match file.next_data(at)? {
             None => break,
             Some(data) => at = at.max(data / BLOCK_BYTES * BLOCK_BYTES),
         }
-        let step = (file_bytes.saturating_sub(at)).min(WINDOW_BYTES) / BLOCK_BYTES * BLOCK_BYTES;
+        let step = end.saturating_sub(at).min(WINDOW_BYTES) / BLOCK_BYTES * BLOCK_BYTES;
         if step == 0 {
             break;
         }
         buffer.resize(step as usize, 0);
-        if segment.file.read_at(at, &mut buffer).is_err() {
+        if file.read_at(at, &mut buffer).is_err() {
             // What cannot be read bears no witness; its neighbours still may.
-            read_block_by_block(segment, at, &mut buffer);
+            read_block_by_block(file, at, &mut buffer);
         }
         for block in buffer.chunks_exact(BLOCK) {
             if let Some(batch) = block.first_chunk().and_then(BatchHeader::decode)
-                && batch.segment == segment.header.id
+                && counts(&batch, block)
             {
                 durable = durable.max(batch.durable_lsn);
             }
@@ -242,9 +280,9 @@ pub fn harvest_durable(segment: &Segment, offset: u64) -> io::Result<Lsn> {
     Ok(durable)
 }
 
-fn read_block_by_block(segment: &Segment, start: u64, buffer: &mut [u8]) {
+fn read_block_by_block(file: &dyn File, start: u64, buffer: &mut [u8]) {
     for (number, block) in buffer.chunks_exact_mut(BLOCK).enumerate() {
-        if segment.file.read_at(start + (number * BLOCK) as u64, block).is_err() {
+        if file.read_at(start + (number * BLOCK) as u64, block).is_err() {
             block.fill(0);
         }
     }
