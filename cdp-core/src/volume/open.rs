@@ -363,8 +363,9 @@ fn open_run(shared: &Shared, dir: &Path, segment: &Segment) -> Option<Run> {
 fn known_from_run(shared: &Shared, dir: &Path, segment: &Segment) -> Option<KnownFromRun> {
     let run = open_run(shared, dir, segment)?;
     let header = run.header();
-    let last =
-        Position { lsn: header.last_lsn, chain: Chain(header.chain), timestamp: header.last_timestamp };
+    // The run of a segment without records has no timestamp; that of the record before it holds.
+    let timestamp = header.last_timestamp.max(segment.header.timestamp_before);
+    let last = Position { lsn: header.last_lsn, chain: Chain(header.chain), timestamp };
     Some(KnownFromRun { last, end: header.log_end })
 }
 
