@@ -387,7 +387,8 @@ impl Timeline for Volume {
             // Whatever has a timestamp up to `at` is staged when this lock is free, and whatever comes later
             // gets a later one.
             let _append = self.append.lock().expect("no panics under this lock");
-            self.shared.clock.pass(at);
+            // Asking for the future must not drag the clock there.
+            self.shared.clock.pass(at.min(self.shared.clock.now()));
         }
         let parts = self.parts.list();
         let after = parts.partition_point(|part| part.segment.header.timestamp_before <= at);
