@@ -53,6 +53,9 @@ pub struct Request<'a> {
     pub mark: Option<Mark>,
     /// Somebody accepted that the mark is lost.
     pub accept_mark_loss: bool,
+    /// A seal tells where its segment ends. Where nothing else does, because the run is gone, the records may
+    /// have to be looked at after all.
+    pub believe_seals: bool,
     /// Asks the segment's run.
     pub run: &'a dyn Fn(&Segment) -> Option<KnownFromRun>,
 }
@@ -90,6 +93,8 @@ impl Recovered {
 pub fn beginning(created: Timestamp) -> Position {
     Position { lsn: Lsn::ZERO, chain: Chain::default(), timestamp: created }
 }
+
+const END_OF_JOURNAL: &str = "end of the journal";
 
 struct Listing {
     segments: Vec<Arc<Segment>>,
@@ -141,7 +146,7 @@ pub fn recover(files: &dyn Files, request: &Request<'_>) -> Result<Recovered> {
     let mut witness = Lsn::ZERO;
     let mut damaged: Vec<Lsn> = Vec::new();
     let mut unreadable: Vec<Lsn> = Vec::new();
-    let mut why = String::from("end of the journal");
+    let mut why = String::from(END_OF_JOURNAL);
     let mut clean_stop = false;
     let mut predecessor = SegmentId(0);
     // The newest segment that says it follows this one: an older one was superseded by a recovery.
@@ -165,11 +170,13 @@ pub fn recover(files: &dyn Files, request: &Request<'_>) -> Result<Recovered> {
         clean_stop = false;
         // A seal that cannot be read is no seal: the records are then read one by one.
         let seal = segment::read_seal(current).unwrap_or(None);
+        witness = witness.max(seal.map_or(Lsn::ZERO, |seal| seal.last_lsn.min(through)));
         if let Some(seal) = seal
             && (successor.is_none() || seal.last_lsn == through)
+            && (request.believe_seals
+                || (request.run)(current).is_some_and(|run| run.last.lsn == seal.last_lsn))
         {
             at = Position { lsn: seal.last_lsn, chain: seal.chain, timestamp: seal.last_timestamp };
-            witness = witness.max(seal.last_lsn);
             clean_stop = seal.clean_stop;
             (found.last, found.end, found.seal) = (at, seal.end, Some(seal));
             stream.push(found);
@@ -218,6 +225,14 @@ pub fn recover(files: &dyn Files, request: &Request<'_>) -> Result<Recovered> {
         let durable = scan::harvest_durable(segment, BLOCK_BYTES)
             .at(|| format!("reading {}", segment.path.display()))?;
         witness = witness.max(durable);
+    }
+    let follows = listing.segments.iter().find(|s| s.header.ordinal > newest_in_stream);
+    if let Some(next) = follows
+        && why == END_OF_JOURNAL
+    {
+        let last =
+            stream.last().map_or("the beginning".into(), |found| found.segment.path.display().to_string());
+        why = format!("between {last} and {} a segment is missing", next.path.display());
     }
     for found in listing.headless.iter().filter(|found| found.ordinal > newest_in_stream) {
         let durable = scan::harvest_headless(&*found.file, request.volume)

@@ -117,17 +117,22 @@ pub fn open(shared: &Shared, dir: &Path, accept: Accept) -> Result<Arc<Volume>> 
         created: identity.created,
         mark,
         accept_mark_loss: accept.mark_loss,
+        believe_seals: true,
         run: &|segment| known_from_run(shared, dir, segment),
     };
-    let mut recovered = recover::recover(files, &request)?;
+    let mut survey = survey(shared, &identity, &request, accept);
+    if survey.as_ref().is_err_and(|error| error.kind() == Kind::Damaged) {
+        // A seal told where a segment ends, but its run is gone and its records are not what was sealed: go
+        // by the records.
+        survey = self::survey(shared, &identity, &Request { believe_seals: false, ..request }, accept);
+    }
+    let Survey { mut recovered, mut health, front, settled, mut parts } = survey?;
     // A process that died may have left names that no sync covers: a segment made ahead, a mark made anew.
     // What is built on them now must not go with the power.
     files.sync_dir(dir).at(|| format!("syncing {}", dir.display()))?;
     let incarnation = Incarnation((shared.clock.random() as u64).max(1));
     let position = recovered.position(identity.created);
     shared.clock.pass(position.timestamp);
-    let name = &identity.name;
-    let mut health = health_after(name, &recovered, accept);
     let mut pool = Pool::new(
         shared.files.clone(),
         dir.to_owned(),
@@ -136,27 +141,38 @@ pub fn open(shared: &Shared, dir: &Path, accept: Accept) -> Result<Arc<Volume>> 
         recovered.next_ordinal,
     );
 
-    // What was surely synced stays where it is; the rest is appended again.
-    let settled = if health == Health::Good { recovered.witness.min(position.lsn) } else { position.lsn };
-    let mut front = recovered.stream.clone();
-    recover::cut_stream(&mut front, settled)?;
-    let mut parts = open_parts(shared, dir, &front)?;
     let mut appender = None;
     let mut fresh_segment = None;
     if health == Health::Good {
-        match append_tail(shared, &identity, incarnation, &recovered, &front, settled, &mut pool) {
+        let accepted = accept.loss || accept.mark_loss;
+        let mut begin = || -> Result<(Appender, Vec<Arc<Part>>)> {
+            if accepted {
+                // Before the journal goes on without them: a crash in between leaves the loss to be accepted
+                // again, never files that nobody knows to keep.
+                keep_aside(shared, dir, &recovered, incarnation)?;
+            }
+            let (fresh, fresh_parts) =
+                append_tail(shared, &identity, incarnation, &recovered, &front, settled, &mut pool)?;
+            mark_file.write(Mark {
+                volume: identity.id,
+                incarnation,
+                sequence: 0,
+                lsn: fresh.position.lsn,
+                chain: fresh.position.chain,
+                timestamp: fresh.position.timestamp,
+                clean_stop: false,
+            })?;
+            Ok((fresh, fresh_parts))
+        };
+        match begin() {
             Ok((fresh, fresh_parts)) => {
                 parts.extend(fresh_parts);
-                mark_file.write(Mark {
-                    volume: identity.id,
-                    incarnation,
-                    sequence: 0,
-                    lsn: fresh.position.lsn,
-                    chain: fresh.position.chain,
-                    timestamp: fresh.position.timestamp,
-                    clean_stop: false,
-                })?;
-                put_away(shared, dir, &recovered, accept, incarnation)?;
+                if !accepted {
+                    for path in &recovered.dead {
+                        // A file that stays costs space only; the next opening tries again.
+                        let _ = files.remove(path);
+                    }
+                }
                 fresh_segment = Some(fresh.segment.clone());
                 appender = Some(fresh);
             }
@@ -240,23 +256,33 @@ fn open_parts(shared: &Shared, dir: &Path, stream: &[Found]) -> Result<Vec<Arc<P
     stream.iter().map(|found| open_part(shared, dir, found).map(Arc::new)).collect()
 }
 
-/// Files that hold nothing of the stream any more: after a crash they are removed (what counted in them
-/// stands in the fresh segment); after an accepted loss they are kept aside.
-fn put_away(
-    shared: &Shared,
-    dir: &Path,
-    recovered: &Recovered,
-    accept: Accept,
-    incarnation: Incarnation,
-) -> Result<()> {
+/// What recovery found, and what is made of it.
+struct Survey {
+    recovered: Recovered,
+    health: Health,
+    /// What was surely synced and stays where it is; the rest is appended again.
+    front: Vec<Found>,
+    /// Its newest record.
+    settled: Lsn,
+    /// Its index.
+    parts: Vec<Arc<Part>>,
+}
+
+fn survey(shared: &Shared, identity: &Identity, request: &Request<'_>, accept: Accept) -> Result<Survey> {
+    let recovered = recover::recover(&*shared.files, request)?;
+    let health = health_after(&identity.name, &recovered, accept);
+    let newest = recovered.position(identity.created).lsn;
+    let settled = if health == Health::Good { recovered.witness.min(newest) } else { newest };
+    let mut front = recovered.stream.clone();
+    recover::cut_stream(&mut front, settled)?;
+    let parts = open_parts(shared, request.dir, &front)?;
+    Ok(Survey { recovered, health, front, settled, parts })
+}
+
+/// After an accepted loss: files that hold nothing of the stream any more are kept, in a directory of their
+/// own. (After a crash they are removed: what counted in them stands in the fresh segment.)
+fn keep_aside(shared: &Shared, dir: &Path, recovered: &Recovered, incarnation: Incarnation) -> Result<()> {
     let files = &*shared.files;
-    if !accept.loss && !accept.mark_loss {
-        for path in &recovered.dead {
-            // A file that stays costs space only; the next opening tries again.
-            let _ = files.remove(path);
-        }
-        return Ok(());
-    }
     let aside = dir.join(format!("lost-{incarnation}"));
     let moved = files.create_dir(&aside).and_then(|()| {
         // What follows the cut in the last segment that stays will go one day: keep a copy of that file.
