@@ -1,0 +1,36 @@
+//! Crashes at every I/O boundary of random workloads.
+
+use crate::harness::tally::with_seeds;
+use crate::harness::{Rig, Tally, Workload, crash_at_every_boundary, rig};
+
+/// Whoever loses power or a process at any moment must find a state the disk went through, with all that was
+/// promised, or a database on it is torn; over segments that fill, are sealed and get their runs.
+#[test]
+fn every_boundary_of_random_workloads() {
+    let mut tally = Tally::default();
+    let mut sealed = 0;
+    with_seeds("every_boundary_of_random_workloads", 1, 8, &mut tally, |seed, tally| {
+        let volumes = 1 + (seed % 3 == 0) as usize;
+        let segment_bytes = [64 << 10, 96 << 10, 128 << 10][(seed / 2 % 3) as usize];
+        let mut rig = Rig::new(seed, volumes, segment_bytes)?;
+        let mut workload = Workload::new(seed, volumes, rig::VOLUME_BYTES);
+        rig.disk.record_boundaries(true);
+        let mut steps = 0;
+        // At least three sealed segments, however long that takes.
+        while steps < 45 || rig.sealed() < 3 {
+            assert!(steps < 2000, "segments fill up");
+            let step = workload.step();
+            rig.step(&step)?;
+            steps += 1;
+        }
+        sealed += rig.sealed();
+        let outcome = crash_at_every_boundary(&rig, seed, 2, tally);
+        tally.take(&rig.disk);
+        outcome
+    });
+    println!("every boundary: {sealed} sealed segments; {tally}");
+    let counts = tally.counts;
+    assert!(counts.process_deaths > 0 && counts.power_losses > 0);
+    assert!(counts.effects_lost > 0 && counts.effects_torn > 0 && counts.effects_reordered > 0);
+    assert!(counts.names_lost > 0 && counts.names_kept > 0);
+}

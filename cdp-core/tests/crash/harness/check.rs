@@ -1,0 +1,316 @@
+//! What must hold after a crash: D1 to D6, every view, every timestamp, every name.
+
+use std::sync::Arc;
+
+use cdp_core::device::{Device, Read};
+use cdp_core::error::Error;
+use cdp_core::history::point::Timeline;
+use cdp_core::ids::*;
+use cdp_core::io::sim::{Boundary, Chance, PowerLoss, SimClock, SimDisk, WALL_START_NS};
+use cdp_core::store::Store;
+use cdp_core::view::View;
+use cdp_core::volume::Volume;
+
+use super::Outcome;
+use super::model::Model;
+use super::rig::{self, Rig};
+use super::tally::Tally;
+use super::workload::Workload;
+use super::wrap::Wrap;
+use crate::ensure;
+
+/// Between which records each volume's state may stand.
+#[derive(Clone, Debug)]
+pub struct Promise {
+    pub floor: Vec<Lsn>,
+    /// What not even a power loss may take; at most `floor`.
+    pub flushed: Vec<Lsn>,
+    pub ceiling: Vec<Lsn>,
+}
+
+/// How much is looked at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Depth {
+    /// The tip and a few views.
+    Quick,
+    /// Every view.
+    Every,
+}
+
+/// Changing operations that one recovery may take: a fixed number and some for each segment file.
+const OPERATIONS_MAX: u64 = 60;
+const OPERATIONS_PER_SEGMENT_MAX: u64 = 12;
+/// Where workloads write mostly: a quick look reads only there.
+const FRONT_BLOCKS_READ: u64 = 40;
+const BACK_BLOCKS_READ: u64 = 4;
+
+/// Reads blocks of a device.
+pub fn read_blocks(device: &dyn Device, first: u64, blocks: u64) -> Result<Vec<u8>, Error> {
+    let mut buffer = vec![0xee; (blocks * BLOCK_BYTES) as usize];
+    let mut reads = [Read { offset: first * BLOCK_BYTES, buffer: &mut buffer, result: Ok(()) }];
+    device.read(&mut reads);
+    let [read] = reads;
+    read.result?;
+    Ok(buffer)
+}
+
+/// A device shows just this record's state: everywhere, or where workloads write.
+fn shows(device: &dyn Device, model: &Model, lsn: Lsn, everywhere: bool) -> Outcome {
+    let blocks = device.size_bytes() / BLOCK_BYTES;
+    let places = match everywhere {
+        true => vec![(0, blocks)],
+        false => vec![(0, FRONT_BLOCKS_READ), (blocks - BACK_BLOCKS_READ, BACK_BLOCKS_READ)],
+    };
+    for (first, count) in places {
+        let bytes =
+            read_blocks(device, first, count).map_err(|error| format!("unexpected read error: {error:?}"))?;
+        if let Some(lba) = model.state(lsn).differs(first as usize, &bytes) {
+            return Err(format!("block {lba} at {lsn:?} is not what was written"));
+        }
+    }
+    Ok(())
+}
+
+/// Everything that is promised of one volume.
+pub fn check_volume(volume: &Arc<Volume>, model: &Model, depth: Depth, chance: &mut Chance) -> Outcome<u64> {
+    let tip = volume.tip_lsn();
+    let everywhere = depth == Depth::Every || chance.percent(10);
+    shows(&**volume, model, tip, everywhere)?;
+    let mut points: Vec<u64> = match depth {
+        Depth::Every => (0..=tip.0).collect(),
+        Depth::Quick => (0..3).map(|_| chance.below(tip.0 + 1)).collect(),
+    };
+    points.push(tip.0.saturating_sub(1));
+    for lsn in &points {
+        shows(&View::new(volume.clone(), Lsn(*lsn)), model, Lsn(*lsn), everywhere)?;
+    }
+    check_times(volume, model, tip)?;
+    let names: Vec<(Lsn, String)> =
+        volume.named_markers().into_iter().map(|(marker, _)| (marker.lsn, marker.name)).collect();
+    ensure!(names == model.names(tip), "markers {names:?}, expected {:?}", model.names(tip));
+    Ok(points.len() as u64 + 1)
+}
+
+/// Timestamps are those that were given, and T → LSN is exact.
+fn check_times(volume: &Volume, model: &Model, tip: Lsn) -> Outcome {
+    let words = |error: cdp_core::error::Error| format!("unexpected error: {error:?}");
+    for lsn in (0..=tip.0).rev() {
+        let at = model.records[lsn as usize].at;
+        let found = volume.timestamp_of(Lsn(lsn)).map_err(words)?;
+        ensure!(found == at, "lsn {lsn} has the timestamp {found:?}, it was given {at:?}");
+        let exact = volume.lsn_at(at).map_err(words)?;
+        ensure!(exact.0 == lsn, "at {at:?} stands {exact:?}, lsn {lsn} was expected");
+        if lsn > 0 {
+            let before = volume.lsn_at(Timestamp(at.0 - 1)).map_err(words)?;
+            ensure!(before.0 == lsn - 1, "1 ns before lsn {lsn} stands {before:?}");
+        }
+        let behind = volume.lsn_at(Timestamp(at.0 + 1)).map_err(words)?;
+        let next_is_there = lsn < tip.0 && model.records[lsn as usize + 1].at.0 == at.0 + 1;
+        let expected = lsn + u64::from(next_is_there);
+        ensure!(behind.0 == expected, "1 ns after lsn {lsn} stands {behind:?}");
+    }
+    Ok(())
+}
+
+/// Everything that is promised of an opened store.
+pub fn check_store(
+    store: &Store,
+    models: &[Model],
+    promise: &Promise,
+    depth: Depth,
+    chance: &mut Chance,
+    tally: &mut Tally,
+) -> Outcome<Vec<Lsn>> {
+    let failed = store.failed();
+    ensure!(failed.is_empty(), "volumes do not open: {failed:?}");
+    let volumes = store.volumes();
+    ensure!(volumes.len() == models.len(), "{} of {} volumes are there", volumes.len(), models.len());
+    let mut tips = Vec::new();
+    for (number, (volume, model)) in volumes.iter().zip(models).enumerate() {
+        rig::good(volume)?;
+        let (tip, floor, ceiling) = (volume.tip_lsn(), promise.floor[number], promise.ceiling[number]);
+        ensure!(tip >= floor, "LOST: {tip:?} is the newest, {floor:?} was promised; {:?}", volume.notes());
+        ensure!(tip <= ceiling, "{tip:?} is there, nobody asked for more than {ceiling:?}");
+        tally.views += check_volume(volume, model, depth, chance)
+            .map_err(|broken| format!("volume {number}, tip {tip:?}: {broken}"))?;
+        tips.push(tip);
+    }
+    Ok(tips)
+}
+
+/// A clock after a crash: the wall face may stand before or behind where it was.
+fn clock_after(seed: u64) -> SimClock {
+    let clock = SimClock::new(seed ^ 0xaf7e4);
+    let mut chance = Chance::new(seed);
+    clock.set_wall(WALL_START_NS + chance.pick(&[0, 0, 3_600_000_000_000]));
+    clock
+}
+
+/// How the machine dies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Death {
+    Process,
+    Power(PowerLoss),
+}
+
+impl Death {
+    fn strike(self, disk: &SimDisk) -> SimDisk {
+        match self {
+            Death::Process => disk.crash_process(),
+            Death::Power(plan) => disk.crash_power_with(plan),
+        }
+    }
+
+    fn is_power(self) -> bool {
+        self != Death::Process
+    }
+}
+
+/// One crash from a boundary: recovery, all checks, crashes during recovery, and life afterwards.
+pub struct Crash<'a> {
+    pub models: &'a [Model],
+    pub wrap: &'a Wrap,
+    pub seed: u64,
+    pub depth: Depth,
+    /// Crash again at each boundary of the recovery.
+    pub nested: bool,
+    /// Write on after the recovery, and crash once more.
+    pub writes_on: bool,
+}
+
+impl Crash<'_> {
+    /// Opens the disk after `death` and checks; gives what stands there.
+    pub fn check(&self, disk: SimDisk, death: Death, promise: &Promise, tally: &mut Tally) -> Outcome {
+        let mut chance = Chance::new(self.seed ^ 0xc4ec);
+        let disk = death.strike(&disk);
+        tally.crashes += 1;
+        let clock = clock_after(self.seed);
+        let operations = disk.operations();
+        disk.record_boundaries(self.nested);
+        let store = rig::open(&disk, &clock, self.wrap)?;
+        let boundaries = disk.take_boundaries();
+        disk.record_boundaries(false);
+        let segments = disk.paths().iter().filter(|path| path.ends_with(".seg")).count() as u64;
+        let operations = disk.operations() - operations;
+        let bound = OPERATIONS_MAX * self.models.len() as u64 + OPERATIONS_PER_SEGMENT_MAX * segments;
+        ensure!(operations <= bound, "recovery took {operations} operations, at most {bound} are allowed");
+        let tips = check_store(&store, self.models, promise, self.depth, &mut chance, tally)?;
+        if self.nested {
+            self.check_nested(&boundaries, promise, &tips, tally)?;
+            // What was shown is durable.
+            let shown = Promise { floor: tips.clone(), flushed: tips.clone(), ceiling: tips.clone() };
+            let after = Death::Power(PowerLoss::all_lost()).strike(&disk.snapshot().mount(self.seed));
+            tally.crashes += 1;
+            let again = rig::open(&after, &clock_after(self.seed + 1), self.wrap)?;
+            check_store(&again, self.models, &shown, Depth::Quick, &mut chance, tally)
+                .map_err(|broken| format!("shown, then gone with the power: {broken}"))?;
+            tally.take(&after);
+        }
+        if self.writes_on {
+            self.write_on(disk.clone(), clock, store, &tips, tally)
+                .map_err(|broken| format!("after the recovery: {broken}"))?;
+        }
+        tally.take(&disk);
+        Ok(())
+    }
+
+    /// D5: a crash during the recovery changes nothing.
+    fn check_nested(
+        &self,
+        boundaries: &[Boundary],
+        promise: &Promise,
+        tips: &[Lsn],
+        tally: &mut Tally,
+    ) -> Outcome {
+        let mut chance = Chance::new(self.seed ^ 0x0e57);
+        for boundary in boundaries {
+            for inner in [Death::Process, Death::Power(PowerLoss::seeded(chance.bits()))] {
+                let disk = inner.strike(&boundary.snapshot.mount(self.seed));
+                tally.crashes += 1;
+                // The cache survives a process, so nothing may be lost; power may take what was never synced.
+                let flushed = promise.flushed.clone();
+                let floor = if inner.is_power() { flushed.clone() } else { tips.to_vec() };
+                let legal = Promise { floor, flushed, ceiling: tips.to_vec() };
+                let place = || {
+                    format!(
+                        "crash ({inner:?}) during recovery at {:?} of {}{}",
+                        boundary.what,
+                        boundary.path,
+                        if boundary.during { ", half done" } else { "" }
+                    )
+                };
+                let store = rig::open(&disk, &clock_after(chance.bits()), self.wrap)
+                    .map_err(|broken| format!("{}: {broken}", place()))?;
+                check_store(&store, self.models, &legal, Depth::Quick, &mut chance, tally)
+                    .map_err(|broken| format!("{}: {broken}", place()))?;
+                tally.take(&disk);
+            }
+        }
+        Ok(())
+    }
+
+    fn write_on(
+        &self,
+        disk: SimDisk,
+        clock: SimClock,
+        store: Store,
+        tips: &[Lsn],
+        tally: &mut Tally,
+    ) -> Outcome {
+        let models = self.models.iter().zip(tips).map(|(model, tip)| model.cut(*tip)).collect();
+        let mut rig = Rig::on(disk, clock, self.wrap.clone(), store, Some(models))?;
+        let mut workload = Workload::new(self.seed ^ 0x0041, rig.volumes.len(), rig::VOLUME_BYTES);
+        for _ in 0..6 {
+            let step = workload.step();
+            rig.step(&step)?;
+        }
+        let mut chance = Chance::new(self.seed ^ 0x0042);
+        let snapshot = rig.disk.snapshot();
+        for death in [Death::Process, Death::Power(PowerLoss::seeded(chance.bits()))] {
+            let disk = death.strike(&snapshot.mount(self.seed));
+            tally.crashes += 1;
+            let store = rig::open(&disk, &clock_after(chance.bits()), self.wrap)?;
+            let promise = rig.promise_now(death.is_power());
+            check_store(&store, &rig.models, &promise, Depth::Quick, &mut chance, tally)
+                .map_err(|broken| format!("second crash ({death:?}): {broken}"))?;
+            tally.take(&disk);
+        }
+        Ok(())
+    }
+}
+
+/// Crashes at every boundary that a rig's disk recorded, by both deaths, with `losses` styles of power loss.
+pub fn crash_at_every_boundary(rig: &Rig, seed: u64, losses: u64, tally: &mut Tally) -> Outcome {
+    let boundaries = rig.disk.take_boundaries();
+    ensure!(!boundaries.is_empty(), "nothing was recorded");
+    for (number, boundary) in boundaries.iter().enumerate() {
+        let mut chance = Chance::new(seed ^ (number as u64) << 32);
+        let mut deaths = vec![Death::Process];
+        deaths.extend((0..losses).map(|_| Death::Power(PowerLoss::seeded(chance.bits()))));
+        if number % 5 == 0 {
+            deaths.push(Death::Power(PowerLoss::all_lost()));
+        }
+        for death in deaths {
+            let crash = Crash {
+                models: &rig.models,
+                wrap: &rig.wrap,
+                seed: chance.bits(),
+                depth: if chance.percent(4) { Depth::Every } else { Depth::Quick },
+                nested: chance.percent(2),
+                writes_on: chance.percent(10),
+            };
+            let promise = rig.promise_at(boundary.operation, death.is_power());
+            let disk = boundary.snapshot.mount(crash.seed);
+            crash.check(disk, death, &promise, tally).map_err(|broken| {
+                format!(
+                    "{broken}\n  boundary {number}: before{} operation {}, {:?} of {}; {death:?}; promised {promise:?}",
+                    if boundary.during { " the end of" } else { "" },
+                    boundary.operation,
+                    boundary.what,
+                    boundary.path
+                )
+            })?;
+        }
+    }
+    Ok(())
+}

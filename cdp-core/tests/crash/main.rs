@@ -1,0 +1,9 @@
+//! The crash suite: what the product promises after process death, power loss and every fault of a disk, held
+//! against a naive model on the simulated disk. Each test prints its counts; each failure its seed.
+//!
+//! `CDP_SIM_SEED=n` repeats one seed; `CDP_SIM_SECONDS=n` goes on with fresh seeds for so long.
+
+#[macro_use]
+mod harness;
+
+mod boundaries;
