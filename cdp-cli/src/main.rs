@@ -1,15 +1,38 @@
 //! The `cdp` command.
 
-use cdp_cli::host::relay::{self, RelayOptions};
 use std::process::ExitCode;
 
+use cdp_cli::host::relay::{self, RelayOptions};
+use cdp_cli::{cli, commands, report};
+use clap::Parser;
+
 fn main() -> ExitCode {
-    let mut arguments = std::env::args_os().skip(1);
-    if arguments.next().is_some_and(|word| word == relay::SUBCOMMAND)
-        && let Err(error) = RelayOptions::parse(arguments).and_then(|options| relay::run(&options))
-    {
-        eprintln!("cdp: {error}");
-        return ExitCode::FAILURE;
+    // Not a command for people: attach starts it for itself.
+    let mut words = std::env::args_os().skip(1);
+    if words.next().is_some_and(|word| word == relay::SUBCOMMAND) {
+        return match RelayOptions::parse(words).and_then(|options| relay::run(&options)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => ExitCode::from(report::print_error(&error, false)),
+        };
     }
-    ExitCode::SUCCESS
+    let mut words = std::env::args_os().skip(1);
+    if words.next().is_some_and(|word| word == "help")
+        && let Some(page) = words.next().as_deref().and_then(|topic| cli::help_page(topic.to_str()?))
+    {
+        report::print(page);
+        return ExitCode::from(report::DONE);
+    }
+    let cli = cli::Cli::parse();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_max_level(log_level())
+        .with_target(false)
+        .with_ansi(false)
+        .init();
+    ExitCode::from(commands::run(cli))
+}
+
+/// CDP_LOG: error, warn, info (also without it), debug, trace.
+fn log_level() -> tracing::Level {
+    std::env::var("CDP_LOG").ok().and_then(|level| level.parse().ok()).unwrap_or(tracing::Level::INFO)
 }

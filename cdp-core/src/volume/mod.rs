@@ -130,6 +130,17 @@ pub struct Notes {
     pub damages: Vec<(Lsn, Extent)>,
 }
 
+/// When a segment was written, and how much is in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentSpan {
+    /// Timestamp of the record before its first one.
+    pub begin: Timestamp,
+    /// Timestamp of its newest record.
+    pub end: Timestamp,
+    /// Bytes in use.
+    pub bytes: u64,
+}
+
 impl Volume {
     /// What never changes.
     pub fn identity(&self) -> &Identity {
@@ -169,6 +180,31 @@ impl Volume {
     /// What the journal takes on disk, in bytes.
     pub fn journal_bytes(&self) -> u64 {
         self.journal_bytes.load(Ordering::Relaxed)
+    }
+
+    /// What is left in the open segment, in bytes.
+    pub fn journal_room_bytes(&self) -> u64 {
+        let append = self.append.lock().expect("no panics under this lock");
+        append.as_ref().map_or(0, |appender| appender.segment.header.bytes.saturating_sub(appender.end))
+    }
+
+    /// The segments of the journal, oldest first.
+    pub fn segments(&self) -> Vec<SegmentSpan> {
+        let open_end = {
+            let append = self.append.lock().expect("no panics under this lock");
+            append.as_ref().map(|appender| (appender.end, appender.position.timestamp))
+        };
+        let list = self.parts.list();
+        let ends = list.iter().skip(1).map(|part| Some(part.segment.header.timestamp_before)).chain([None]);
+        list.iter()
+            .zip(ends)
+            .map(|(part, next_begin)| {
+                let begin = part.segment.header.timestamp_before;
+                let frozen = part.frozen.get().map(|frozen| (frozen.end, frozen.last.timestamp));
+                let (bytes, end) = frozen.or(open_end).unwrap_or((0, begin));
+                SegmentSpan { begin, end: next_begin.unwrap_or(end), bytes }
+            })
+            .collect()
     }
 
     /// What it may take, in bytes.

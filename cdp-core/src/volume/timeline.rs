@@ -316,6 +316,18 @@ impl Volume {
             .collect()
     }
 
+    /// What the named marker of this record carries.
+    pub fn marker_payload(&self, lsn: Lsn) -> Result<MarkerPayload> {
+        let parts = self.parts.list();
+        let part = part_of(&parts, lsn)?;
+        let rows = part.events()?;
+        let row = rows.iter().find(|row| row.lsn == lsn);
+        match row.map(|row| self.event_kind(part, row)).transpose()? {
+            Some(EventKind::Marker(marker)) => Ok(marker),
+            _ => Err(Error::new(Kind::NotFound, format!("{lsn:?} is no named marker"))),
+        }
+    }
+
     /// Visits the headers of the records `from..=to`, in order.
     pub fn records(&self, from: Lsn, to: Lsn, visit: &mut dyn FnMut(&RecordHeader)) -> Result<()> {
         for part in self.parts.list().iter() {

@@ -1,0 +1,43 @@
+//! `cdp create`.
+
+use cdp_core::error::{IoContext, Result};
+
+use super::Context;
+use super::progress::Bar;
+use crate::cli;
+use crate::door::{Door, unexpected};
+use crate::report;
+use crate::units::{parse_duration, parse_size, size};
+use crate::work::{Create, Request, Response};
+
+/// Makes a volume.
+pub fn run(context: &Context, arguments: &cli::Create) -> Result<u8> {
+    let from = match &arguments.from {
+        // The server has a working directory of its own.
+        Some(path) => Some(path.canonicalize().at(|| format!("finding {}", path.display()))?),
+        None => None,
+    };
+    let create = Create {
+        name: arguments.volume.clone(),
+        size_bytes: arguments.size.as_deref().map(parse_size).transpose()?,
+        from,
+        journal_cap_bytes: arguments.journal_cap.as_deref().map(parse_size).transpose()?,
+        marker_interval_ns: arguments.marker_interval.as_deref().map(parse_duration).transpose()?,
+    };
+    let bar = Bar::default();
+    let answer = Door::ask_once(&context.config, true, Request::Create(create), &mut |progress| {
+        bar.show(progress);
+        Ok(())
+    });
+    bar.clear();
+    let answer = answer?;
+    let Response::Created(created) = &answer else { return Err(unexpected()) };
+    context.show(&answer.json(), || {
+        let taken = match created.imported_bytes {
+            0 => String::new(),
+            bytes => format!(", {} taken over", size(bytes)),
+        };
+        format!("{}: {}{taken}", created.name, size(created.size_bytes))
+    });
+    Ok(report::DONE)
+}

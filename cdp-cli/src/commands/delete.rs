@@ -1,0 +1,49 @@
+//! `cdp delete` and `cdp undelete`.
+
+use std::io::{BufRead, IsTerminal, Write};
+
+use cdp_core::error::{Error, IoContext, Kind, Result};
+
+use super::Context;
+use crate::cli::Delete;
+use crate::door::{Door, unexpected};
+use crate::report;
+use crate::work::{Request, Response};
+
+/// Moves a volume to the trash, after asking.
+pub fn run(context: &Context, arguments: &Delete) -> Result<u8> {
+    let name = &arguments.volume;
+    if !arguments.yes && !confirmed(name)? {
+        report::say("cdp: nothing was deleted");
+        return Ok(report::REFUSED);
+    }
+    let request = Request::Delete { volume: name.clone(), force: arguments.force };
+    let answer = Door::ask_once(&context.config, false, request, &mut |_| Ok(()))?;
+    context.show(&answer.json(), || {
+        format!("{name} is in the trash for 7 days; `cdp undelete {name}` brings it back")
+    });
+    Ok(report::DONE)
+}
+
+/// Brings it back.
+pub fn undelete(context: &Context, volume: String) -> Result<u8> {
+    let answer = Door::ask_once(&context.config, false, Request::Undelete { volume }, &mut |_| Ok(()))?;
+    let Response::Volume(line) = &answer else { return Err(unexpected()) };
+    context.show(&answer.json(), || super::list::text(std::slice::from_ref(line)));
+    Ok(report::DONE)
+}
+
+fn confirmed(name: &str) -> Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        let context = format!("deleting {name} wants a confirmation, and nobody is there to ask");
+        return Err(Error::new(Kind::Refused, context).hint("say --yes"));
+    }
+    let place = || "asking".to_owned();
+    eprint!(
+        "Delete the volume {name} with all its history? It stays in the trash for 7 days. Type its name: "
+    );
+    std::io::stderr().flush().at(place)?;
+    let mut line = String::new();
+    std::io::stdin().lock().read_line(&mut line).at(place)?;
+    Ok(line.trim_end_matches(['\r', '\n']) == name)
+}

@@ -1,0 +1,66 @@
+//! One command each: from what was typed to a request, and from the answer to what is printed.
+
+pub mod create;
+pub mod delete;
+pub mod doctor;
+pub mod group;
+pub mod list;
+pub mod mark;
+pub mod progress;
+pub mod serve;
+pub mod status;
+
+use cdp_core::error::Result;
+
+use crate::cli::{Cli, Command, Global};
+use crate::config::{Config, Overrides};
+use crate::report;
+
+/// What every command needs.
+pub struct Context {
+    /// The settings that hold.
+    pub config: Config,
+    /// Results as JSON.
+    pub json: bool,
+}
+
+impl Context {
+    fn new(global: &Global) -> Result<Context> {
+        let overrides = Overrides {
+            store: global.store.clone(),
+            config: global.config.clone(),
+            no_io_uring: global.no_io_uring,
+        };
+        Ok(Context { config: Config::load(&overrides)?, json: global.json })
+    }
+
+    /// Prints the answer's JSON if that is wanted; else `text` makes the lines for people.
+    pub fn show(&self, json: &serde_json::Value, text: impl FnOnce() -> String) {
+        if self.json {
+            report::print_json(json);
+        } else {
+            report::print(text().trim_end());
+        }
+    }
+}
+
+/// Runs a command; gives its exit code.
+pub fn run(cli: Cli) -> u8 {
+    let json = cli.global.json;
+    let outcome = Context::new(&cli.global).and_then(|context| dispatch(&context, cli.command));
+    outcome.unwrap_or_else(|error| report::print_error(&error, json))
+}
+
+fn dispatch(context: &Context, command: Command) -> Result<u8> {
+    match command {
+        Command::Serve(arguments) => serve::run(context, &arguments),
+        Command::Create(arguments) => create::run(context, &arguments),
+        Command::List => list::run(context),
+        Command::Status { volume } => status::run(context, volume),
+        Command::Group { command } => group::run(context, command),
+        Command::Mark(arguments) => mark::run(context, &arguments),
+        Command::Delete(arguments) => delete::run(context, &arguments),
+        Command::Undelete { volume } => delete::undelete(context, volume),
+        Command::Doctor => doctor::run(context),
+    }
+}

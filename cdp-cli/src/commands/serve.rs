@@ -1,0 +1,23 @@
+//! `cdp serve`.
+
+use cdp_core::error::Result;
+
+use super::Context;
+use crate::cli::Serve;
+use crate::config::Config;
+use crate::report;
+use crate::serve::{self, ServeOptions};
+
+/// Serves until it is told to stop.
+pub fn run(context: &Context, arguments: &Serve) -> Result<u8> {
+    let config = Config {
+        socket: arguments.socket.clone().or_else(|| context.config.socket.clone()),
+        listen: arguments.listen.or(context.config.listen),
+        insecure_plaintext: arguments.insecure_plaintext || context.config.insecure_plaintext,
+        on_alarm: arguments.on_alarm.clone().or_else(|| context.config.on_alarm.clone()),
+        ..context.config.clone()
+    };
+    let options = ServeOptions { stdio: arguments.stdio, json: context.json, quiet: false };
+    serve::run(&config, &options)?;
+    Ok(report::DONE)
+}

@@ -1,0 +1,117 @@
+//! `cdp status`.
+
+use cdp_core::error::Result;
+
+use super::Context;
+use crate::door::{Door, unexpected};
+use crate::report;
+use crate::units::{latency, size};
+use crate::work::points::Place;
+use crate::work::status::{LatencyStatus, ServerStatus, Status, VolumeStatus};
+use crate::work::{Request, Response};
+
+/// Says how the store is doing.
+pub fn run(context: &Context, volume: Option<String>) -> Result<u8> {
+    let answer = Door::ask_once(&context.config, false, Request::Status { volume }, &mut |_| Ok(()))?;
+    let Response::Status(status) = &answer else { return Err(unexpected()) };
+    context.show(&answer.json(), || text(status));
+    Ok(if status.act { report::ACT } else { report::DONE })
+}
+
+fn text(status: &Status) -> String {
+    let mut lines = status.verdict.clone();
+    lines.push(String::new());
+    lines.push(format!("store     {}, {} free, I/O by {}", status.store, size(status.free_bytes), status.io));
+    if let Some(server) = &status.server {
+        lines.extend(server_lines(server));
+    }
+    for volume in &status.volumes {
+        lines.push(String::new());
+        lines.extend(volume_lines(volume));
+    }
+    lines.join("\n")
+}
+
+fn server_lines(server: &ServerStatus) -> Vec<String> {
+    let mut lines = vec![format!("server    pid {}, since {}", server.pid, server.since)];
+    let endpoints = &server.endpoints;
+    let places = endpoints.socket.iter().map(|path| path.display().to_string()).chain(endpoints.tcp.clone());
+    lines.extend(places.map(|place| format!("          {place}")));
+    for (name, latency) in [("write", &server.acknowledge), ("flush", &server.flush), ("read", &server.read)]
+    {
+        lines.push(format!("{name:9} {}", quantiles(latency)));
+    }
+    if server.clients.is_empty() {
+        lines.push("clients   none".to_owned());
+    }
+    for (number, client) in server.clients.iter().enumerate() {
+        let head = if number == 0 { "clients   " } else { "          " };
+        let export = client.export.as_deref().unwrap_or("(in its handshake)");
+        lines.push(format!(
+            "{head}{export}: {}, since {}, read {}, wrote {}",
+            client.peer,
+            client.since,
+            size(client.bytes_read),
+            size(client.bytes_written)
+        ));
+    }
+    lines
+}
+
+fn quantiles(l: &LatencyStatus) -> String {
+    if l.count == 0 {
+        return "none yet".to_owned();
+    }
+    format!(
+        "p50 {}, p99 {}, p99.9 {}, slowest {} ({} requests)",
+        latency(l.p50_ns),
+        latency(l.p99_ns),
+        latency(l.p999_ns),
+        latency(l.max_ns),
+        l.count
+    )
+}
+
+fn volume_lines(volume: &VolumeStatus) -> Vec<String> {
+    let mut lines = vec![format!("{}  {}, {}", volume.name, size(volume.size_bytes), volume.state)];
+    if let Some(why) = &volume.why {
+        lines.push(format!("  why         {why}"));
+    }
+    if let Some(remedy) = &volume.remedy {
+        lines.push(format!("  remedy      {remedy}"));
+    }
+    let place =
+        |place: &Option<Place>| place.as_ref().map(|place| format!("lsn:{} at {}", place.lsn, place.utc));
+    for (name, value) in [
+        ("tip", place(&volume.tip)),
+        ("durable", place(&volume.durable)),
+        ("horizon", place(&volume.horizon)),
+    ] {
+        lines.extend(value.map(|value| format!("  {name:11} {value}")));
+    }
+    if let Some(cap) = volume.journal_cap_bytes {
+        let full = match (volume.hours_until_full, volume.journal_rate) {
+            (Some(hours), Some(rate)) if hours < 24.0 * 365.0 => {
+                format!("; full in {} at {}/s", hours_text(hours), size(rate as u64))
+            }
+            _ => String::new(),
+        };
+        lines.push(format!("  journal     {} of {}{full}", size(volume.journal_bytes), size(cap)));
+    }
+    for damage in &volume.damages {
+        lines.push(format!("  damage      lsn:{}: blocks {}+{}", damage.lsn, damage.lba, damage.blocks));
+    }
+    lines.extend(volume.last_error.as_ref().map(|error| format!("  last error  {error}")));
+    if !volume.recovery.is_empty() {
+        lines.push(format!("  opened      {}", volume.recovery));
+    }
+    lines
+}
+
+fn hours_text(hours: f64) -> String {
+    match hours {
+        hours if hours < 1.0 => format!("{:.0} minutes", hours * 60.0),
+        hours if hours < 72.0 => format!("{hours:.1} hours"),
+        hours => format!("{:.0} days", hours / 24.0),
+    }
+}

@@ -1,0 +1,154 @@
+//! What a user sets once: the configuration file, under the environment, under the flags.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use cdp_core::error::{Error, IoContext, Kind, Result};
+use serde::Deserialize;
+
+use crate::units;
+
+/// Longest configuration file, in bytes.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+/// What a throw-away clone may hold where nothing else is said, in bytes.
+pub const CLONE_CAP_BYTES: u64 = 1 << 30;
+
+/// The keys of the file; anything else in it is refused.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileKeys {
+    store: Option<PathBuf>,
+    socket: Option<PathBuf>,
+    listen: Option<SocketAddr>,
+    insecure_plaintext: Option<bool>,
+    io_uring: Option<bool>,
+    on_alarm: Option<PathBuf>,
+    clone_cap: Option<String>,
+}
+
+/// The settings that hold, after file, environment and flags.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Directory of the store.
+    pub store: PathBuf,
+    /// Whether somebody chose it.
+    pub store_is_default: bool,
+    /// Unix socket for NBD clients; without it one in the store.
+    pub socket: Option<PathBuf>,
+    /// TCP address for NBD clients; without it the usual port, or any other, on loopback.
+    pub listen: Option<SocketAddr>,
+    /// Listening beyond loopback is allowed.
+    pub insecure_plaintext: bool,
+    /// Use io_uring where it is allowed.
+    pub io_uring: bool,
+    /// Run when the verdict turns bad.
+    pub on_alarm: Option<PathBuf>,
+    /// What a throw-away clone may hold, in bytes.
+    pub clone_cap_bytes: u64,
+}
+
+/// What was said on the command line or in the environment; that wins over the file.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// See [`Config::store`].
+    pub store: Option<PathBuf>,
+    /// The configuration file; without it the one in the usual place, if there is one.
+    pub config: Option<PathBuf>,
+    /// No io_uring.
+    pub no_io_uring: bool,
+}
+
+impl Config {
+    /// Reads the file and lays the overrides over it. What cannot be understood is [`Kind::Invalid`].
+    pub fn load(overrides: &Overrides) -> Result<Config> {
+        let keys = match &overrides.config {
+            Some(path) => read(path)?,
+            None => match default_file() {
+                Some(path) if path.exists() => read(&path)?,
+                _ => FileKeys::default(),
+            },
+        };
+        let chosen = overrides.store.clone().or(keys.store);
+        let store_is_default = chosen.is_none();
+        let store = match chosen {
+            Some(store) => store,
+            None => default_store()?,
+        };
+        let clone_cap_bytes = match keys.clone_cap {
+            Some(text) => units::parse_size(&text)?,
+            None => CLONE_CAP_BYTES,
+        };
+        Ok(Config {
+            store,
+            store_is_default,
+            socket: keys.socket,
+            listen: keys.listen,
+            insecure_plaintext: keys.insecure_plaintext.unwrap_or(false),
+            io_uring: keys.io_uring.unwrap_or(true) && !overrides.no_io_uring,
+            on_alarm: keys.on_alarm,
+            clone_cap_bytes,
+        })
+    }
+}
+
+fn read(path: &Path) -> Result<FileKeys> {
+    let place = || format!("reading the configuration {}", path.display());
+    let bytes = std::fs::metadata(path).at(place)?.len();
+    if bytes > FILE_BYTES_MAX {
+        return Err(Error::new(Kind::Invalid, format!("{} is no configuration: too long", path.display())));
+    }
+    let text = std::fs::read_to_string(path).at(place)?;
+    toml::from_str(&text).map_err(|error| {
+        Error::new(Kind::Invalid, format!("{}: {}", path.display(), error.to_string().trim_end()))
+            .hint("keys: store, socket, listen, insecure_plaintext, io_uring, on_alarm, clone_cap")
+    })
+}
+
+/// An environment variable that names a directory, as the XDG rules want it: absolute, or it does not count.
+fn directory(variable: &str) -> Option<PathBuf> {
+    std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute())
+}
+
+fn default_file() -> Option<PathBuf> {
+    let base = directory("XDG_CONFIG_HOME").or_else(|| Some(directory("HOME")?.join(".config")))?;
+    Some(base.join("cdp").join("config.toml"))
+}
+
+fn default_store() -> Result<PathBuf> {
+    let base = directory("XDG_DATA_HOME").or_else(|| Some(directory("HOME")?.join(".local/share")));
+    base.map(|base| base.join("cdp")).ok_or_else(|| {
+        Error::new(Kind::Invalid, "there is no HOME, so no usual place for the store")
+            .hint("say where it is: --store DIR, or CDP_STORE")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.toml");
+        std::fs::write(&file, text).unwrap();
+        Config::load(&Overrides { config: Some(file), ..Overrides::default() })
+    }
+
+    // A misspelt `on_alarm` that is silently ignored is noticed on the day of the alarm.
+    #[test]
+    fn unknown_keys_are_refused_by_name() {
+        let error = load("store = \"/s\"\non_alrm = \"/bin/true\"\n").unwrap_err();
+        assert_eq!(error.kind(), Kind::Invalid);
+        assert!(error.to_string().contains("on_alrm"), "{error}");
+    }
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.toml");
+        std::fs::write(&file, "store = \"/from-file\"\nclone_cap = \"2G\"\n").unwrap();
+        let overrides = Overrides { config: Some(file), store: Some("/from-flag".into()), no_io_uring: true };
+        let config = Config::load(&overrides).unwrap();
+        assert_eq!(config.store, Path::new("/from-flag"));
+        assert_eq!((config.clone_cap_bytes, config.io_uring), (2 << 30, false));
+    }
+}

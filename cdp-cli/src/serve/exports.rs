@@ -1,0 +1,202 @@
+//! The store's volumes and their past as NBD exports.
+
+use std::sync::Arc;
+
+use cdp_core::device::Device;
+use cdp_core::error::{Error, Kind, Result};
+use cdp_core::history::point::{CloneRequest, Timeline, Zone, format_utc, split_export};
+use cdp_core::ids::SessionId;
+use cdp_core::store::Store;
+use cdp_core::view::{ThrowAway, View};
+use cdp_core::volume::Volume;
+use cdp_nbd::{ExportInfo, ExportSummary, Exports, OpenExport, Peer};
+
+use crate::units;
+use crate::work::points::{self, Target};
+
+/// So many named markers of each volume are listed, the newest.
+const LISTED_MARKERS_MAX: usize = 20;
+/// What the default export is called where there are several volumes.
+const DEFAULT_VOLUME: &str = "disk";
+
+/// Exports of a store.
+pub struct StoreExports {
+    store: Arc<Store>,
+    clone_cap_bytes: u64,
+}
+
+/// What a name stands for.
+enum Found {
+    Live(Arc<Volume>),
+    Past(Target),
+}
+
+/// Writes the end of a session into the history when the connection is over.
+struct Session {
+    volume: Arc<Volume>,
+    id: SessionId,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if let Err(error) = self.volume.close_session(self.id) {
+            tracing::warn!(volume = self.volume.name(), %error, "the end of a session is not in the history");
+        }
+    }
+}
+
+impl StoreExports {
+    /// Throw-away clones hold at most `clone_cap_bytes` each.
+    pub fn new(store: Arc<Store>, clone_cap_bytes: u64) -> StoreExports {
+        StoreExports { store, clone_cap_bytes }
+    }
+
+    fn find(&self, name: &str) -> Result<Found> {
+        let (volume, point) = split_export(name);
+        let volume = if volume.is_empty() { self.default_volume()? } else { self.store.volume(volume)? };
+        match point {
+            None => Ok(Found::Live(volume)),
+            Some(point) => points::of_volume(&self.store, volume, point, &Zone::system()?).map(Found::Past),
+        }
+    }
+
+    fn default_volume(&self) -> Result<Arc<Volume>> {
+        let volumes = self.store.volumes();
+        match <[Arc<Volume>; 1]>::try_from(volumes) {
+            Ok([only]) => Ok(only),
+            Err(_) => self.store.volume(DEFAULT_VOLUME),
+        }
+    }
+}
+
+impl Found {
+    fn canonical_name(&self) -> Result<String> {
+        match self {
+            Found::Live(volume) => Ok(volume.name().to_owned()),
+            Found::Past(target) => {
+                let suffix = match &target.request.clone {
+                    None => "",
+                    Some(CloneRequest::Private) => "+rw",
+                    Some(CloneRequest::Shared(name)) => {
+                        let context = format!("a shared clone `+rw:{name}` cannot be made yet");
+                        return Err(Error::new(Kind::Invalid, context)
+                            .hint("`+rw` gives a throw-away clone of your own"));
+                    }
+                };
+                Ok(format!("{}@{}{suffix}", target.volume.name(), target.resolved.absolute_name))
+            }
+        }
+    }
+
+    fn info(&self) -> Result<ExportInfo> {
+        let canonical_name = self.canonical_name()?;
+        Ok(match self {
+            Found::Live(volume) => ExportInfo {
+                size_bytes: volume.identity().size_bytes,
+                read_only: volume.is_read_only(),
+                multi_conn: true,
+                canonical_name,
+                description: describe_live(volume),
+            },
+            Found::Past(target) => {
+                let clone = target.request.clone.is_some();
+                ExportInfo {
+                    size_bytes: target.volume.identity().size_bytes,
+                    read_only: !clone,
+                    // Four connections to `-5m` would see four instants; four clones are four disks.
+                    multi_conn: !target.resolved.relative && !clone,
+                    canonical_name,
+                    description: describe_past(target),
+                }
+            }
+        })
+    }
+}
+
+fn describe_live(volume: &Volume) -> String {
+    format!(
+        "{}, live, made {}",
+        units::size(volume.identity().size_bytes),
+        format_utc(volume.identity().created)
+    )
+}
+
+fn describe_past(target: &Target) -> String {
+    let kind = if target.request.clone.is_some() { "throw-away clone of" } else { "as of" };
+    format!("{kind} {} (lsn:{})", format_utc(target.resolved.at), target.resolved.lsn)
+}
+
+impl Exports for StoreExports {
+    fn list(&self) -> Vec<ExportSummary> {
+        let mut exports = Vec::new();
+        for volume in self.store.volumes() {
+            exports
+                .push(ExportSummary { name: volume.name().to_owned(), description: describe_live(&volume) });
+            let markers = volume.named_markers();
+            for (marker, class) in markers.iter().rev().take(LISTED_MARKERS_MAX) {
+                // An older marker of the same name cannot be had by it.
+                if volume.marker(&marker.name).ok().flatten().is_none_or(|newest| newest.lsn != marker.lsn) {
+                    continue;
+                }
+                let note = volume.marker_payload(marker.lsn).map(|payload| payload.note).unwrap_or_default();
+                let note = if note.is_empty() { note } else { format!(": {note}") };
+                let class = format!("{class:?}").to_lowercase();
+                exports.push(ExportSummary {
+                    name: format!("{}@{}", volume.name(), marker.name),
+                    description: format!(
+                        "{class} marker, {} (lsn:{}){note}",
+                        format_utc(marker.at),
+                        marker.lsn
+                    ),
+                });
+            }
+        }
+        exports
+    }
+
+    fn info(&self, name: &str, _peer: &Peer) -> Result<ExportInfo> {
+        self.find(name)?.info()
+    }
+
+    fn open(&self, name: &str, peer: &Peer) -> Result<OpenExport> {
+        let found = self.find(name)?;
+        let info = found.info()?;
+        let (device, session, on_close): (Arc<dyn Device>, _, Option<Box<dyn Send>>) = match found {
+            Found::Live(volume) => {
+                let id = volume.open_session(&format!("{peer}, {}", info.canonical_name))?;
+                let session = Session { volume: volume.clone(), id };
+                (volume, id, Some(Box::new(session)))
+            }
+            Found::Past(target) => {
+                let view = View::new(target.volume, target.resolved.lsn);
+                match target.request.clone {
+                    None => (Arc::new(view), SessionId::STORE, None),
+                    Some(_) => {
+                        let (store, cap) = (&self.store, self.clone_cap_bytes);
+                        let random = store.clock().random();
+                        let clone = ThrowAway::new(view, &**store.files(), &store.tmp_dir(), cap, random)?;
+                        (Arc::new(clone), SessionId::STORE, None)
+                    }
+                }
+            }
+        };
+        Ok(OpenExport {
+            device,
+            session,
+            canonical_name: info.canonical_name,
+            description: info.description,
+            multi_conn: info.multi_conn,
+            on_close,
+        })
+    }
+
+    fn open_after_info(&self, name: &str, info: &ExportInfo, peer: &Peer) -> Result<OpenExport> {
+        let mut export = match self.find(name)? {
+            Found::Live(_) => return self.open(name, peer),
+            // What the client was told, not what the point means by now.
+            Found::Past(_) => self.open(&info.canonical_name, peer)?,
+        };
+        export.multi_conn = info.multi_conn;
+        Ok(export)
+    }
+}

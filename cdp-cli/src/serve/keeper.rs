@@ -1,0 +1,170 @@
+//! The store's duties while it is served: one thread for the quick ones, one for the slow ones and the alarm.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use cdp_core::error::{Error, IoContext, Result};
+use cdp_core::store::Store;
+
+use crate::work::{Site, status};
+
+/// Between two rounds of the quick duties.
+const TICK: Duration = Duration::from_millis(10);
+/// Between two rounds of the slow ones.
+const MAINTAIN: Duration = Duration::from_millis(250);
+/// Between two looks at the verdict.
+const LOOK: Duration = Duration::from_secs(2);
+/// So long the alarm's program may take.
+const ALARM_TIME: Duration = Duration::from_secs(60);
+
+/// The threads; they end when this is stopped or dropped.
+pub struct Keeper {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Keeper {
+    /// Starts them.
+    pub fn start(site: Arc<Site>, on_alarm: Option<PathBuf>) -> Result<Keeper> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut keeper = Keeper { stop: stop.clone(), threads: Vec::new() };
+        let (store, stopped) = (site.store.clone(), stop.clone());
+        keeper.spawn("cdp tick", move || tick(&store, &stopped))?;
+        keeper.spawn("cdp maintain", move || maintain(&site, on_alarm.as_deref(), &stop))?;
+        Ok(keeper)
+    }
+
+    fn spawn(&mut self, name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(work);
+        self.threads.push(thread.at(|| format!("starting the thread {name:?}"))?);
+        Ok(())
+    }
+
+    /// Ends the threads and waits for them.
+    pub fn stop(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a keeper thread panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn tick(store: &Store, stop: &AtomicBool) {
+    let mut said = Said::default();
+    while !stop.load(Ordering::Relaxed) {
+        said.tell(&store.tick());
+        std::thread::sleep(TICK);
+    }
+}
+
+fn maintain(site: &Site, on_alarm: Option<&Path>, stop: &AtomicBool) {
+    let mut said = Said::default();
+    let mut alarm = Alarm::default();
+    let mut looked = Instant::now();
+    while !stop.load(Ordering::Relaxed) {
+        said.tell(&site.store.maintain());
+        if looked.elapsed() >= LOOK {
+            looked = Instant::now();
+            match status::status(site, None) {
+                Ok(status) => alarm.look(&status, on_alarm),
+                Err(error) => tracing::warn!(%error, "the store's status cannot be told"),
+            }
+        }
+        std::thread::sleep(MAINTAIN);
+    }
+}
+
+/// The errors of the last round: each is logged once, until it has gone away.
+#[derive(Default)]
+struct Said(BTreeSet<String>);
+
+impl Said {
+    fn tell(&mut self, errors: &[Error]) {
+        let now: BTreeSet<String> = errors.iter().map(Error::to_string).collect();
+        for error in now.difference(&self.0) {
+            tracing::error!("{error}");
+        }
+        for error in self.0.difference(&now) {
+            tracing::info!("no more: {error}");
+        }
+        self.0 = now;
+    }
+}
+
+/// Runs the user's program when the verdict turns bad, once per change.
+#[derive(Default)]
+struct Alarm {
+    verdict: Vec<String>,
+}
+
+impl Alarm {
+    fn look(&mut self, status: &status::Status, program: Option<&Path>) {
+        let verdict = if status.act { status.verdict.clone() } else { Vec::new() };
+        // Figures in the sentences change all the time; which volumes and how many reasons do not.
+        let key: Vec<String> =
+            verdict.iter().map(|line| line.chars().filter(|c| !c.is_ascii_digit()).collect()).collect();
+        if key == self.verdict {
+            return;
+        }
+        self.verdict = key;
+        for line in &verdict {
+            tracing::error!("{line}");
+        }
+        if verdict.is_empty() {
+            tracing::info!("all is well again");
+            return;
+        }
+        let Some(program) = program else { return };
+        let (program, store) = (program.to_owned(), status.store.clone());
+        let run = move || run_alarm(&program, &store, &verdict.join("\n"));
+        if let Err(error) = std::thread::Builder::new().name("cdp alarm".to_owned()).spawn(run) {
+            tracing::error!(%error, "starting the alarm's thread");
+        }
+    }
+}
+
+fn run_alarm(program: &Path, store: &str, verdict: &str) {
+    let child = Command::new(program)
+        .arg(verdict)
+        .env("CDP_STORE", store)
+        .env("CDP_VERDICT", verdict)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn();
+    let mut child = match child {
+        Ok(child) => child,
+        Err(error) => return tracing::error!(%error, "on_alarm: {} cannot be run", program.display()),
+    };
+    let until = Instant::now() + ALARM_TIME;
+    loop {
+        match child.try_wait() {
+            Ok(Some(code)) if code.success() => return,
+            Ok(Some(code)) => return tracing::error!("on_alarm: {} ended with {code}", program.display()),
+            Ok(None) if Instant::now() < until => std::thread::sleep(Duration::from_millis(100)),
+            Ok(None) => {
+                tracing::error!("on_alarm: {} takes too long and is killed", program.display());
+                let _ = child.kill();
+                let _ = child.wait();
+                return;
+            }
+            Err(error) => return tracing::error!(%error, "on_alarm: waiting for {}", program.display()),
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! Groups: volumes that are marked and looked at as of one instant.
+
+use cdp_core::error::{Error, Kind, Result};
+use cdp_core::store::Store;
+use serde::{Deserialize, Serialize};
+
+/// A group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Group {
+    /// Its name.
+    pub name: String,
+    /// Its volumes.
+    pub members: Vec<String>,
+}
+
+/// All groups.
+pub fn list(store: &Store) -> Vec<Group> {
+    store.groups().into_iter().map(|(name, members)| Group { name, members }).collect()
+}
+
+/// Makes a group, or adds to one; gives it as it is now.
+pub fn add(store: &Store, group: &Group, create: bool) -> Result<Vec<Group>> {
+    if group.members.is_empty() {
+        return Err(Error::new(
+            Kind::Invalid,
+            format!("no volumes are named for the group {:?}", group.name),
+        ));
+    }
+    store.add_to_group(&group.name, &group.members, create)?;
+    Ok(list(store).into_iter().filter(|known| known.name == group.name).collect())
+}

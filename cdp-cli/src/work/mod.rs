@@ -1,0 +1,211 @@
+//! What the commands do with a store, whoever has it open: the server, or the command itself. One function, so
+//! that both ways give the same answer.
+
+pub mod groups;
+pub mod mark;
+pub mod points;
+pub mod status;
+pub mod volumes;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use cdp_core::error::Result;
+use cdp_core::history::point::Zone;
+use cdp_core::store::Store;
+use serde::{Deserialize, Serialize};
+
+pub use groups::Group;
+pub use mark::{Mark, Marked};
+pub use points::PointInfo;
+pub use status::Status;
+pub use volumes::{Create, Created, VolumeLine};
+
+/// A store at work.
+pub struct Site {
+    /// The store.
+    pub store: Arc<Store>,
+    /// The server that has it open; `None` when the command itself has.
+    pub server: Option<Arc<Serving>>,
+}
+
+/// What a running server knows of itself.
+pub struct Serving {
+    /// The NBD server.
+    pub nbd: cdp_nbd::Server,
+    /// Since when.
+    pub since: SystemTime,
+    /// Where it listens.
+    pub endpoints: Endpoints,
+}
+
+/// Where a server listens.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoints {
+    /// Unix socket.
+    pub socket: Option<PathBuf>,
+    /// TCP address.
+    pub tcp: Option<String>,
+}
+
+impl Endpoints {
+    /// The URI of an export, on the Unix socket if there is one.
+    pub fn uri(&self, export: &str) -> Option<String> {
+        self.unix_uri(export).or_else(|| self.tcp_uri(export))
+    }
+
+    /// The URI on the Unix socket.
+    pub fn unix_uri(&self, export: &str) -> Option<String> {
+        let socket = self.socket.as_ref()?.to_str()?;
+        let name = cdp_core::history::point::escape_uri(export);
+        Some(format!("nbd+unix:///{name}?socket={}", escape_query(socket)))
+    }
+
+    /// The URI on TCP.
+    pub fn tcp_uri(&self, export: &str) -> Option<String> {
+        let address = self.tcp.as_ref()?;
+        Some(format!("nbd://{address}/{}", cdp_core::history::point::escape_uri(export)))
+    }
+}
+
+/// A path in the query of a URI keeps its slashes.
+fn escape_query(path: &str) -> String {
+    let parts: Vec<String> = path.split('/').map(cdp_core::history::point::escape_uri).collect();
+    parts.join("/")
+}
+
+/// What a command asks for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// Who is there.
+    Hello,
+    /// Make a volume.
+    Create(Create),
+    /// All volumes, and the trash.
+    List,
+    /// How it is doing; of one volume or of all.
+    Status {
+        /// Which volume.
+        volume: Option<String>,
+    },
+    /// Set a marker.
+    Mark(Mark),
+    /// What a point of a volume or a group means.
+    Resolve {
+        /// `VOL@POINT` or `GROUP@POINT`.
+        target: String,
+    },
+    /// Make a group.
+    GroupCreate(Group),
+    /// Add to a group.
+    GroupAdd(Group),
+    /// All groups.
+    GroupList,
+    /// Move a volume to the trash.
+    Delete {
+        /// Which.
+        volume: String,
+        /// Disconnect its clients.
+        force: bool,
+    },
+    /// Bring it back.
+    Undelete {
+        /// Which.
+        volume: String,
+    },
+}
+
+/// What comes of it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Response {
+    /// To `Hello`.
+    Hello(Hello),
+    /// To `Create`.
+    Created(Created),
+    /// To `List`.
+    Volumes(Vec<VolumeLine>),
+    /// To `Status`.
+    Status(Box<Status>),
+    /// To `Mark`.
+    Marked(Vec<Marked>),
+    /// To `Resolve`.
+    Points(Vec<PointInfo>),
+    /// To `Group…`.
+    Groups(Vec<Group>),
+    /// To `Delete` and `Undelete`.
+    Volume(VolumeLine),
+}
+
+/// Who answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Version of the program.
+    pub version: String,
+    /// Process id.
+    pub pid: u32,
+    /// Where it listens.
+    pub endpoints: Endpoints,
+}
+
+impl Response {
+    /// The value alone, as `--json` prints it.
+    pub fn json(&self) -> serde_json::Value {
+        match serde_json::to_value(self) {
+            Ok(serde_json::Value::Object(map)) => map.into_iter().next().map(|(_, value)| value),
+            _ => None,
+        }
+        .unwrap_or_default()
+    }
+}
+
+/// How far a long work has come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// What it is doing.
+    pub what: String,
+    /// Bytes done.
+    pub done: u64,
+    /// Bytes to do.
+    pub total: u64,
+}
+
+/// Called now and then by long works; an error from it ends them.
+pub type Watch<'a> = dyn FnMut(Progress) -> Result<()> + Send + 'a;
+
+/// Carries a request out.
+pub fn run(site: &Site, tz: Option<&str>, request: &Request, watch: &mut Watch<'_>) -> Result<Response> {
+    let store = &*site.store;
+    Ok(match request {
+        Request::Hello => Response::Hello(Hello {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            endpoints: site.server.as_ref().map(|server| server.endpoints.clone()).unwrap_or_default(),
+        }),
+        Request::Create(create) => Response::Created(volumes::create(store, create, watch)?),
+        Request::List => Response::Volumes(volumes::list(store)?),
+        Request::Status { volume } => Response::Status(Box::new(status::status(site, volume.as_deref())?)),
+        Request::Mark(mark) => Response::Marked(mark::mark(store, mark)?),
+        Request::Resolve { target } => Response::Points(points::infos(store, target, &zone(tz)?)?),
+        Request::GroupCreate(group) => Response::Groups(groups::add(store, group, true)?),
+        Request::GroupAdd(group) => Response::Groups(groups::add(store, group, false)?),
+        Request::GroupList => Response::Groups(groups::list(store)),
+        Request::Delete { volume, force } => Response::Volume(volumes::delete(site, volume, *force)?),
+        Request::Undelete { volume } => Response::Volume(volumes::undelete(store, volume)?),
+    })
+}
+
+/// The zone of civil times: what the client's TZ says, else this machine's.
+fn zone(tz: Option<&str>) -> Result<Zone> {
+    match tz {
+        Some(name) if !name.is_empty() => {
+            Zone::named(name.strip_prefix(':').unwrap_or(name)).or_else(|error| {
+                // A file's path is a legal TZ too, which only the system's own reading knows.
+                if std::env::var("TZ").is_ok_and(|ours| ours == name) { Zone::system() } else { Err(error) }
+            })
+        }
+        _ => Zone::system(),
+    }
+}

@@ -1,0 +1,208 @@
+//! What a point means: on a volume, and on all members of a group as one instant.
+
+use std::sync::Arc;
+
+use cdp_core::error::{Error, Kind, Result};
+use cdp_core::history::point::{
+    Now, Point, PointRequest, Resolved, Timeline, Zone, escape_uri, format_utc, parse, resolve, split_export,
+};
+use cdp_core::ids::{Lsn, Timestamp};
+use cdp_core::store::Store;
+use cdp_core::volume::Volume;
+use serde::{Deserialize, Serialize};
+
+/// A point, resolved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PointInfo {
+    /// The volume.
+    pub volume: String,
+    /// What the user typed behind the `@`.
+    pub asked: String,
+    /// The state after this record.
+    pub lsn: u64,
+    /// The instant, RFC 3339 in UTC.
+    pub utc: String,
+    /// The same in Unix nanoseconds.
+    pub ns: u64,
+    /// An export name that means this state for ever.
+    pub export: String,
+    /// The same, escaped for a URI.
+    pub uri_name: String,
+    /// The marker nearest to it.
+    pub nearest_marker: Option<NearMarker>,
+}
+
+/// A marker near a point.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NearMarker {
+    /// Its name; periodic ones have none.
+    pub name: Option<String>,
+    /// Its record.
+    pub lsn: u64,
+    /// When, RFC 3339 in UTC.
+    pub utc: String,
+    /// How many records the point lies behind it; negative: before it.
+    pub records: i64,
+    /// How many nanoseconds the point lies behind it; negative: before it.
+    pub distance_ns: i64,
+}
+
+/// A volume and a state of it.
+pub struct Target {
+    /// The volume.
+    pub volume: Arc<Volume>,
+    /// The state.
+    pub resolved: Resolved,
+    /// What was asked for, clone included.
+    pub request: PointRequest,
+    /// The text behind the `@`.
+    pub asked: String,
+}
+
+impl Target {
+    /// For people and programs.
+    pub fn info(&self) -> Result<PointInfo> {
+        let Resolved { lsn, at, absolute_name, .. } = &self.resolved;
+        let export = format!("{}@{absolute_name}", self.volume.name());
+        let near = self.volume.nearest_marker(*lsn)?.map(|(marker, marker_at, name)| NearMarker {
+            name,
+            lsn: marker.0,
+            utc: format_utc(marker_at),
+            records: difference(lsn.0, marker.0),
+            distance_ns: difference(at.0, marker_at.0),
+        });
+        Ok(PointInfo {
+            volume: self.volume.name().to_owned(),
+            asked: self.asked.clone(),
+            lsn: lsn.0,
+            utc: format_utc(*at),
+            ns: at.0,
+            uri_name: escape_uri(&export),
+            export,
+            nearest_marker: near,
+        })
+    }
+}
+
+fn difference(a: u64, b: u64) -> i64 {
+    i64::try_from(i128::from(a) - i128::from(b)).unwrap_or(if a > b { i64::MAX } else { i64::MIN })
+}
+
+/// The moment in which points are read on this store.
+pub fn now(store: &Store, zone: &Zone) -> Now {
+    Now { wall: store.clock().now(), zone: zone.clone() }
+}
+
+/// Resolves a point of one volume.
+pub fn of_volume(store: &Store, volume: Arc<Volume>, text: &str, zone: &Zone) -> Result<Target> {
+    let now = now(store, zone);
+    let request = parse(text, &now)?;
+    let resolved = resolve(&request.point, &*volume, &now)?;
+    Ok(Target { volume, resolved, request, asked: text.to_owned() })
+}
+
+/// Resolves `VOL@POINT`, or `GROUP@POINT` to one instant on all members. Without a point: `latest`.
+pub fn targets(store: &Store, target: &str, zone: &Zone) -> Result<Vec<Target>> {
+    let (name, text) = split_export(target);
+    let text = text.unwrap_or("latest");
+    let volumes = store.members(name)?;
+    let is_group = store.groups().contains_key(name);
+    match <[Arc<Volume>; 1]>::try_from(volumes) {
+        Ok([volume]) if !is_group => Ok(vec![of_volume(store, volume, text, zone)?]),
+        Ok([volume]) => of_group(store, name, vec![volume], text, zone),
+        Err(volumes) => of_group(store, name, volumes, text, zone),
+    }
+}
+
+fn of_group(
+    store: &Store,
+    group: &str,
+    volumes: Vec<Arc<Volume>>,
+    text: &str,
+    zone: &Zone,
+) -> Result<Vec<Target>> {
+    let now = now(store, zone);
+    let request = parse(text, &now)?;
+    let at = instant_of(group, &volumes, &request.point, &now)?;
+    // Clock time does not stand still: the same `now`, so that the instant is not in anybody's future.
+    let point = Point::Instant { at, daily: false };
+    let resolve_one = |volume: Arc<Volume>| {
+        let mut resolved = resolve(&point, &*volume, &now)?;
+        resolved.relative = request.point.is_relative();
+        let request = PointRequest { point: request.point.clone(), clone: request.clone.clone() };
+        Ok(Target { volume, resolved, request, asked: text.to_owned() })
+    };
+    volumes.into_iter().map(resolve_one).collect()
+}
+
+/// The one instant that a point means for all members of a group.
+fn instant_of(group: &str, volumes: &[Arc<Volume>], point: &Point, now: &Now) -> Result<Timestamp> {
+    let first = volumes
+        .first()
+        .ok_or_else(|| Error::new(Kind::NotFound, format!("the group {group:?} has no members")))?;
+    Ok(match point {
+        Point::Instant { at, .. } => *at,
+        Point::Latest => now.wall,
+        // The youngest member's beginning is the oldest instant that all of them have.
+        Point::Start => volumes.iter().map(|volume| volume.horizon().1).max().unwrap_or(now.wall),
+        Point::Ago(elapsed_ns) => first.elapsed_ago(*elapsed_ns)?,
+        Point::Lsn(_) => {
+            let context = format!("each member of the group {group:?} counts its own LSNs");
+            return Err(Error::new(Kind::Invalid, context).hint("give an instant or a marker"));
+        }
+        Point::Marker(_) | Point::LatestApplication | Point::Before(_) => {
+            let found = volumes
+                .iter()
+                .map(|volume| {
+                    let named = match point {
+                        Point::Before(name) => Point::Marker(name.clone()),
+                        other => other.clone(),
+                    };
+                    let resolved = resolve(&named, &**volume, now)?;
+                    Ok((volume, resolved.lsn, resolved.at))
+                })
+                .collect::<Result<Vec<_>>>()?;
+            let newest = found.iter().map(|(.., at)| *at).max().unwrap_or(now.wall);
+            let oldest = found.iter().map(|(.., at)| *at).min().unwrap_or(now.wall);
+            // Set while all members stood still, so between the first and the last of them nothing was written.
+            for (volume, lsn, _) in &found {
+                if volume.lsn_at(newest)? != *lsn || volume.lsn_at(Timestamp(oldest.0 - 1))? != lsn.previous()
+                {
+                    let context = format!(
+                        "the marker was not set on the whole group {group:?} at once: on {} it is at another instant",
+                        volume.name()
+                    );
+                    return Err(Error::new(Kind::Invalid, context)
+                        .hint(format!("`cdp mark {group} NAME` sets one for all; or give an instant")));
+                }
+            }
+            match point {
+                Point::Before(_) => Timestamp(oldest.0 - 1),
+                _ => newest,
+            }
+        }
+    })
+}
+
+/// Resolves and describes.
+pub fn infos(store: &Store, target: &str, zone: &Zone) -> Result<Vec<PointInfo>> {
+    targets(store, target, zone)?.iter().map(Target::info).collect()
+}
+
+/// An LSN with its instant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The record.
+    pub lsn: u64,
+    /// Its timestamp, RFC 3339 in UTC.
+    pub utc: String,
+    /// The same in Unix nanoseconds.
+    pub ns: u64,
+}
+
+impl Place {
+    /// Of a record.
+    pub fn new(lsn: Lsn, at: Timestamp) -> Place {
+        Place { lsn: lsn.0, utc: format_utc(at), ns: at.0 }
+    }
+}

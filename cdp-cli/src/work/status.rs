@@ -1,0 +1,333 @@
+//! How a store is doing: a verdict in words first, then the figures behind it.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use cdp_core::error::{IoContext, Result};
+use cdp_core::history::point::{Timeline, format_utc};
+use cdp_core::ids::Timestamp;
+use cdp_core::store::Store;
+use cdp_core::volume::{Health, Volume};
+use cdp_nbd::stats::Quantiles;
+use serde::{Deserialize, Serialize};
+
+use super::points::Place;
+use super::{Endpoints, Serving, Site};
+
+/// The journal's rate is taken over at most so long a time before now, in nanoseconds.
+const RATE_NS: u64 = 3600 * 1_000_000_000;
+/// Over a shorter time than this there is no rate worth a forecast, in nanoseconds.
+const RATE_NS_MIN: u64 = 1_000_000_000;
+/// A journal that is full within this time is a reason to act, in hours.
+const FULL_HOURS_MIN: f64 = 1.0;
+/// So many places of damage are listed.
+const DAMAGES_MAX: usize = 20;
+
+/// What `cdp status` shows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// In words; one sentence for each reason to act.
+    pub verdict: Vec<String>,
+    /// Somebody should act.
+    pub act: bool,
+    /// Where the store is.
+    pub store: String,
+    /// Which implementation of the file seam works.
+    pub io: String,
+    /// Free space of its filesystem, in bytes.
+    pub free_bytes: u64,
+    /// The server, when one runs.
+    pub server: Option<ServerStatus>,
+    /// The volumes.
+    pub volumes: Vec<VolumeStatus>,
+}
+
+/// A running server.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServerStatus {
+    /// Its process.
+    pub pid: u32,
+    /// Since when, RFC 3339 in UTC.
+    pub since: String,
+    /// Where it listens.
+    pub endpoints: Endpoints,
+    /// Who is connected.
+    pub clients: Vec<ClientStatus>,
+    /// How long a write takes until it is acknowledged.
+    pub acknowledge: LatencyStatus,
+    /// How long a flush takes.
+    pub flush: LatencyStatus,
+    /// How long a read takes.
+    pub read: LatencyStatus,
+}
+
+/// A client.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientStatus {
+    /// Process and user, or address.
+    pub peer: String,
+    /// What it has open.
+    pub export: Option<String>,
+    /// Since when, RFC 3339 in UTC.
+    pub since: String,
+    /// Requests answered.
+    pub requests: u64,
+    /// Bytes read.
+    pub bytes_read: u64,
+    /// Bytes written.
+    pub bytes_written: u64,
+}
+
+/// Latencies since the server started, in nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LatencyStatus {
+    /// How many requests.
+    pub count: u64,
+    /// Half of them were faster.
+    pub p50_ns: u64,
+    /// All but one in a hundred were faster.
+    pub p99_ns: u64,
+    /// All but one in a thousand were faster.
+    pub p999_ns: u64,
+    /// The slowest.
+    pub max_ns: u64,
+}
+
+/// A volume.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VolumeStatus {
+    /// Its name.
+    pub name: String,
+    /// `good`, `read-only`, `closed`, `failed`.
+    pub state: String,
+    /// Why, where it is not good.
+    pub why: Option<String>,
+    /// What to do about it.
+    pub remedy: Option<String>,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// Its newest record.
+    pub tip: Option<Place>,
+    /// The oldest state that can be viewed.
+    pub horizon: Option<Place>,
+    /// The newest record that is known to survive power loss.
+    pub durable: Option<Place>,
+    /// What the journal takes, in bytes.
+    pub journal_bytes: u64,
+    /// What it may take, in bytes.
+    pub journal_cap_bytes: Option<u64>,
+    /// How fast it grows, in bytes a second.
+    pub journal_rate: Option<f64>,
+    /// Hours until it is full at that rate.
+    pub hours_until_full: Option<f64>,
+    /// Places of damage that are known.
+    pub damages: Vec<DamageStatus>,
+    /// The newest error of the storage.
+    pub last_error: Option<String>,
+    /// What recovery found when it was opened.
+    pub recovery: String,
+}
+
+/// A place of damage.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DamageStatus {
+    /// The record whose payload it is.
+    pub lsn: u64,
+    /// First block.
+    pub lba: u64,
+    /// How many blocks.
+    pub blocks: u64,
+}
+
+/// Looks at the store; `volume` picks one.
+pub fn status(site: &Site, volume: Option<&str>) -> Result<Status> {
+    let store = &*site.store;
+    let mut volumes: Vec<VolumeStatus> = match volume {
+        Some(name) => match store.volume(name) {
+            Ok(volume) => vec![of_volume(store, &volume)?],
+            // One that could not be opened has a status, one that is not there has none.
+            Err(error) => match failed(store).into_iter().find(|line| line.name == name) {
+                Some(line) => vec![line],
+                None => return Err(error),
+            },
+        },
+        None => store.volumes().iter().map(|volume| of_volume(store, volume)).collect::<Result<_>>()?,
+    };
+    if volume.is_none() {
+        volumes.extend(failed(store));
+    }
+    let verdict: Vec<String> = volumes.iter().flat_map(reasons).collect();
+    let act = !verdict.is_empty();
+    let space =
+        store.files().space(store.path()).at(|| format!("asking for space at {}", store.path().display()))?;
+    Ok(Status {
+        verdict: if act { verdict } else { vec![calm(site, &volumes)] },
+        act,
+        store: store.path().display().to_string(),
+        io: store.files().name().to_owned(),
+        free_bytes: space.available,
+        server: site.server.as_ref().map(|server| of_server(server)),
+        volumes,
+    })
+}
+
+fn calm(site: &Site, volumes: &[VolumeStatus]) -> String {
+    let what = match volumes.len() {
+        0 => "there are no volumes yet".to_owned(),
+        1 => format!("the volume {} is good", volumes[0].name),
+        count => format!("all {count} volumes are good"),
+    };
+    let server = if site.server.is_some() { "being served" } else { "no server is running" };
+    format!("All is well: {what}; {server}.")
+}
+
+fn reasons(volume: &VolumeStatus) -> Vec<String> {
+    let mut reasons = Vec::new();
+    let name = &volume.name;
+    if volume.state == "failed" || volume.state == "read-only" {
+        let why = volume.why.as_deref().unwrap_or("no reason is known");
+        let what = if volume.state == "failed" { "cannot be opened" } else { "takes no writes" };
+        let remedy = volume.remedy.as_ref().map(|remedy| format!("; {remedy}")).unwrap_or_default();
+        reasons.push(format!("ACT: volume {name} {what}: {why}{remedy}."));
+    }
+    if !volume.damages.is_empty() {
+        reasons.push(format!(
+            "ACT: volume {name} has {} known places of damage; `cdp verify {name}` lists them all.",
+            volume.damages.len()
+        ));
+    }
+    match volume.hours_until_full {
+        Some(hours) if hours <= 0.0 => reasons.push(format!(
+            "ACT: the journal of volume {name} is full, writes are refused; free space on the filesystem, or raise its cap."
+        )),
+        Some(hours) if hours < FULL_HOURS_MIN => reasons.push(format!(
+            "ACT: the journal of volume {name} is full in {:.0} minutes; free space on the filesystem, or raise its cap.",
+            hours * 60.0
+        )),
+        _ => {}
+    }
+    reasons
+}
+
+fn failed(store: &Store) -> Vec<VolumeStatus> {
+    let line = |(name, error): (String, cdp_core::error::Error)| VolumeStatus {
+        remedy: error.hint_text().map(str::to_owned),
+        why: Some(crate::report::Report::of(&error).message),
+        name,
+        state: "failed".to_owned(),
+        size_bytes: 0,
+        tip: None,
+        horizon: None,
+        durable: None,
+        journal_bytes: 0,
+        journal_cap_bytes: None,
+        journal_rate: None,
+        hours_until_full: None,
+        damages: Vec::new(),
+        last_error: None,
+        recovery: String::new(),
+    };
+    store.failed().into_iter().map(line).collect()
+}
+
+fn of_volume(store: &Store, volume: &Volume) -> Result<VolumeStatus> {
+    let (state, why, remedy) = match volume.health() {
+        Health::Good => ("good", None, None),
+        Health::ReadOnly { reason, hint } => ("read-only", Some(reason), Some(hint)),
+        Health::Closed => ("closed", None, None),
+    };
+    let notes = volume.notes();
+    let durable = volume.durable_lsn();
+    let (tip, tip_at) = volume.tip();
+    let (horizon, horizon_at) = volume.horizon();
+    let cap = volume.journal_cap_bytes()?;
+    let rate = rate(volume, store.clock().now());
+    // A whole segment is taken at a time: what is left of the open one still counts as room.
+    let room = cap.saturating_sub(volume.journal_bytes()) / volume.identity().segment_bytes
+        * volume.identity().segment_bytes
+        + volume.journal_room_bytes();
+    let hours = match rate {
+        _ if room == 0 => Some(0.0),
+        Some(rate) if rate > 0.0 => Some(room as f64 / rate / 3600.0),
+        _ => None,
+    };
+    Ok(VolumeStatus {
+        name: volume.name().to_owned(),
+        state: state.to_owned(),
+        why,
+        remedy,
+        size_bytes: volume.identity().size_bytes,
+        tip: Some(Place::new(tip, tip_at)),
+        horizon: Some(Place::new(horizon, horizon_at)),
+        durable: Some(Place::new(durable, volume.timestamp_of(durable)?)),
+        journal_bytes: volume.journal_bytes(),
+        journal_cap_bytes: Some(cap),
+        journal_rate: rate,
+        hours_until_full: hours,
+        damages: notes
+            .damages
+            .iter()
+            .take(DAMAGES_MAX)
+            .map(|(lsn, extent)| DamageStatus { lsn: lsn.0, lba: extent.start.0, blocks: extent.blocks })
+            .collect(),
+        last_error: notes.last_error,
+        recovery: notes.recovery,
+    })
+}
+
+/// Bytes a second that went into the journal in the last hour, or since the volume was made.
+fn rate(volume: &Volume, now: Timestamp) -> Option<f64> {
+    let from = now.0.saturating_sub(RATE_NS).max(volume.identity().created.0);
+    let window = now.0.saturating_sub(from);
+    if window < RATE_NS_MIN {
+        return None;
+    }
+    let mut bytes = 0.0;
+    for segment in volume.segments() {
+        let (begin, end) = (segment.begin.0, segment.end.0.max(segment.begin.0 + 1));
+        // Of a segment that reaches out of the window, the share that lies in it.
+        let inside = end.saturating_sub(begin.max(from)) as f64 / (end - begin) as f64;
+        bytes += segment.bytes as f64 * inside.min(1.0);
+    }
+    Some(bytes / (window as f64 / 1e9))
+}
+
+fn of_server(server: &Serving) -> ServerStatus {
+    let latencies = server.nbd.latencies();
+    ServerStatus {
+        pid: std::process::id(),
+        since: utc(server.since),
+        endpoints: server.endpoints.clone(),
+        clients: server
+            .nbd
+            .clients()
+            .into_iter()
+            .map(|client| ClientStatus {
+                peer: client.peer.to_string(),
+                export: client.export,
+                since: utc(client.since),
+                requests: client.requests,
+                bytes_read: client.bytes_read,
+                bytes_written: client.bytes_written,
+            })
+            .collect(),
+        acknowledge: latency(&latencies.write),
+        flush: latency(&latencies.flush),
+        read: latency(&latencies.read),
+    }
+}
+
+fn latency(quantiles: &Quantiles) -> LatencyStatus {
+    let ns = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+    LatencyStatus {
+        count: quantiles.count,
+        p50_ns: ns(quantiles.p50),
+        p99_ns: ns(quantiles.p99),
+        p999_ns: ns(quantiles.p999),
+        max_ns: ns(quantiles.max),
+    }
+}
+
+fn utc(time: SystemTime) -> String {
+    let ns = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+    format_utc(Timestamp(u64::try_from(ns).unwrap_or(u64::MAX)))
+}

@@ -1,0 +1,200 @@
+//! Making, listing, deleting and bringing back volumes.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use cdp_core::error::{Error, Kind, Result};
+use cdp_core::history::point::{Timeline, format_utc};
+use cdp_core::store::{CreateOptions, Store};
+use cdp_core::volume::{Health, Volume};
+use serde::{Deserialize, Serialize};
+
+use super::{Site, Watch};
+
+/// How long clients may take to leave a volume that is deleted with force.
+const LEAVE_TIME: Duration = Duration::from_secs(10);
+
+/// A volume to make.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Create {
+    /// Its name.
+    pub name: String,
+    /// Its size in bytes; without it, that of `from`.
+    pub size_bytes: Option<u64>,
+    /// A raw file or a block device to begin with.
+    pub from: Option<PathBuf>,
+    /// See [`CreateOptions`].
+    pub journal_cap_bytes: Option<u64>,
+    /// See [`CreateOptions`].
+    pub marker_interval_ns: Option<u64>,
+}
+
+/// A volume that was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Created {
+    /// Its name.
+    pub name: String,
+    /// Its identity everywhere.
+    pub id: String,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// Bytes taken over from the source.
+    pub imported_bytes: u64,
+}
+
+/// A line of `list`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeLine {
+    /// Its name.
+    pub name: String,
+    /// `good`, `read-only`, `closed`, `failed`, `deleted`.
+    pub state: String,
+    /// Why, where it is not good.
+    pub why: Option<String>,
+    /// Its size in bytes, where it is known.
+    pub size_bytes: Option<u64>,
+    /// Its newest record.
+    pub tip_lsn: Option<u64>,
+    /// When that was, RFC 3339 in UTC.
+    pub tip_utc: Option<String>,
+    /// What the journal takes, in bytes.
+    pub journal_bytes: Option<u64>,
+    /// When it was made, or deleted, RFC 3339 in UTC.
+    pub since: Option<String>,
+}
+
+impl VolumeLine {
+    /// Of an opened volume.
+    pub fn of(volume: &Volume) -> VolumeLine {
+        let (lsn, at) = volume.tip();
+        let (state, why) = match volume.health() {
+            Health::Good => ("good", None),
+            Health::ReadOnly { reason, .. } => ("read-only", Some(reason)),
+            Health::Closed => ("closed", None),
+        };
+        VolumeLine {
+            name: volume.name().to_owned(),
+            state: state.to_owned(),
+            why,
+            size_bytes: Some(volume.identity().size_bytes),
+            tip_lsn: Some(lsn.0),
+            tip_utc: Some(format_utc(at)),
+            journal_bytes: Some(volume.journal_bytes()),
+            since: Some(format_utc(volume.identity().created)),
+        }
+    }
+
+    fn bare(name: String, state: &str, why: Option<String>, since: Option<String>) -> VolumeLine {
+        VolumeLine {
+            name,
+            state: state.to_owned(),
+            why,
+            size_bytes: None,
+            tip_lsn: None,
+            tip_utc: None,
+            journal_bytes: None,
+            since,
+        }
+    }
+}
+
+/// All volumes, those that cannot be opened, and the trash.
+pub fn list(store: &Store) -> Result<Vec<VolumeLine>> {
+    let mut lines: Vec<VolumeLine> = store.volumes().iter().map(|volume| VolumeLine::of(volume)).collect();
+    lines.extend(
+        store
+            .failed()
+            .into_iter()
+            .map(|(name, error)| VolumeLine::bare(name, "failed", Some(error.to_string()), None)),
+    );
+    lines.extend(
+        store.trash()?.into_iter().map(|trashed| {
+            VolumeLine::bare(trashed.name, "deleted", None, Some(format_utc(trashed.deleted)))
+        }),
+    );
+    Ok(lines)
+}
+
+/// Makes a volume, empty or from a source.
+pub fn create(store: &Store, create: &Create, watch: &mut Watch<'_>) -> Result<Created> {
+    let mut source = create.from.as_deref().map(crate::image::Source::open).transpose()?;
+    let size_bytes = match (create.size_bytes, &source) {
+        (Some(size), Some(source)) if size < source.bytes() => {
+            let context =
+                format!("{} has {} bytes, more than the {size} asked for", source.name(), source.bytes());
+            return Err(Error::new(Kind::Invalid, context).hint("leave --size out, or give a larger one"));
+        }
+        (Some(size), _) => size,
+        (None, Some(source)) => source.bytes().next_multiple_of(512),
+        (None, None) => {
+            return Err(Error::new(Kind::Invalid, "no size is given")
+                .hint(format!("cdp create {} --size 10G", create.name)));
+        }
+    };
+    let mut options = CreateOptions::new(size_bytes);
+    options.journal_cap_bytes = create.journal_cap_bytes;
+    if let Some(interval_ns) = create.marker_interval_ns {
+        options.marker_interval_ns = interval_ns;
+    }
+    let mut imported_bytes = 0;
+    let volume = match &mut source {
+        None => store.create_volume(&create.name, &options, None)?,
+        Some(source) => store.create_volume(
+            &create.name,
+            &options,
+            Some(&mut |base| {
+                imported_bytes = source.import(base, watch)?;
+                Ok(())
+            }),
+        )?,
+    };
+    let identity = volume.identity();
+    Ok(Created {
+        name: identity.name.clone(),
+        id: identity.id.to_string(),
+        size_bytes: identity.size_bytes,
+        imported_bytes,
+    })
+}
+
+/// Moves a volume to the trash.
+pub fn delete(site: &Site, name: &str, force: bool) -> Result<VolumeLine> {
+    let groups = site.store.groups();
+    if let Some((group, _)) = groups.iter().find(|(_, members)| members.iter().any(|member| member == name)) {
+        let context = format!("the volume {name:?} is a member of the group {group:?}");
+        if !force {
+            return Err(Error::new(Kind::Refused, context).hint("say --force to delete it all the same"));
+        }
+    }
+    if let Some(server) = &site.server {
+        let is_meant = |export: &str| {
+            export == name || export.strip_prefix(name).is_some_and(|rest| rest.starts_with('@'))
+        };
+        let using: Vec<String> = server
+            .nbd
+            .clients()
+            .into_iter()
+            .filter(|client| client.export.as_deref().is_some_and(is_meant))
+            .map(|client| client.peer.to_string())
+            .collect();
+        if !using.is_empty() && !force {
+            let context = format!("the volume {name:?} is in use by {}", using.join("; "));
+            return Err(Error::new(Kind::Busy, context).hint("detach them first, or say --force"));
+        }
+        if !using.is_empty() && !server.nbd.disconnect(is_meant, LEAVE_TIME) {
+            let context = format!("clients of the volume {name:?} do not leave: {}", using.join("; "));
+            return Err(Error::new(Kind::Busy, context));
+        }
+    }
+    let line = match site.store.volume(name) {
+        Ok(volume) => VolumeLine::of(&volume),
+        Err(_) => VolumeLine::bare(name.to_owned(), "failed", None, None),
+    };
+    site.store.delete_volume(name)?;
+    Ok(VolumeLine { state: "deleted".to_owned(), why: None, ..line })
+}
+
+/// Brings a deleted volume back.
+pub fn undelete(store: &Store, name: &str) -> Result<VolumeLine> {
+    store.undelete_volume(name).map(|volume| VolumeLine::of(&volume))
+}
