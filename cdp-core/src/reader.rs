@@ -61,20 +61,26 @@ pub struct Reader<'a> {
 impl Reader<'_> {
     /// Looks an extent up. Covers it exactly, in order. Reads no payload.
     pub fn plan(&self, extent: Extent) -> Result<Vec<Piece>> {
-        let mut search = Search::new(extent);
-        self.search(&mut search)?;
-        Ok(pieces(&search))
+        self.search(|| Search::new(extent)).map(|search| pieces(&search))
     }
 
-    fn search(&self, search: &mut Search) -> Result<()> {
-        for part in self.parts.iter().rev() {
-            if search.is_done() {
-                break;
+    fn search(&self, begin: impl Fn() -> Search) -> Result<Search> {
+        let mut search = begin();
+        let mut next = self.parts.len();
+        while next > 0 && !search.is_done() {
+            next -= 1;
+            let part = &self.parts[next];
+            if let Err(error) = part.resolve(self.visible, &mut search) {
+                if !part.repair() {
+                    return Err(error);
+                }
+                // Once for each part with a bad run: from then on it answers from memory.
+                search = begin();
+                next = self.parts.len();
             }
-            part.resolve(self.visible, search)?;
         }
         search.finish();
-        Ok(())
+        Ok(search)
     }
 
     /// Carries out reads of any alignment inside the device; each has its own result. Aligned reads are
@@ -267,8 +273,7 @@ impl Reader<'_> {
         // Every stretch may consist of many versions: look up so many at a time.
         let mut next = Extent { start: Lba(start), blocks };
         while next.blocks > 0 && stretches.len() <= stretches_max {
-            let mut search = Search::bounded(next, VERSIONS_PER_LOOK);
-            self.search(&mut search)?;
+            let search = self.search(|| Search::bounded(next, VERSIONS_PER_LOOK))?;
             let covered = search.extent();
             for piece in pieces(&search) {
                 match piece {

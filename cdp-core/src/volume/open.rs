@@ -365,6 +365,7 @@ fn open_part(shared: &Shared, dir: &Path, found: &Found) -> Result<Part> {
             before: found.before,
             frozen: OnceLock::from(frozen),
             index: PartIndex::Run(Box::new(run)),
+            repaired: OnceLock::new(),
         });
     }
     debug_assert!(found.last.lsn.0 + 1 >= header.first_lsn.0);

@@ -22,6 +22,8 @@ pub struct Part {
     pub frozen: OnceLock<Frozen>,
     /// The lookup structure.
     pub index: PartIndex,
+    /// What the run should say, read from the segment, once a page of the run turned out to be bad.
+    pub repaired: OnceLock<Box<LivePart>>,
 }
 
 /// The end of a segment that takes no more records.
@@ -105,7 +107,8 @@ impl Part {
     /// A part for a segment that takes records.
     pub fn open(segment: Arc<Segment>, before: Position) -> Part {
         let live = LivePart::new(segment.header.first_lsn);
-        Part { segment, before, frozen: OnceLock::new(), index: PartIndex::Live(RwLock::new(live)) }
+        let index = PartIndex::Live(RwLock::new(live));
+        Part { segment, before, frozen: OnceLock::new(), index, repaired: OnceLock::new() }
     }
 
     /// Its newest record so far.
@@ -124,14 +127,18 @@ impl Part {
         }
     }
 
-    /// Answers what it can of a search.
+    /// Answers what it can of a search. After an error the search is of no use; see [`Part::repair`].
     pub fn resolve(&self, visible: &Visible, search: &mut Search) -> Result<()> {
-        match &self.index {
-            PartIndex::Live(live) => {
+        match (&self.index, self.repaired.get()) {
+            (PartIndex::Live(live), _) => {
                 live.read().expect("no panics under this lock").live.resolve(visible, search);
                 Ok(())
             }
-            PartIndex::Run(run) => run.resolve(visible, search),
+            (PartIndex::Run(_), Some(part)) => {
+                part.live.resolve(visible, search);
+                Ok(())
+            }
+            (PartIndex::Run(run), None) => run.resolve(visible, search),
         }
     }
 
@@ -146,38 +153,48 @@ impl Part {
         }
     }
 
+    /// Asks the part in memory, or the run; where the run cannot answer, its segment still can.
+    fn ask<T>(&self, live: impl Fn(&LivePart) -> T, run: impl Fn(&Run) -> Result<T>) -> Result<T> {
+        match (&self.index, self.repaired.get()) {
+            (PartIndex::Live(part), _) => Ok(live(&part.read().expect("no panics under this lock"))),
+            (PartIndex::Run(_), Some(part)) => Ok(live(part)),
+            (PartIndex::Run(index), None) => match run(index) {
+                Err(error) if self.repair() => self.repaired.get().map(|part| live(part)).ok_or(error),
+                other => other,
+            },
+        }
+    }
+
+    /// The run has a bad page: reads the segment again in its place. Whether the part can answer now.
+    pub fn repair(&self) -> bool {
+        if let (PartIndex::Run(run), None) = (&self.index, self.repaired.get())
+            && let Ok(part) = rebuild(&self.segment, self.before, run.last_lsn(), false)
+            && let PartIndex::Live(live) = part.index
+        {
+            // Whoever is second has read the same.
+            let _ = self.repaired.set(Box::new(live.into_inner().expect("no panics under this lock")));
+        }
+        self.repaired.get().is_some()
+    }
+
     /// The newest record with a timestamp not after `at`.
     pub fn lsn_at(&self, at: Timestamp) -> Result<Option<Lsn>> {
-        match &self.index {
-            PartIndex::Live(live) => Ok(live.read().expect("no panics under this lock").live.lsn_at(at)),
-            PartIndex::Run(run) => run.lsn_at(at),
-        }
+        self.ask(|part| part.live.lsn_at(at), |run| run.lsn_at(at))
     }
 
     /// When this record was given its LSN.
     pub fn timestamp_of(&self, lsn: Lsn) -> Result<Option<Timestamp>> {
-        match &self.index {
-            PartIndex::Live(live) => {
-                Ok(live.read().expect("no panics under this lock").live.timestamp_of(lsn))
-            }
-            PartIndex::Run(run) => run.timestamp_of(lsn),
-        }
+        self.ask(|part| part.live.timestamp_of(lsn), |run| run.timestamp_of(lsn))
     }
 
     /// Its records that change no blocks, by LSN.
     pub fn events(&self) -> Result<Vec<MarkerRow>> {
-        match &self.index {
-            PartIndex::Live(live) => Ok(live.read().expect("no panics under this lock").events.clone()),
-            PartIndex::Run(run) => run.markers(),
-        }
+        self.ask(|part| part.events.clone(), Run::markers)
     }
 
     /// Damaged payload, as far as it is known.
     pub fn damages(&self) -> Result<Vec<DamageRow>> {
-        match &self.index {
-            PartIndex::Live(live) => Ok(live.read().expect("no panics under this lock").damages.clone()),
-            PartIndex::Run(run) => run.damages(),
-        }
+        self.ask(|part| part.damages.clone(), Run::damages)
     }
 }
 
@@ -305,5 +322,6 @@ pub fn rebuild(segment: &Arc<Segment>, before: Position, last: Lsn, may_seal: bo
         before,
         frozen: OnceLock::from(frozen),
         index: PartIndex::Live(RwLock::new(live)),
+        repaired: OnceLock::new(),
     })
 }

@@ -5,7 +5,7 @@ use std::io::IoSlice;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
-use super::parts::{Frozen, Part, PartIndex};
+use super::parts::{self, Frozen, Part, PartIndex};
 use super::write::is_open;
 use super::{Health, Volume};
 use crate::error::{Error, IoContext, Kind, Result};
@@ -109,6 +109,8 @@ impl Volume {
             if part.frozen.get().is_some() && matches!(part.index, PartIndex::Live(_)) {
                 self.seal_part(part, false)?;
                 sealed = true;
+            } else if part.repaired.get().is_some() {
+                self.write_run_anew(part)?;
             }
         }
         if sealed {
@@ -218,6 +220,7 @@ impl Volume {
             before: part.before,
             frozen: OnceLock::from(frozen),
             index: PartIndex::Run(Box::new(self.write_run(part, frozen)?)),
+            repaired: OnceLock::new(),
         });
         if !frozen.may_seal {
             // What lies behind the cut was appended again elsewhere, synced and marked: only space is left.
@@ -227,6 +230,19 @@ impl Volume {
                 self.journal_bytes.fetch_sub(bytes - frozen.end, Ordering::Relaxed);
             }
         }
+        Ok(())
+    }
+
+    /// The run of this part has a bad page: makes it anew from the segment.
+    fn write_run_anew(&self, part: &Arc<Part>) -> Result<()> {
+        let frozen = *part.frozen.get().expect("a part with a run is frozen");
+        let again = parts::rebuild(&part.segment, part.before, frozen.last.lsn, frozen.may_seal)?;
+        let run = self.write_run(&again, frozen)?;
+        self.parts.replace(Part {
+            frozen: OnceLock::from(frozen),
+            index: PartIndex::Run(Box::new(run)),
+            ..again
+        });
         Ok(())
     }
 
