@@ -226,20 +226,9 @@ pub fn recover(files: &dyn Files, request: &Request<'_>) -> Result<Recovered> {
             .at(|| format!("reading {}", segment.path.display()))?;
         witness = witness.max(durable);
     }
-    let follows = listing.segments.iter().find(|s| s.header.ordinal > newest_in_stream);
-    if let Some(next) = follows
-        && why == END_OF_JOURNAL
-    {
-        let last =
-            stream.last().map_or("the beginning".into(), |found| found.segment.path.display().to_string());
-        why = format!("between {last} and {} a segment is missing", next.path.display());
-    }
     for found in listing.headless.iter().filter(|found| found.ordinal > newest_in_stream) {
         let durable = scan::harvest_headless(&*found.file, request.volume)
             .at(|| format!("reading {}", found.path.display()))?;
-        if found.unreadable || durable > at.lsn {
-            why = format!("the header of {} is damaged or cannot be read", found.path.display());
-        }
         witness = witness.max(durable);
         if found.unreadable {
             // A crash leaves torn headers, not unreadable ones: what stands behind it may be anything.
@@ -261,6 +250,9 @@ pub fn recover(files: &dyn Files, request: &Request<'_>) -> Result<Recovered> {
         // A crash leaves torn records, not unreadable ones: this one may have been promised.
         witness = first_bad;
         why = format!("the disk cannot read {first_bad:?}");
+    }
+    if first_bad <= witness && why == END_OF_JOURNAL {
+        why = what_is_missing(&listing, stream.last(), newest_in_stream);
     }
     let verdict = verdict::judge(Evidence {
         mark,
@@ -305,6 +297,18 @@ pub fn recover(files: &dyn Files, request: &Request<'_>) -> Result<Recovered> {
     recovered.dead.extend(headless);
     cut_stream(&mut recovered.stream, first_bad.previous())?;
     Ok(recovered)
+}
+
+/// Names the file because of which the stream ends early.
+fn what_is_missing(listing: &Listing, last: Option<&Found>, newest_in_stream: u64) -> String {
+    let headless = listing.headless.iter().find(|found| found.ordinal > newest_in_stream);
+    let later = listing.segments.iter().find(|segment| segment.header.ordinal > newest_in_stream);
+    let last = last.map_or("the beginning".into(), |found| found.segment.path.display().to_string());
+    match (headless, later) {
+        (Some(found), _) => format!("the header of {} is damaged or cannot be read", found.path.display()),
+        (None, Some(next)) => format!("between {last} and {} a segment is missing", next.path.display()),
+        (None, None) => format!("the segment behind {last} is missing"),
+    }
 }
 
 /// Shortens the stream so that `last` is its newest record.
