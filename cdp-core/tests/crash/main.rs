@@ -7,3 +7,7 @@
 mod harness;
 
 mod boundaries;
+mod faults;
+mod groups;
+mod histories;
+mod table;

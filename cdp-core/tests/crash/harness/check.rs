@@ -92,7 +92,7 @@ pub fn check_volume(volume: &Arc<Volume>, model: &Model, depth: Depth, chance: &
 }
 
 /// Timestamps are those that were given, and T → LSN is exact.
-fn check_times(volume: &Volume, model: &Model, tip: Lsn) -> Outcome {
+pub fn check_times(volume: &Volume, model: &Model, tip: Lsn) -> Outcome {
     let words = |error: cdp_core::error::Error| format!("unexpected error: {error:?}");
     for lsn in (0..=tip.0).rev() {
         let at = model.records[lsn as usize].at;

@@ -8,7 +8,8 @@ pub mod tally;
 pub mod workload;
 pub mod wrap;
 
-pub use check::{Promise, crash_at_every_boundary};
+pub use check::{Depth, Promise, crash_at_every_boundary};
+pub use model::Model;
 pub use rig::Rig;
 pub use tally::Tally;
 pub use workload::Workload;

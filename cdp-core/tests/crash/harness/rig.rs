@@ -63,18 +63,18 @@ pub const VOLUME_BYTES: u64 = 1 << 20;
 impl Rig {
     /// A fresh store with so many volumes.
     pub fn new(seed: u64, volumes: usize, segment_bytes: u64) -> Outcome<Rig> {
-        Rig::with(seed, volumes, segment_bytes, wrap::nothing())
+        Rig::with(seed, volumes, &options(segment_bytes), wrap::nothing())
     }
 
     /// The same behind a wrapper.
-    pub fn with(seed: u64, volumes: usize, segment_bytes: u64, wrap: Wrap) -> Outcome<Rig> {
+    pub fn with(seed: u64, volumes: usize, options: &CreateOptions, wrap: Wrap) -> Outcome<Rig> {
         let (disk, clock) = (SimDisk::new(seed), SimClock::new(seed));
         let words = |error: cdp_core::error::Error| format!("making the store: {error}");
         Store::create(&*wrap(&disk), &clock, Path::new(STORE)).map_err(words)?;
         let store = open(&disk, &clock, &wrap)?;
         let names: Vec<String> = (0..volumes).map(volume_name).collect();
         for name in &names {
-            store.create_volume(name, &options(segment_bytes), None).map_err(words)?;
+            store.create_volume(name, options, None).map_err(words)?;
         }
         if volumes > 1 {
             store.add_to_group(GROUP, &names, true).map_err(words)?;
