@@ -15,6 +15,8 @@ from story import Failed, end, skip, want
 META_PACKAGE = f"linux-image-cloud-{ {'x86_64': 'amd64'}.get(platform.machine(), platform.machine()) }"
 # In the order in which they need each other.
 MODULES = ("virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci", "virtio_blk")
+# For a guest that is an NBD client itself.
+CLIENT_MODULES = ("failover", "net_failover", "virtio_net", "nbd")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "cdp-tests"
 BUSYBOX = "/bin/busybox"
 
@@ -51,7 +53,8 @@ done
 def kernel(story):
     """The kernel and its modules, fetched once by the package manager. Gives a directory."""
     directory = CACHE / "kernel"
-    if (directory / "vmlinuz").exists():
+    files = ["vmlinuz", *(f"{name}.ko" for name in MODULES + CLIENT_MODULES)]
+    if all((directory / name).exists() for name in files):
         return directory
     fetch = story.dir / "kernel"
     fetch.mkdir()
@@ -64,8 +67,8 @@ def kernel(story):
     made = fetch / "made"
     made.mkdir()
     shutil.copy(glob.glob(f"{fetch}/x/boot/vmlinuz-*")[0], made / "vmlinuz")
-    for name in MODULES:
-        shutil.copy(glob.glob(f"{fetch}/x/lib/modules/*/kernel/drivers/*/{name}.ko")[0], made)
+    for name in MODULES + CLIENT_MODULES:
+        shutil.copy(next((fetch / "x").rglob(f"{name}.ko")), made)
     CACHE.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(directory, ignore_errors=True)
     shutil.move(made, directory)
@@ -111,8 +114,19 @@ def initrd(story, kernel_directory):
     return file
 
 
-def root_image(story, size):
-    """A disk image with a small system on ext4. Gives the file."""
+def _with_libraries(program, tree):
+    """A program of this machine and what it is linked with, at the places where they are here."""
+    linked = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
+    for word in [program, *linked.split()]:
+        if word.startswith("/"):
+            place = tree / word.lstrip("/")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(os.path.realpath(word), place)
+
+
+def root_image(story, size, kernel_directory=None, programs=()):
+    """A disk image with a small system on ext4; with a kernel's directory its client modules are in /lib, and the
+    programs are there. Gives the file."""
     tree = story.dir / "root"
     _busybox_tree(tree)
     for name in ("proc", "dev", "sys", "tmp", "var"):
@@ -120,6 +134,12 @@ def root_image(story, size):
     (tree / "var/note").write_text("as installed\n")
     (tree / "var/boots").touch()
     _script(tree / "sbin/init", INIT_DISK)
+    if kernel_directory:
+        (tree / "lib").mkdir()
+        for name in CLIENT_MODULES:
+            shutil.copy(kernel_directory / f"{name}.ko", tree / "lib")
+    for program in programs:
+        _with_libraries(shutil.which(program), tree)
     image = story.dir / "root.img"
     with open(image, "wb") as file:
         file.truncate(size)

@@ -8,14 +8,22 @@ from urllib.parse import quote
 from story import Failed, end, wait_until, want
 
 
+def free_port():
+    """A TCP port on loopback that nobody has just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 class Server:
     """A store in the story's directory with one server."""
 
-    def __init__(self, story, store=None, name="server"):
+    def __init__(self, story, store=None, name="server", listen="127.0.0.1:0"):
         self.story = story
         self.store = store or story.dir / "store"
         # Short: a socket's path has 107 bytes at most.
         self.socket = story.dir / f"{name}.sock"
+        self.listen = listen
         self.log = story.log_file(name)
         self.process = None
         story.on_exit(self.end)
@@ -37,7 +45,7 @@ class Server:
         """Starts it and waits until it answers. Gives the seconds that took."""
         began = time.monotonic()
         self.process = self.story.start(
-            self.story.cdp_path, "--store", self.store, "serve", "--socket", self.socket, "--listen", "127.0.0.1:0",
+            self.story.cdp_path, "--store", self.store, "serve", "--socket", self.socket, "--listen", self.listen,
             stdout=self.log, stderr=self.log,
         )
         wait_until(self._answers, 30, "the server does not answer")
