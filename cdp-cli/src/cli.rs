@@ -89,6 +89,63 @@ Hooks are run as `PROGRAM quiesce` and `PROGRAM thaw`, with CDP_STORE, CDP_TARGE
 environment. The thaw hook is run whatever happens: when the quiesce hook fails or takes too long, when the marker
 cannot be set, on Ctrl-C.")]
     Mark(Mark),
+    /// Show what happened when, to find the instant right before it went wrong
+    #[command(after_help = "\
+Examples:
+  cdp log disk
+  cdp log disk --around 10:03 --step 1s
+  cdp log disk --around lsn:4711 --records
+
+Every row carries a point to copy: the state right before it. The bars show what was written: `#` where nothing
+was before, `o` over other data, `-` trimmed or zeroed.")]
+    Log(Log),
+    /// Make a volume a block device, and mount the filesystem on it
+    #[command(after_help = "\
+Examples:
+  mkfs.ext4 \"$(cdp attach disk)\"; cdp detach disk
+  cdp attach disk /mnt/disk
+
+It survives a restart of the server: reads and writes wait. Needs root, FUSE and loop devices, or the kernel's NBD
+client; `cdp doctor` tells. Without arguments: what is attached.")]
+    Attach(Attach),
+    /// Take an attached device away
+    #[command(after_help = "Example:\n  cdp detach disk")]
+    Detach(Detach),
+    /// Mount a volume as it was
+    #[command(after_help = "\
+Examples:
+  cdp mount disk@-5m /mnt/past
+  cdp mount db@before:upgrade /mnt/past      (a group: a directory for each member)
+
+A filesystem that was in use at that instant is mounted from a throw-away clone, so that its journal can be
+replayed; nothing asks for fsck.")]
+    Mount(Mount),
+    /// Unmount what `cdp mount` mounted
+    #[command(after_help = "Example:\n  cdp umount /mnt/past")]
+    Umount(Detach),
+    /// Write a volume as it was to a raw file or a block device
+    #[command(after_help = "\
+Examples:
+  cdp restore disk@before:upgrade old-disk.img
+  cdp restore disk@10:03 /dev/sdx --force
+  cdp restore db@-5m DIRECTORY               (a group: DIRECTORY/VOL.img for each member)
+
+Sparse; read back and compared afterwards. A target that is in use or too small is refused.")]
+    Restore(Restore),
+    /// Read everything back and check it
+    #[command(after_help = "Example:\n  cdp verify disk\n\nThe exit code is 3 when something is damaged.")]
+    Verify {
+        /// Only this volume
+        volume: Option<String>,
+    },
+    /// List the choices for a volume that takes no writes, or carry one out
+    #[command(after_help = "\
+Example:
+  cdp repair disk                  says what is wrong, the choices and what each loses
+  cdp repair disk --accept-loss    goes on without what is lost; the old files are kept
+
+Only while no server runs.")]
+    Repair(Repair),
     /// Move a volume to the trash, where it stays for 7 days
     #[command(after_help = "Example:\n  cdp delete vm1 --yes")]
     Delete(Delete),
@@ -98,6 +155,9 @@ cannot be set, on Ctrl-C.")]
         /// Which volume
         volume: String,
     },
+    /// Write a file, destroy it and rewind, in 15 seconds, without any client
+    #[command(after_help = "Example:\n  cdp demo")]
+    Demo,
     /// Say what is missing on this machine, and the line that installs it
     #[command(after_help = "Example:\n  cdp doctor")]
     Doctor,
@@ -192,6 +252,99 @@ pub struct Mark {
     /// How long each hook may take
     #[arg(long, value_name = "TIME", default_value = "30s")]
     pub timeout: String,
+}
+
+/// `cdp log`.
+#[derive(Debug, Args)]
+pub struct Log {
+    /// A volume or a group; with a point, what is around it
+    #[arg(value_name = "VOL[@POINT]|GROUP[@POINT]")]
+    pub target: String,
+    /// Zoom to what is around this point
+    #[arg(long, value_name = "POINT", allow_hyphen_values = true)]
+    pub around: Option<String>,
+    /// Length of an interval: 10ms, 1s, 5m
+    #[arg(long, value_name = "TIME")]
+    pub step: Option<String>,
+    /// Single records
+    #[arg(long)]
+    pub records: bool,
+    /// How many records on each side
+    #[arg(long, value_name = "N", requires = "records", value_parser = clap::value_parser!(u32).range(1..=500))]
+    pub count: Option<u32>,
+}
+
+/// `cdp attach`.
+#[derive(Debug, Args)]
+pub struct Attach {
+    /// Which volume
+    pub volume: Option<String>,
+    /// Where to mount the filesystem on it; without it there is only a device
+    pub dir: Option<PathBuf>,
+    /// Refuse writing
+    #[arg(long)]
+    pub read_only: bool,
+    /// Which partition to mount
+    #[arg(long, value_name = "N")]
+    pub partition: Option<u32>,
+    /// A mount option; may be given several times
+    #[arg(short = 'o', long = "option", value_name = "OPTION")]
+    pub options: Vec<String>,
+}
+
+/// `cdp detach` and `cdp umount`.
+#[derive(Debug, Args)]
+pub struct Detach {
+    /// A name, a device, a directory or an id
+    pub which: String,
+    /// Wait for nothing; what was not written yet is lost
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `cdp mount`.
+#[derive(Debug, Args)]
+pub struct Mount {
+    /// Which past
+    #[arg(value_name = "VOL@POINT|GROUP@POINT")]
+    pub target: String,
+    /// Where
+    pub dir: PathBuf,
+    /// Writable; what is written is thrown away at umount
+    #[arg(long)]
+    pub rw: bool,
+    /// Which partition to mount
+    #[arg(long, value_name = "N")]
+    pub partition: Option<u32>,
+    /// A mount option; may be given several times
+    #[arg(short = 'o', long = "option", value_name = "OPTION")]
+    pub options: Vec<String>,
+}
+
+/// `cdp restore`.
+#[derive(Debug, Args)]
+pub struct Restore {
+    /// Which past
+    #[arg(value_name = "VOL@POINT|GROUP@POINT")]
+    pub source: String,
+    /// A file or a block device; for a group a directory
+    pub target: PathBuf,
+    /// Replace what is there
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `cdp repair`.
+#[derive(Debug, Args)]
+pub struct Repair {
+    /// Which volume
+    pub volume: String,
+    /// Go on without the records that are lost
+    #[arg(long)]
+    pub accept_loss: bool,
+    /// Go on although nothing tells how far the journal was durable
+    #[arg(long)]
+    pub accept_mark_loss: bool,
 }
 
 /// `cdp delete`.

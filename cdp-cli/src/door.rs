@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cdp_core::catalog::Catalog;
 use cdp_core::error::{Error, IoContext, Kind, Result};
 use cdp_core::io::{SystemClock, native};
 use cdp_core::store::Store;
+use cdp_core::volume::open::Accept;
 
 use crate::config::Config;
 use crate::control::{Call, LINE_BYTES_MAX, Line, SOCKET_FILE, VERSION};
@@ -157,6 +159,16 @@ impl Door {
 
 /// Opens the store under its lock; with `make`, makes it if it is not there.
 pub fn open_store(config: &Config, make: bool, holder: &str) -> Result<Store> {
+    open_accepting(config, make, holder, &|_| Accept::default())
+}
+
+/// As [`open_store`], with what somebody accepted for a volume of this name.
+pub fn open_accepting(
+    config: &Config,
+    make: bool,
+    holder: &str,
+    accept: &dyn Fn(&str) -> Accept,
+) -> Result<Store> {
     let files = native(config.io_uring);
     let clock = Arc::new(SystemClock);
     if make && !Store::exists(&*files, &config.store) {
@@ -165,5 +177,5 @@ pub fn open_store(config: &Config, make: bool, holder: &str) -> Result<Store> {
         }
         Store::create(&*files, &*clock, &config.store)?;
     }
-    Store::open(files, clock, &config.store, holder)
+    Store::open_with(files, clock, &config.store, holder, &Catalog::open, accept)
 }

@@ -1,14 +1,22 @@
 //! One command each: from what was typed to a request, and from the answer to what is printed.
 
+pub mod attach;
 pub mod create;
 pub mod delete;
+pub mod demo;
 pub mod doctor;
 pub mod group;
 pub mod list;
+pub mod log;
 pub mod mark;
+pub mod mount;
+pub mod point;
 pub mod progress;
+pub mod repair;
+pub mod restore;
 pub mod serve;
 pub mod status;
+pub mod verify;
 
 use cdp_core::error::Result;
 
@@ -61,6 +69,15 @@ fn dispatch(context: &Context, command: Command) -> Result<u8> {
         Command::Mark(arguments) => mark::run(context, &arguments),
         Command::Delete(arguments) => delete::run(context, &arguments),
         Command::Undelete { volume } => delete::undelete(context, volume),
+        Command::Log(arguments) => log::run(context, &arguments),
+        Command::Attach(arguments) => attach::run(context, &arguments),
+        Command::Detach(arguments) => attach::detach(context, &arguments),
+        Command::Mount(arguments) => mount::run(context, &arguments),
+        Command::Umount(arguments) => mount::umount(context, &arguments),
+        Command::Restore(arguments) => restore::run(context, &arguments),
+        Command::Verify { volume } => verify::run(context, volume),
+        Command::Repair(arguments) => repair::run(context, &arguments),
+        Command::Demo => demo::run(context),
         Command::Doctor => doctor::run(context),
     }
 }

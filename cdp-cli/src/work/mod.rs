@@ -4,7 +4,11 @@
 pub mod groups;
 pub mod mark;
 pub mod points;
+pub mod repair;
+pub mod restore;
 pub mod status;
+pub mod timeline;
+pub mod verify;
 pub mod volumes;
 
 use std::path::PathBuf;
@@ -19,7 +23,10 @@ use serde::{Deserialize, Serialize};
 pub use groups::Group;
 pub use mark::{Mark, Marked};
 pub use points::PointInfo;
+pub use restore::{Restore, Restored};
 pub use status::Status;
+pub use timeline::{Log, Records, Timeline};
+pub use verify::Verified;
 pub use volumes::{Create, Created, VolumeLine};
 
 /// A store at work.
@@ -97,6 +104,17 @@ pub enum Request {
         /// `VOL@POINT` or `GROUP@POINT`.
         target: String,
     },
+    /// Write a view out.
+    Restore(Restore),
+    /// Read everything back, of one volume or of all.
+    Verify {
+        /// Which volume.
+        volume: Option<String>,
+    },
+    /// What happened when.
+    Log(Log),
+    /// Single records.
+    Records(Log),
     /// Make a group.
     GroupCreate(Group),
     /// Add to a group.
@@ -133,6 +151,14 @@ pub enum Response {
     Marked(Vec<Marked>),
     /// To `Resolve`.
     Points(Vec<PointInfo>),
+    /// To `Restore`.
+    Restored(Vec<Restored>),
+    /// To `Verify`.
+    Verified(Vec<Verified>),
+    /// To `Log`.
+    Timelines(Vec<Timeline>),
+    /// To `Records`.
+    Records(Vec<Records>),
     /// To `Group…`.
     Groups(Vec<Group>),
     /// To `Delete` and `Undelete`.
@@ -189,6 +215,10 @@ pub fn run(site: &Site, tz: Option<&str>, request: &Request, watch: &mut Watch<'
         Request::Status { volume } => Response::Status(Box::new(status::status(site, volume.as_deref())?)),
         Request::Mark(mark) => Response::Marked(mark::mark(store, mark)?),
         Request::Resolve { target } => Response::Points(points::infos(store, target, &zone(tz)?)?),
+        Request::Restore(restore) => Response::Restored(restore::restore(store, restore, &zone(tz)?, watch)?),
+        Request::Verify { volume } => Response::Verified(verify::verify(store, volume.as_deref(), watch)?),
+        Request::Log(log) => Response::Timelines(timeline::timelines(store, log, &zone(tz)?, watch)?),
+        Request::Records(log) => Response::Records(timeline::records(store, log, &zone(tz)?)?),
         Request::GroupCreate(group) => Response::Groups(groups::add(store, group, true)?),
         Request::GroupAdd(group) => Response::Groups(groups::add(store, group, false)?),
         Request::GroupList => Response::Groups(groups::list(store)),

@@ -15,8 +15,8 @@ use super::{Endpoints, Serving, Site};
 
 /// The journal's rate is taken over at most so long a time before now, in nanoseconds.
 const RATE_NS: u64 = 3600 * 1_000_000_000;
-/// Over a shorter time than this there is no rate worth a forecast, in nanoseconds.
-const RATE_NS_MIN: u64 = 1_000_000_000;
+/// And over at least so long a one, in nanoseconds: filling a new volume is no forecast.
+const RATE_NS_MIN: u64 = 600 * 1_000_000_000;
 /// A journal that is full within this time is a reason to act, in hours.
 const FULL_HOURS_MIN: f64 = 1.0;
 /// So many places of damage are listed.
@@ -277,10 +277,7 @@ fn of_volume(store: &Store, volume: &Volume) -> Result<VolumeStatus> {
 /// Bytes a second that went into the journal in the last hour, or since the volume was made.
 fn rate(volume: &Volume, now: Timestamp) -> Option<f64> {
     let from = now.0.saturating_sub(RATE_NS).max(volume.identity().created.0);
-    let window = now.0.saturating_sub(from);
-    if window < RATE_NS_MIN {
-        return None;
-    }
+    let window = now.0.saturating_sub(from).max(RATE_NS_MIN);
     let mut bytes = 0.0;
     for segment in volume.segments() {
         let (begin, end) = (segment.begin.0, segment.end.0.max(segment.begin.0 + 1));

@@ -204,6 +204,46 @@ pub fn scan(
     Ok(scan)
 }
 
+/// Visits the headers of the records up to and including `through`, as long as they are on the chain. Reads no
+/// payload, so it is for showing history, not for believing it.
+pub fn headers(
+    segment: &Segment,
+    before: Position,
+    through: Lsn,
+    sink: &mut dyn FnMut(&RecordHeader),
+) -> io::Result<()> {
+    let (mut position, mut at) = (before, BLOCK_BYTES);
+    let mut region = vec![0; BLOCK];
+    while position.lsn < through {
+        region.resize(BLOCK, 0);
+        segment.file.read_at(at, &mut region)?;
+        let Some(batch) = region.first_chunk().and_then(BatchHeader::decode) else { break };
+        if batch.segment != segment.header.id || batch.first_lsn != position.lsn.next() {
+            break;
+        }
+        let header_bytes = BATCH_HEADER_BYTES + batch.records as usize * RECORD_HEADER_BYTES;
+        if header_bytes > BLOCK {
+            region.resize(header_bytes.next_multiple_of(BLOCK), 0);
+            segment.file.read_at(at, &mut region)?;
+        }
+        at += batch_header_blocks(batch.records as usize) * BLOCK_BYTES;
+        let (chunks, _) = region[BATCH_HEADER_BYTES..header_bytes].as_chunks::<RECORD_HEADER_BYTES>();
+        for bytes in chunks {
+            let Some(header) = RecordHeader::decode(bytes) else { return Ok(()) };
+            if header.lsn != position.lsn.next() || header.chain != chain_value(position.chain, bytes) {
+                return Ok(());
+            }
+            sink(&header);
+            at += header.payload_blocks() * BLOCK_BYTES;
+            position = Position { lsn: header.lsn, chain: header.chain, timestamp: header.timestamp };
+            if position.lsn == through {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
 fn read_crcs(window: &mut Window<'_>, mut at: u64, bytes: u32, crcs: &mut Vec<u32>) -> io::Result<bool> {
     crcs.clear();
     let mut left = bytes as u64;

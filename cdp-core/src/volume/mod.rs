@@ -8,6 +8,7 @@ pub mod open;
 pub mod parts;
 pub mod timeline;
 pub mod upkeep;
+pub mod verify;
 pub mod write;
 
 use std::path::{Path, PathBuf};
@@ -216,6 +217,11 @@ impl Volume {
             Error::io(error, format!("volume {}: asking for free space", self.identity.name))
         })?;
         Ok((self.journal_bytes() + space.available).saturating_sub(space.total / 10))
+    }
+
+    /// Whether it began as zeros, not as an image.
+    pub fn is_blank_before(&self) -> bool {
+        self.base.is_empty()
     }
 
     /// Reads blocks as of what is visible.

@@ -335,9 +335,9 @@ impl Volume {
                 continue;
             }
             let last = to.min(part.last_lsn());
-            scan::scan(&part.segment, part.before, last, &mut |found| {
-                if found.header.lsn >= from {
-                    visit(found.header);
+            scan::headers(&part.segment, part.before, last, &mut |header| {
+                if header.lsn >= from {
+                    visit(header);
                 }
             })
             .at(|| format!("reading {}", part.segment.path.display()))?;

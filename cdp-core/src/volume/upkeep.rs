@@ -329,7 +329,7 @@ impl Volume {
     }
 }
 
-fn hash_segment(previous: &[u8; 32], part: &Part, end: u64) -> std::io::Result<[u8; 32]> {
+pub(super) fn hash_segment(previous: &[u8; 32], part: &Part, end: u64) -> std::io::Result<[u8; 32]> {
     let mut hasher = blake3::Hasher::new();
     hasher.update(previous);
     let mut buffer = vec![0; HASH_STEP_BYTES as usize];

@@ -1,0 +1,583 @@
+//! What happened when: intervals with their write rates, events, and single records.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use cdp_core::device::{Content, Device};
+use cdp_core::error::{Error, Kind, Result};
+use cdp_core::format::marker::MarkerClass;
+use cdp_core::format::record::{RecordHeader, RecordKind};
+use cdp_core::history::point::{Timeline as _, Zone, escape_uri, format_utc, split_export};
+use cdp_core::ids::{BLOCK_BYTES, Lsn, SessionId, Timestamp};
+use cdp_core::store::Store;
+use cdp_core::view::View;
+use cdp_core::volume::Volume;
+use cdp_core::volume::timeline::EventKind;
+use serde::{Deserialize, Serialize};
+
+use super::points;
+use super::{Progress, Watch};
+
+/// Intervals of a timeline where nobody says how long they are.
+const INTERVALS: u64 = 40;
+/// The most intervals, whatever was asked for.
+const INTERVALS_MAX: u64 = 400;
+/// Intervals on each side of an instant that is zoomed to.
+const AROUND_INTERVALS: u64 = 20;
+/// The most events that are shown, the newest; and the most records.
+const EVENTS_MAX: usize = 400;
+const RECORDS_MAX: usize = 1000;
+/// Records shown on each side of an instant, and where nothing else is said.
+const RECORDS: usize = 20;
+/// Blocks in one piece of the map of written blocks.
+const PIECE_BLOCKS: u64 = 4096 * 8;
+/// Stretches asked for at a time, to see what was there before.
+const STRETCHES_MAX: usize = 64;
+
+/// Lengths of intervals that people like, in nanoseconds.
+const STEPS: [u64; 22] = {
+    const S: u64 = 1_000_000_000;
+    [
+        S / 1000,
+        S / 100,
+        S / 10,
+        S / 5,
+        S / 2,
+        S,
+        2 * S,
+        5 * S,
+        10 * S,
+        30 * S,
+        60 * S,
+        120 * S,
+        300 * S,
+        600 * S,
+        1800 * S,
+        3600 * S,
+        7200 * S,
+        21_600 * S,
+        43_200 * S,
+        86_400 * S,
+        7 * 86_400 * S,
+        28 * 86_400 * S,
+    ]
+};
+
+/// What to show.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Log {
+    /// A volume or a group; with a point, what is around it.
+    pub target: String,
+    /// The same point, on its own.
+    pub around: Option<String>,
+    /// Length of an interval, in nanoseconds.
+    pub step_ns: Option<u64>,
+    /// How many records on each side of the instant.
+    pub count: Option<usize>,
+}
+
+/// A volume's timeline.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timeline {
+    /// The volume.
+    pub volume: String,
+    /// What `around` resolved to.
+    pub around: Option<points::PointInfo>,
+    /// Length of an interval, in nanoseconds.
+    pub step_ns: u64,
+    /// Older events that are not shown for want of room.
+    pub events_left_out: usize,
+    /// Intervals and events, in their order.
+    pub rows: Vec<Row>,
+}
+
+/// A row.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Row {
+    /// What was written in an interval.
+    Interval(Interval),
+    /// Nothing was written for several intervals.
+    Quiet {
+        /// From when.
+        from_ns: u64,
+        /// RFC 3339 in UTC.
+        utc: String,
+        /// Until when.
+        to_ns: u64,
+    },
+    /// A marker with a name, a session, a step of the clock.
+    Event(EventRow),
+}
+
+/// What was written in an interval.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interval {
+    /// When it begins.
+    pub from_ns: u64,
+    /// RFC 3339 in UTC.
+    pub utc: String,
+    /// When it ends.
+    pub to_ns: u64,
+    /// Records that changed blocks.
+    pub records: u64,
+    /// Bytes written where nothing was.
+    pub new_bytes: u64,
+    /// Bytes written over others.
+    pub overwritten_bytes: u64,
+    /// Bytes trimmed or zeroed.
+    pub trimmed_bytes: u64,
+    /// The state right before it.
+    pub point_before: String,
+    /// The same, escaped for a URI.
+    pub uri_before: String,
+}
+
+/// Something that changed no blocks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventRow {
+    /// Its record.
+    pub lsn: u64,
+    /// When, in Unix nanoseconds.
+    pub ns: u64,
+    /// RFC 3339 in UTC.
+    pub utc: String,
+    /// `marker`, `attached`, `left`, `clock-step` …
+    pub kind: String,
+    /// The rest of it, for people.
+    pub text: String,
+    /// The state at it.
+    pub point: String,
+    /// The same, escaped for a URI.
+    pub uri: String,
+}
+
+/// Records of a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Records {
+    /// The volume.
+    pub volume: String,
+    /// What `around` resolved to.
+    pub around: Option<points::PointInfo>,
+    /// In the order of their LSNs.
+    pub records: Vec<RecordRow>,
+}
+
+/// A record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordRow {
+    /// Its LSN.
+    pub lsn: u64,
+    /// When, RFC 3339 in UTC.
+    pub utc: String,
+    /// The same in Unix nanoseconds.
+    pub ns: u64,
+    /// What it is.
+    pub kind: String,
+    /// First byte that it changed.
+    pub offset: Option<u64>,
+    /// How many.
+    pub len: Option<u64>,
+    /// Which session asked for it; 0 is the store itself.
+    pub session: u32,
+    /// Who that is.
+    pub peer: Option<String>,
+    /// The state after it.
+    pub point: String,
+    /// The same, escaped for a URI.
+    pub uri: String,
+}
+
+/// The timelines of a volume, or of all members of a group.
+pub fn timelines(store: &Store, log: &Log, zone: &Zone, watch: &mut Watch<'_>) -> Result<Vec<Timeline>> {
+    chosen(store, log, zone)?
+        .into_iter()
+        .map(|(volume, around)| timeline(store, &volume, around, log.step_ns, watch))
+        .collect()
+}
+
+type Chosen = (Arc<Volume>, Option<points::Target>);
+
+fn chosen(store: &Store, log: &Log, zone: &Zone) -> Result<Vec<Chosen>> {
+    let (name, point) = split_export(&log.target);
+    match log.around.as_deref().or(point) {
+        Some(point) => Ok(points::targets(store, &format!("{name}@{point}"), zone)?
+            .into_iter()
+            .map(|target| (target.volume.clone(), Some(target)))
+            .collect()),
+        None => Ok(store.members(name)?.into_iter().map(|volume| (volume, None)).collect()),
+    }
+}
+
+fn timeline(
+    store: &Store,
+    volume: &Arc<Volume>,
+    around: Option<points::Target>,
+    step_ns: Option<u64>,
+    watch: &mut Watch<'_>,
+) -> Result<Timeline> {
+    if step_ns.is_some_and(|step| step < 1_000) {
+        return Err(Error::new(Kind::Invalid, "a step is at least 1 µs; `--records` shows single records"));
+    }
+    let begin = volume.horizon().1.0;
+    let now = store.clock().now().0;
+    let (from, to, step) = match &around {
+        Some(target) => {
+            let at = target.resolved.at.0;
+            let step = step_ns.unwrap_or_else(|| nice((now - begin) / INTERVALS / 20));
+            let half = step.saturating_mul(AROUND_INTERVALS);
+            let from = at.saturating_sub(half) / step * step;
+            (from.max(begin / step * step), at.saturating_add(half).min(now), step)
+        }
+        None => {
+            let step = step_ns.unwrap_or_else(|| nice((now - begin) / INTERVALS));
+            let least = ((now - begin) / INTERVALS_MAX).max(step);
+            let step = if least > step { nice(least) } else { step };
+            (begin / step * step, now, step)
+        }
+    };
+    let first = if from <= begin { Lsn::ZERO } else { volume.lsn_at(Timestamp(from - 1))? };
+    let last = volume.lsn_at(Timestamp(to))?;
+    let intervals = intervals(volume, (from, to, step), (first, last), watch)?;
+    let (events, events_left_out) = events(volume, first, last)?;
+    Ok(Timeline {
+        volume: volume.name().to_owned(),
+        around: around.as_ref().map(points::Target::info).transpose()?,
+        step_ns: step,
+        events_left_out,
+        rows: merge(intervals, events, from, to, step),
+    })
+}
+
+/// The shortest of the usual lengths that is not below `ns`.
+fn nice(ns: u64) -> u64 {
+    STEPS.iter().copied().find(|step| *step >= ns).unwrap_or(ns.max(1))
+}
+
+/// The intervals in which something was written, by their numbers.
+fn intervals(
+    volume: &Arc<Volume>,
+    (from, to, step): (u64, u64, u64),
+    (first, last): (Lsn, Lsn),
+    watch: &mut Watch<'_>,
+) -> Result<BTreeMap<u64, Interval>> {
+    let mut intervals: BTreeMap<u64, Interval> = BTreeMap::new();
+    let mut written = Written::new(volume, first);
+    let mut failed = None;
+    let total = (last.0 - first.0).max(1);
+    volume.records(first.next(), last, &mut |header| {
+        if failed.is_some() || !header.kind.changes_blocks() {
+            return;
+        }
+        let number = header.timestamp.0.saturating_sub(from) / step;
+        let interval = intervals.entry(number).or_insert_with(|| {
+            let point = format!("{}@lsn:{}", volume.name(), header.lsn.previous());
+            let from_ns = from + number * step;
+            Interval {
+                from_ns,
+                utc: format_utc(Timestamp(from_ns)),
+                to_ns: (from_ns + step).min(to),
+                uri_before: escape_uri(&point),
+                point_before: point,
+                ..Interval::default()
+            }
+        });
+        interval.records += 1;
+        let (start, end) = (header.lba.0, header.lba.0 + header.blocks);
+        let bytes = header.blocks * BLOCK_BYTES - u64::from(header.head_skip) - u64::from(header.tail_skip);
+        let outcome = match header.kind {
+            RecordKind::Write => written.write(start, end).map(|over| {
+                let over = (over * BLOCK_BYTES).min(bytes);
+                interval.overwritten_bytes += over;
+                interval.new_bytes += bytes - over;
+            }),
+            _ => written.trim(start, end).map(|()| interval.trimmed_bytes += bytes),
+        };
+        let told = outcome.and_then(|()| match header.lsn.0 % 100_000 {
+            0 => watch(Progress {
+                what: format!("reading the history of {}", volume.name()),
+                done: header.lsn.0 - first.0,
+                total,
+            }),
+            _ => Ok(()),
+        });
+        failed = told.err();
+    })?;
+    match failed {
+        Some(error) => Err(error),
+        None => Ok(intervals),
+    }
+}
+
+/// Which blocks hold data: as far as it was seen in records, from a map; else asked of the state before.
+struct Written {
+    before: Option<View>,
+    // Bits by block, in pieces: looked at, and data.
+    pieces: BTreeMap<u64, Box<[(u64, u64)]>>,
+}
+
+impl Written {
+    fn new(volume: &Arc<Volume>, first: Lsn) -> Written {
+        let empty = first == Lsn::ZERO && volume.is_blank_before();
+        Written { before: (!empty).then(|| View::new(volume.clone(), first)), pieces: BTreeMap::new() }
+    }
+
+    fn piece(&mut self, number: u64) -> &mut [(u64, u64)] {
+        let words = (PIECE_BLOCKS / 64) as usize;
+        self.pieces.entry(number).or_insert_with(|| vec![(0, 0); words].into_boxed_slice())
+    }
+
+    /// Marks blocks as data; gives how many were before.
+    fn write(&mut self, start: u64, end: u64) -> Result<u64> {
+        let mut over = 0;
+        for block in start..end {
+            let (seen, data) = self.bits(block);
+            over += match seen {
+                true => u64::from(data),
+                false => u64::from(self.was_data(block)?),
+            };
+            self.set(block, true);
+        }
+        Ok(over)
+    }
+
+    /// Marks blocks as empty. However long the range is, only what was looked at is visited; the rest is empty
+    /// or will be asked about, and then counts as it was before: a small error in favour of a quick answer.
+    fn trim(&mut self, start: u64, end: u64) -> Result<()> {
+        let pieces: Vec<u64> =
+            self.pieces.range(start / PIECE_BLOCKS..=end / PIECE_BLOCKS).map(|(number, _)| *number).collect();
+        for number in pieces {
+            let first = (number * PIECE_BLOCKS).max(start);
+            for block in first..((number + 1) * PIECE_BLOCKS).min(end) {
+                self.set(block, false);
+            }
+        }
+        Ok(())
+    }
+
+    fn bits(&mut self, block: u64) -> (bool, bool) {
+        let (seen, data) = self.piece(block / PIECE_BLOCKS)[(block % PIECE_BLOCKS / 64) as usize];
+        (seen >> (block % 64) & 1 == 1, data >> (block % 64) & 1 == 1)
+    }
+
+    fn set(&mut self, block: u64, is_data: bool) {
+        let word = &mut self.piece(block / PIECE_BLOCKS)[(block % PIECE_BLOCKS / 64) as usize];
+        let bit = 1 << (block % 64);
+        word.0 |= bit;
+        if is_data { word.1 |= bit } else { word.1 &= !bit }
+    }
+
+    fn was_data(&self, block: u64) -> Result<bool> {
+        let Some(view) = &self.before else { return Ok(false) };
+        let offset = block * BLOCK_BYTES;
+        let len = BLOCK_BYTES.min(view.size_bytes() - offset);
+        let stretches = view.extents(offset, len, STRETCHES_MAX)?;
+        Ok(stretches.iter().any(|stretch| stretch.content == Content::Data))
+    }
+}
+
+fn events(volume: &Volume, first: Lsn, last: Lsn) -> Result<(Vec<EventRow>, usize)> {
+    let mut rows = Vec::new();
+    let mut left_out = 0;
+    let mut failed = None;
+    volume.events_back(|part, row| {
+        if row.lsn > last {
+            return ControlFlow::Continue(());
+        }
+        if row.lsn <= first {
+            return ControlFlow::Break(());
+        }
+        let periodic = row.kind == RecordKind::Marker as u8 && row.flags <= MarkerClass::Periodic as u8;
+        if periodic {
+            return ControlFlow::Continue(());
+        }
+        if rows.len() >= EVENTS_MAX {
+            left_out += 1;
+            return ControlFlow::Continue(());
+        }
+        match volume.event(part, row) {
+            Ok(event) => rows.extend(event_row(volume, &event)),
+            Err(error) if error.kind() == Kind::Damaged => {
+                rows.push(event_line(volume, (row.lsn, row.timestamp), "damaged", error.to_string(), None))
+            }
+            Err(error) => {
+                failed = Some(error);
+                return ControlFlow::Break(());
+            }
+        }
+        ControlFlow::Continue(())
+    })?;
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    rows.reverse();
+    Ok((rows, left_out))
+}
+
+fn event_row(volume: &Volume, event: &cdp_core::volume::timeline::Event) -> Option<EventRow> {
+    let (kind, text, name) = match &event.what {
+        EventKind::PeriodicMarker => return None,
+        EventKind::Marker(marker) => {
+            let class = if marker.class == MarkerClass::Application { "application" } else { "manual" };
+            let mut text = format!("{} ({class}", marker.name);
+            if marker.group != 0 {
+                text.push_str(", of a group");
+            }
+            text.push(')');
+            if !marker.note.is_empty() {
+                text.push_str(&format!(" {}", marker.note));
+            }
+            for tag in &marker.tags {
+                text.push_str(&format!(" #{tag}"));
+            }
+            let newest =
+                volume.marker(&marker.name).ok().flatten().is_some_and(|newest| newest.lsn == event.lsn);
+            ("marker", text, newest.then(|| marker.name.clone()))
+        }
+        EventKind::ClockStep { expected, wall } => {
+            let step = (i128::from(wall.0) - i128::from(expected.0)) as f64 / 1e9;
+            ("clock-step", format!("the wall clock stepped by {step:+.3} s, to {}", format_utc(*wall)), None)
+        }
+        EventKind::SessionOpen { session, peer } => {
+            ("attached", format!("session {}: {peer}", session.0), None)
+        }
+        EventKind::SessionClose { session } => ("left", format!("session {}", session.0), None),
+        EventKind::Other(kind) => (kind.word(), String::new(), None),
+    };
+    Some(event_line(volume, (event.lsn, event.at), kind, text, name))
+}
+
+fn event_line(
+    volume: &Volume,
+    (lsn, at): (Lsn, Timestamp),
+    kind: &str,
+    text: String,
+    name: Option<String>,
+) -> EventRow {
+    let point = name.unwrap_or_else(|| format!("lsn:{lsn}"));
+    let point = format!("{}@{point}", volume.name());
+    EventRow {
+        lsn: lsn.0,
+        ns: at.0,
+        utc: format_utc(at),
+        kind: kind.to_owned(),
+        text,
+        uri: escape_uri(&point),
+        point,
+    }
+}
+
+/// Intervals and events in one order; stretches where nothing happened become one row.
+fn merge(
+    intervals: BTreeMap<u64, Interval>,
+    events: Vec<EventRow>,
+    from: u64,
+    to: u64,
+    step: u64,
+) -> Vec<Row> {
+    let mut rows = Vec::new();
+    let mut events = events.into_iter().peekable();
+    let mut quiet_since = from;
+    let quiet = |rows: &mut Vec<Row>, since: u64, until: u64| {
+        if until > since {
+            rows.push(Row::Quiet { from_ns: since, utc: format_utc(Timestamp(since)), to_ns: until });
+        }
+    };
+    let numbers: Vec<u64> = intervals.keys().copied().collect();
+    let mut intervals = intervals;
+    for number in numbers {
+        let Some(interval) = intervals.remove(&number) else { continue };
+        while let Some(event) = events.next_if(|event| event.ns < interval.from_ns) {
+            let begin = from + event.ns.saturating_sub(from) / step * step;
+            quiet(&mut rows, quiet_since, begin);
+            quiet_since = quiet_since.max(begin + step);
+            rows.push(Row::Event(event));
+        }
+        quiet(&mut rows, quiet_since, interval.from_ns);
+        let end = interval.from_ns + step;
+        quiet_since = quiet_since.max(end);
+        rows.push(Row::Interval(interval));
+        while let Some(event) = events.next_if(|event| event.ns < end) {
+            rows.push(Row::Event(event));
+        }
+    }
+    for event in events {
+        let begin = from + event.ns.saturating_sub(from) / step * step;
+        quiet(&mut rows, quiet_since, begin);
+        // Something did happen in that interval.
+        quiet_since = quiet_since.max(begin + step);
+        rows.push(Row::Event(event));
+    }
+    quiet(&mut rows, quiet_since, to);
+    rows
+}
+
+/// Single records: around an instant, or the newest ones.
+pub fn records(store: &Store, log: &Log, zone: &Zone) -> Result<Vec<Records>> {
+    let count = log.count.unwrap_or(RECORDS).min(RECORDS_MAX / 2) as u64;
+    let mut answers = Vec::new();
+    for (volume, around) in chosen(store, log, zone)? {
+        let tip = volume.tip_lsn();
+        let (from, to) = match &around {
+            Some(target) => {
+                let at = target.resolved.lsn.0;
+                (Lsn(at.saturating_sub(count) + 1), Lsn((at + count).min(tip.0)))
+            }
+            None => (Lsn(tip.0.saturating_sub(2 * count) + 1), tip),
+        };
+        let peers = peers(&volume)?;
+        let mut rows = Vec::new();
+        volume.records(from, to, &mut |header| rows.push(record_row(&volume, header, &peers)))?;
+        answers.push(Records {
+            volume: volume.name().to_owned(),
+            around: around.as_ref().map(points::Target::info).transpose()?,
+            records: rows,
+        });
+    }
+    Ok(answers)
+}
+
+/// Sessions by number, newest first: numbers begin anew at each opening of the volume.
+type Peers = HashMap<SessionId, Vec<(Lsn, String)>>;
+
+fn peer_of(header: &RecordHeader, peers: &Peers) -> Option<String> {
+    let sessions = peers.get(&header.session)?;
+    sessions.iter().find(|(opened, _)| *opened <= header.lsn).map(|(_, peer)| peer.clone())
+}
+
+fn record_row(volume: &Volume, header: &RecordHeader, peers: &Peers) -> RecordRow {
+    let changes = header.kind.changes_blocks();
+    let point = format!("{}@lsn:{}", volume.name(), header.lsn);
+    let skipped = u64::from(header.head_skip) + u64::from(header.tail_skip);
+    RecordRow {
+        lsn: header.lsn.0,
+        utc: format_utc(header.timestamp),
+        ns: header.timestamp.0,
+        kind: header.kind.word().to_owned(),
+        offset: changes.then(|| header.lba.0 * BLOCK_BYTES + u64::from(header.head_skip)),
+        len: changes.then(|| header.blocks * BLOCK_BYTES - skipped),
+        session: header.session.0,
+        peer: peer_of(header, peers),
+        uri: escape_uri(&point),
+        point,
+    }
+}
+
+/// Who the sessions are.
+fn peers(volume: &Volume) -> Result<Peers> {
+    let mut peers = Peers::new();
+    let mut looked = 0;
+    volume.events_back(|part, row| {
+        if row.kind == RecordKind::SessionOpen as u8 {
+            looked += 1;
+            if let Ok(event) = volume.event(part, row)
+                && let EventKind::SessionOpen { session, peer } = event.what
+            {
+                peers.entry(session).or_default().push((row.lsn, peer));
+            }
+        }
+        if looked < EVENTS_MAX { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    Ok(peers)
+}

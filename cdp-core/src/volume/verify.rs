@@ -1,0 +1,259 @@
+//! Reads everything of a volume back: the base, every segment with its payloads, chain and seal, every run, the
+//! mark. Never writes; the volume may be in use meanwhile.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::open::read_manifest;
+use super::parts::{Part, PartIndex};
+use super::upkeep::hash_segment;
+use super::{Health, Volume};
+use crate::error::{IoContext, Kind, Result};
+use crate::format::mark::{Mark, SLOT_BYTES};
+use crate::ids::*;
+use crate::journal::mark::MARK_FILE;
+use crate::journal::scan::{self, Stop};
+use crate::journal::segment::{FirstBlock, read_first_block, read_seal};
+use crate::limits::BASE_PIECE_BYTES;
+
+const BLOCK: usize = BLOCK_BYTES as usize;
+/// Bytes of the base read at a time.
+const STEP_BYTES: u64 = 1 << 20;
+/// Places of damage are listed up to this number; they are counted beyond it.
+pub const PLACES_MAX: usize = 1000;
+
+/// Something that is not what was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// In which file.
+    pub file: PathBuf,
+    /// From which byte of it on.
+    pub offset: u64,
+    /// The record it belongs to, or, where a segment cannot be read any further, the first one that is lost.
+    pub lsn: Option<Lsn>,
+    /// The blocks of the volume that are affected.
+    pub extent: Option<Extent>,
+    /// What is wrong.
+    pub what: String,
+}
+
+/// What was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verified {
+    /// Bytes that were read.
+    pub bytes: u64,
+    /// Records that were looked at.
+    pub records: u64,
+    /// Segments that were looked at.
+    pub segments: u64,
+    /// Places of damage, the first [`PLACES_MAX`] of them.
+    pub damages: Vec<Damage>,
+    /// How many there are.
+    pub damage_count: u64,
+}
+
+impl Verified {
+    fn add(&mut self, damage: Damage) {
+        self.damage_count += 1;
+        if self.damages.len() < PLACES_MAX {
+            self.damages.push(damage);
+        }
+    }
+
+    fn add_file(&mut self, file: &Path, offset: u64, what: String) {
+        self.add(Damage { file: file.to_owned(), offset, lsn: None, extent: None, what });
+    }
+}
+
+/// Told of the bytes that were read and of all there are; an error from it ends the work.
+pub type Watch<'a> = dyn FnMut(u64, u64) -> Result<()> + 'a;
+
+/// Reads everything back. Damage is what it finds, not an error; an error is what keeps it from looking.
+pub fn verify(volume: &Volume, watch: &mut Watch<'_>) -> Result<Verified> {
+    let mut found = Verified::default();
+    let parts = volume.part_list();
+    let segment_bytes: u64 = parts.iter().map(|part| end_of(volume, part)).sum();
+    let base_bytes = base_bytes(volume)?;
+    let total = segment_bytes + base_bytes;
+    watch(0, total)?;
+    if let Health::ReadOnly { reason, .. } = volume.health() {
+        found.add_file(volume.dir(), 0, format!("the volume takes no writes: {reason}"));
+    }
+    verify_small_files(volume, &mut found);
+    verify_base(volume, &mut found, total, watch)?;
+    let mut previous_hash = [0; 32];
+    for part in parts.iter() {
+        verify_part(volume, part, &previous_hash, &mut found)?;
+        previous_hash = part.frozen.get().and_then(|frozen| frozen.seal_hash).unwrap_or_default();
+        found.segments += 1;
+        found.bytes += end_of(volume, part);
+        watch(found.bytes, total)?;
+    }
+    Ok(found)
+}
+
+fn end_of(volume: &Volume, part: &Part) -> u64 {
+    match part.frozen.get() {
+        Some(frozen) => frozen.end,
+        None => part.segment.header.bytes.saturating_sub(volume.journal_room_bytes()),
+    }
+}
+
+fn verify_small_files(volume: &Volume, found: &mut Verified) {
+    if let Err(error) = read_manifest(&volume.shared, volume.dir()) {
+        found.add_file(&volume.dir().join(super::open::MANIFEST_FILE), 0, error.to_string());
+    }
+    let path = volume.dir().join(MARK_FILE);
+    let mut good = 0;
+    for slot in 0..2u64 {
+        let mut bytes = [0; SLOT_BYTES];
+        let read = volume
+            .shared
+            .files
+            .open(&path, false)
+            .and_then(|file| file.read_at(slot * SLOT_BYTES as u64, &mut bytes));
+        let mark = read.ok().and_then(|()| Mark::decode(&bytes));
+        good += u32::from(mark.is_some_and(|mark| mark.volume == volume.identity().id));
+    }
+    // One slot may be written just now; both are never bad but by damage.
+    if good == 0 {
+        found.add_file(&path, 0, "neither slot of the durable mark can be read".to_owned());
+    }
+}
+
+fn base_bytes(volume: &Volume) -> Result<u64> {
+    let mut bytes = 0;
+    each_present(volume, &mut |from, to| {
+        bytes += (to - from) * BLOCK_BYTES;
+        Ok(())
+    })?;
+    Ok(bytes)
+}
+
+/// Visits the block ranges that the base holds.
+fn each_present(volume: &Volume, visit: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<()> {
+    let blocks = volume.identity().size_bytes.div_ceil(BLOCK_BYTES);
+    let mut at = 0;
+    while at < blocks && !volume.base.is_empty() {
+        let (end, present) = volume.base.stretch(at, blocks)?;
+        if present {
+            visit(at, end)?;
+        }
+        at = end;
+    }
+    Ok(())
+}
+
+fn verify_base(volume: &Volume, found: &mut Verified, total: u64, watch: &mut Watch<'_>) -> Result<()> {
+    let mut buffer = vec![0; STEP_BYTES as usize];
+    each_present(volume, &mut |from, to| {
+        let mut at = from;
+        while at < to {
+            let blocks = (to - at).min(STEP_BYTES / BLOCK_BYTES);
+            if volume.base.read(at, &mut buffer[..blocks as usize * BLOCK]).is_err() {
+                for lba in at..at + blocks {
+                    verify_base_block(volume, lba, &mut buffer[..BLOCK], found);
+                }
+            }
+            at += blocks;
+            found.bytes += blocks * BLOCK_BYTES;
+            watch(found.bytes, total)?;
+        }
+        Ok(())
+    })
+}
+
+fn verify_base_block(volume: &Volume, lba: u64, buffer: &mut [u8], found: &mut Verified) {
+    if let Err(error) = volume.base.read(lba, buffer) {
+        let piece_blocks = BASE_PIECE_BYTES / BLOCK_BYTES;
+        found.add(Damage {
+            file: volume.dir().join(format!("base.{:04}", lba / piece_blocks)),
+            offset: lba % piece_blocks * BLOCK_BYTES,
+            lsn: None,
+            extent: Some(Extent::new(lba, lba + 1)),
+            what: error.to_string(),
+        });
+    }
+}
+
+fn verify_part(
+    volume: &Volume,
+    part: &Arc<Part>,
+    previous_hash: &[u8; 32],
+    found: &mut Verified,
+) -> Result<()> {
+    let segment = &part.segment;
+    match read_first_block(&*segment.file) {
+        Ok(FirstBlock::Header(header)) if *header == segment.header => {}
+        Ok(_) => found.add_file(&segment.path, 0, "the segment's header is not what was written".to_owned()),
+        Err(error) => {
+            found.add_file(&segment.path, 0, format!("the segment's header cannot be read: {error}"))
+        }
+    }
+    let last = part.frozen.get().map_or(part.last_lsn(), |frozen| frozen.last.lsn);
+    let mut records = 0;
+    let mut damages = Vec::new();
+    let scanned = scan::scan(segment, part.before, last, &mut |record| {
+        records += 1;
+        if !record.intact {
+            damages.push(Damage {
+                file: segment.path.clone(),
+                offset: u64::from(record.payload_block) * BLOCK_BYTES,
+                lsn: Some(record.header.lsn),
+                extent: record.header.kind.changes_blocks().then(|| record.header.extent()),
+                what: format!("the payload of {:?} is not what was written", record.header.lsn),
+            });
+        }
+    })
+    .at(|| format!("reading {}", segment.path.display()))?;
+    found.records += records;
+    damages.into_iter().for_each(|damage| found.add(damage));
+    if scanned.position.lsn < last {
+        let what = match scanned.stop {
+            Stop::Unreadable => "the disk gives an error",
+            Stop::Short => "the file is too short",
+            Stop::OffChain => "the next batch does not continue the chain",
+            Stop::BadRecord => "a record's header is not what was written",
+            Stop::NoBatch | Stop::Complete => "there is no batch",
+        };
+        found.add(Damage {
+            file: segment.path.clone(),
+            offset: scanned.end,
+            lsn: Some(scanned.position.lsn.next()),
+            extent: None,
+            what: format!("{what}; the records through {last:?} cannot be read"),
+        });
+    }
+    verify_seal(part, previous_hash, found);
+    if let PartIndex::Run(run) = &part.index
+        && let Err(error) = run.verify()
+    {
+        let file = volume.dir().join(crate::format::segment::run_file_name(segment.header.ordinal));
+        let what = match error.kind() {
+            Kind::Damaged => format!("the run is damaged (it is made again from the segment): {error}"),
+            _ => error.to_string(),
+        };
+        found.add_file(&file, 0, what);
+    }
+    Ok(())
+}
+
+/// The hash over all bytes, as it was when the segment was sealed.
+fn verify_seal(part: &Part, previous_hash: &[u8; 32], found: &mut Verified) {
+    let path = &part.segment.path;
+    let Some(frozen) = part.frozen.get() else { return };
+    let Some(expected) = frozen.seal_hash else { return };
+    match hash_segment(previous_hash, part, frozen.end) {
+        Ok(hash) if hash == expected => {}
+        Ok(_) => found.add_file(path, 0, "the hash over the segment is not the one of its seal".to_owned()),
+        Err(error) => found.add_file(path, 0, format!("the segment cannot be hashed: {error}")),
+    }
+    match read_seal(&part.segment) {
+        Ok(Some(seal)) if seal.hash != expected || seal.previous_hash != *previous_hash => {
+            found.add_file(path, frozen.end, "the seal is not what was written".to_owned());
+        }
+        // A segment that a crash or a failed sync ended has no seal: its hash stands in its run.
+        Ok(_) => {}
+        Err(error) => found.add_file(path, frozen.end, format!("the seal cannot be read: {error}")),
+    }
+}
