@@ -52,7 +52,8 @@ class Region:
             handle.flush()
             return
         kind = "zero" if dice < 0.2 else "write"
-        count = self.random.randint(1, 4)
+        # Now and then a large one: segments fill and are sealed, and a kill may come in the middle of it.
+        count = self.random.randint(1, 4) if self.random.random() < 0.95 else self.random.randint(40, self.blocks)
         first = self.first + self.random.randint(0, self.blocks - count)
         self.number += 1
         operation = Operation(self.number, kind, first, count)
@@ -118,7 +119,7 @@ class Region:
 class Writers:
     """Regions beside each other, each with a connection and a thread."""
 
-    def __init__(self, story, count=3, blocks=48):
+    def __init__(self, story, count=3, blocks=192):
         self.regions = [
             Region(story.seed, i, i * blocks, blocks, type(story.random)(story.seed + i)) for i in range(count)
         ]
