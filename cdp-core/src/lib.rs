@@ -15,6 +15,7 @@ pub mod index;
 pub mod io;
 pub mod journal;
 pub mod limits;
+pub mod planted;
 pub mod reader;
 pub mod store;
 pub mod time;

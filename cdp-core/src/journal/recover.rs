@@ -15,6 +15,7 @@ use crate::format::record::Chain;
 use crate::format::segment::{Seal, segment_file_name};
 use crate::ids::*;
 use crate::io::{File, Files};
+use crate::planted;
 
 /// A segment of the stream.
 #[derive(Clone)]
@@ -240,6 +241,9 @@ pub fn recover(files: &dyn Files, request: &Request<'_>) -> Result<Recovered> {
         witness = witness.max(mark.lsn);
     }
 
+    if planted::is(planted::Bug::CutOnAnyMismatch) {
+        witness = Lsn::ZERO;
+    }
     // Damage behind every witness is the crash's; damage before it is rot and stays in its place.
     let tail_damage = damaged.iter().copied().find(|lsn| *lsn > witness);
     let first_bad = tail_damage.unwrap_or(at.lsn.next());
