@@ -284,7 +284,7 @@ fn survey(shared: &Shared, identity: &Identity, request: &Request<'_>, accept: A
 fn keep_aside(shared: &Shared, dir: &Path, recovered: &Recovered, incarnation: Incarnation) -> Result<()> {
     let files = &*shared.files;
     let aside = dir.join(format!("lost-{incarnation}"));
-    let moved = files.create_dir(&aside).and_then(|()| {
+    let moved = files.create_dir(&aside).and_then(|()| files.sync_dir(dir)).and_then(|()| {
         // What follows the cut in the last segment that stays will go one day: keep a copy of that file.
         if let Some(last) = recovered.stream.last() {
             let path = &last.segment.path;

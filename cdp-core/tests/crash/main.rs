@@ -10,4 +10,5 @@ mod boundaries;
 mod faults;
 mod groups;
 mod histories;
+mod regressions;
 mod table;
