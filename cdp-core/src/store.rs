@@ -154,6 +154,11 @@ impl Store {
             }
             other => other.at(|| format!("locking {}", lock_path.display()))?,
         };
+        // A process that died while it made or moved something may have left names that no sync covers: what
+        // is promised from now on must not go with them.
+        for dir in [path.to_owned(), path.join(VOLUMES_DIR), path.join(TRASH_DIR)] {
+            files.sync_dir(&dir).at(|| format!("syncing {}", dir.display()))?;
+        }
         let shared = Shared {
             files: files.clone(),
             clock: Arc::new(StoreClock::new(clock, Timestamp(0))),
