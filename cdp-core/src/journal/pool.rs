@@ -60,15 +60,15 @@ impl Pool {
         }
     }
 
-    /// Takes a segment, making one if none is ready. `header.ordinal` and `header.bytes` are filled in here.
+    /// Takes a segment, making one in this way if none is ready. `header.ordinal` and `header.bytes` are filled in here.
     /// The header is not written yet, so that the segment does not count until [`publish`].
-    pub fn take(&mut self, mut header: SegmentHeader) -> Result<Arc<Segment>> {
+    pub fn take(&mut self, mut header: SegmentHeader, fill: Fill) -> Result<Arc<Segment>> {
         loop {
             let ordinal = match self.prepared.pop_front() {
                 Some(ordinal) => ordinal,
                 None => {
                     let ordinal = self.claim_ordinal();
-                    segment::prepare(&*self.files, &self.dir, ordinal, self.bytes, Fill::Reserved)?;
+                    segment::prepare(&*self.files, &self.dir, ordinal, self.bytes, fill)?;
                     ordinal
                 }
             };

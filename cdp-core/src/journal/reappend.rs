@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::Placement;
 use super::append::{Appender, Position, Verbatim};
 use super::pool::{self, Pool};
-use super::segment::Segment;
+use super::segment::{Fill, Segment};
 use crate::error::{IoContext, Kind, Result};
 use crate::format::record::batch_header_blocks;
 use crate::format::segment::SegmentHeader;
@@ -75,7 +75,8 @@ pub fn reappend(
 ) -> Result<Appender> {
     let durable = cut.position.lsn;
     let mut fresh = Vec::new();
-    let first = pool.take(next_header(&cut, random()))?;
+    // Whoever opens a volume is likely to commit in small steps: this segment is pre-written.
+    let first = pool.take(next_header(&cut, random()), Fill::Written)?;
     placement.opened(&first);
     fresh.push(first.clone());
     let mut appender = Appender::new(first, BLOCK_BYTES, cut.position, cut.epoch);
@@ -92,7 +93,7 @@ pub fn reappend(
                     cut.predecessor = Some(appender.segment.clone());
                     cut.predecessor_end = appender.end;
                     cut.position = appender.position;
-                    let next = pool.take(next_header(&cut, random()))?;
+                    let next = pool.take(next_header(&cut, random()), Fill::Reserved)?;
                     placement.opened(&next);
                     fresh.push(next.clone());
                     appender = Appender::new(next, BLOCK_BYTES, cut.position, cut.epoch);

@@ -11,7 +11,7 @@ use crate::error::{Error, IoContext, Kind, Result};
 use crate::ids::*;
 use crate::journal::append::{Appender, Position, Verbatim};
 use crate::journal::reappend::{self, Cut};
-use crate::journal::segment::Segment;
+use crate::journal::segment::{Fill, Segment};
 use crate::journal::{pool, scan};
 
 impl Volume {
@@ -42,6 +42,7 @@ impl Volume {
         // The open segment stays: the next record makes it dirty again.
         staged.dirty.retain(|segment| segment.header.ordinal >= newest);
         staged.bytes = staged.bytes.saturating_sub(bytes);
+        staged.syncs += 1;
         staged.since_ns = (staged.lsn > through).then(|| self.shared.clock.elapsed_ns());
         Ok(through)
     }
@@ -65,7 +66,8 @@ impl Volume {
         if is_made_now {
             self.refuse_beyond_cap(pool.segment_bytes())?;
         }
-        let next = pool.take(reappend::next_header(&cut, self.shared.clock.random()))?;
+        // Nobody waits for zeros to be written: if none is ready, space is only reserved.
+        let next = pool.take(reappend::next_header(&cut, self.shared.clock.random()), Fill::Reserved)?;
         drop(pool);
         if is_made_now {
             self.journal_bytes.fetch_add(next.header.bytes, Ordering::Relaxed);
@@ -81,7 +83,11 @@ impl Volume {
             }
             parts.push(Arc::new(Part::open(next.clone(), appender.position)));
         });
-        self.staged.lock().expect("no panics under this lock").dirty.push(next.clone());
+        {
+            let mut staged = self.staged.lock().expect("no panics under this lock");
+            staged.dirty.push(next.clone());
+            staged.syncs = 0;
+        }
         *appender = Appender::new(next, BLOCK_BYTES, appender.position, appender.epoch);
         Ok(())
     }

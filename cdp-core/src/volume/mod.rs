@@ -110,6 +110,8 @@ struct Staged {
     dirty: Vec<Arc<Segment>>,
     bytes: u64,
     since_ns: Option<u64>,
+    // Syncs since the open segment was begun: tells commit-heavy loads from streams.
+    syncs: u64,
     // A sync or write failed and what was not synced could not be appended again: no later sync of the same
     // file proves anything about it.
     lost_sync: Option<Error>,

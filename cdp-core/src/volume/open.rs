@@ -210,6 +210,7 @@ pub fn open(shared: &Shared, dir: &Path, accept: Accept) -> Result<Arc<Volume>> 
             dirty: fresh_segment.into_iter().collect(),
             bytes: 0,
             since_ns: None,
+            syncs: 0,
             lost_sync: None,
         }),
         tip: AtomicU64::new(position.lsn.0),

@@ -21,8 +21,13 @@ use crate::time::ClockStep;
 
 /// Bytes hashed at a time when sealing.
 const HASH_STEP_BYTES: u64 = 1 << 20;
-/// Mean bytes per batch from which a load counts as a stream, for which segments are not pre-written.
-const STREAM_BATCH_BYTES: u64 = 256 << 10;
+/// So much must have been appended for the disk to be told to begin with it before the sync.
+const HAND_OVER_BYTES: u64 = 4 << 20;
+/// Mean bytes per sync from which a load counts as a stream, for which segments are not pre-written.
+const STREAM_BYTES_PER_SYNC: u64 = 1 << 20;
+/// So many full segments may wait for their seal before sealing gets all the time it wants: hashing competes
+/// with the clients for the processors.
+const SEAL_BACKLOG: usize = 8;
 
 /// What upkeep remembers between calls.
 pub(super) struct UpkeepState {
@@ -30,11 +35,18 @@ pub(super) struct UpkeepState {
     // The newest record when the last periodic marker was set, that marker included.
     marked_lsn: Lsn,
     mark_at_ns: u64,
+    // Up to where the open segment was handed to the disk ahead of its sync.
+    handed_over: (SegmentId, u64),
 }
 
 impl UpkeepState {
     pub(super) fn new(now_ns: u64, tip: Lsn) -> UpkeepState {
-        UpkeepState { marker_at_ns: now_ns, marked_lsn: tip, mark_at_ns: now_ns }
+        UpkeepState {
+            marker_at_ns: now_ns,
+            marked_lsn: tip,
+            mark_at_ns: now_ns,
+            handed_over: Default::default(),
+        }
     }
 }
 
@@ -47,6 +59,7 @@ impl Volume {
         }
         let now_ns = self.shared.clock.elapsed_ns();
         self.set_periodic_marker(now_ns)?;
+        self.hand_over();
         let (since_ns, bytes) = {
             let staged = self.staged.lock().expect("no panics under this lock");
             (staged.since_ns, staged.bytes)
@@ -57,6 +70,26 @@ impl Volume {
             self.sync_through(self.tip_lsn())?;
         }
         Ok(())
+    }
+
+    /// Lets the disk begin with what a stream has appended, so that the next sync finds little left to do.
+    fn hand_over(&self) {
+        let open = {
+            let append = self.append.lock().expect("no panics under this lock");
+            append.as_ref().map(|appender| (appender.segment.clone(), appender.end))
+        };
+        let Some((segment, end)) = open else { return };
+        let from = {
+            let mut state = self.upkeep.lock().expect("no panics under this lock");
+            let (id, offset) = state.handed_over;
+            let from = if id == segment.header.id { offset } else { BLOCK_BYTES };
+            if end.saturating_sub(from) < HAND_OVER_BYTES {
+                return;
+            }
+            state.handed_over = (segment.header.id, end);
+            from
+        };
+        segment.file.start_writeback(from, end - from);
     }
 
     fn set_periodic_marker(&self, now_ns: u64) -> Result<()> {
@@ -104,19 +137,22 @@ impl Volume {
         if self.health() != Health::Good {
             return Ok(());
         }
-        let mut sealed = false;
-        for part in self.parts.list().iter() {
-            if part.frozen.get().is_some() && matches!(part.index, PartIndex::Live(_)) {
-                self.seal_part(part, false)?;
-                sealed = true;
-            } else if part.repaired.get().is_some() {
-                self.write_run_anew(part)?;
-            }
+        // Ahead of the sealing: a writer may be waiting for it soon.
+        self.make_segment_ahead()?;
+        let list = self.parts.list();
+        for part in list.iter().filter(|part| part.repaired.get().is_some()) {
+            self.write_run_anew(part)?;
         }
-        if sealed {
+        let full =
+            |part: &&Arc<Part>| part.frozen.get().is_some() && matches!(part.index, PartIndex::Live(_));
+        let waiting: Vec<_> = list.iter().filter(full).collect();
+        let now = if waiting.len() > SEAL_BACKLOG { waiting.len() } else { 1.min(waiting.len()) };
+        for part in &waiting[..now] {
+            self.seal_part(part, false)?;
+        }
+        if now > 0 {
             self.teach_catalog();
         }
-        self.make_segment_ahead()?;
         self.refresh_mark()
     }
 
@@ -282,8 +318,8 @@ impl Volume {
             if used * 2 < self.identity.segment_bytes {
                 return Ok(());
             }
-            let records = appender.position.lsn.0 + 1 - appender.segment.header.first_lsn.0;
-            if used / records.max(1) >= STREAM_BATCH_BYTES { Fill::Reserved } else { Fill::Written }
+            let syncs = self.staged.lock().expect("no panics under this lock").syncs;
+            if used / syncs.max(1) >= STREAM_BYTES_PER_SYNC { Fill::Reserved } else { Fill::Written }
         };
         let (ordinal, bytes) = {
             let mut pool = self.pool.lock().expect("no panics under this lock");
