@@ -74,10 +74,15 @@ fn tick(store: &Store, stop: &AtomicBool) {
     }
 }
 
+/// How far the slow duties step back, as `nice` counts it; on Linux it holds for the one thread.
+const MAINTAIN_NICE: i32 = 10;
+
 fn maintain(site: &Site, on_alarm: Option<&Path>, stop: &AtomicBool) {
     let mut said = Said::default();
     let mut alarm = Alarm::default();
     let mut looked = Instant::now();
+    // Hashing full segments must not take the processors from the clients. A refusal changes nothing.
+    let _ = rustix::process::nice(MAINTAIN_NICE);
     while !stop.load(Ordering::Relaxed) {
         said.tell(&site.store.maintain());
         if looked.elapsed() >= LOOK {
