@@ -58,6 +58,7 @@ pub fn run(config: &Config, options: &ServeOptions) -> Result<()> {
     if let Some(address) = config.listen {
         check_plaintext(address, config.insecure_plaintext)?;
     }
+    raise_open_files();
     let mut running = Running::start(config, options.stdio)?;
     if options.stdio {
         // SIGTERM ends the wait for the client.
@@ -251,6 +252,15 @@ fn short_dir() -> Result<PathBuf> {
     let dir = base.join(format!("cdp-{}-{}", rustix::process::getuid().as_raw(), std::process::id()));
     std::fs::DirBuilder::new().mode(0o700).create(&dir).at(|| format!("making {}", dir.display()))?;
     Ok(dir)
+}
+
+/// A long history has many files, and a busy server many clients.
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::debug!(%error, "the limit of open files stays");
+    }
 }
 
 /// Tells the service manager, if one started us and wants to know.

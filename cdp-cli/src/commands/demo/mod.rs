@@ -1,6 +1,6 @@
 //! `cdp demo`: a file is written, destroyed and seen again, through NBD, in a store that is thrown away.
 
-mod client;
+pub mod client;
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;

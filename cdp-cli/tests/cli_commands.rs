@@ -1,0 +1,404 @@
+//! The other commands on the real binary, with and without a server: what they do, print and exit with.
+
+mod cli;
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use cli::*;
+use rustix::process::{Pid, Signal, kill_process};
+
+fn script(home: &Home, name: &str, body: &str) -> String {
+    let path = home.path(name);
+    std::fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_default()
+}
+
+/// Scripts branch on exit codes: each kind of trouble has its own, with and without a server.
+#[test]
+fn exit_codes_say_what_kind_of_trouble_it_is() {
+    let home = Home::new();
+    assert_eq!(home.run(&["list"]).code, 5, "no store yet");
+    assert_eq!(home.run(&["create", "disk", "--size", "64M"]).code, 0);
+    let check = || {
+        let cases: &[(&[&str], i32)] = &[
+            (&["list"], 0),
+            (&["status"], 0),
+            (&["status", "disk"], 0),
+            (&["verify"], 0),
+            (&["fly"], 2),
+            (&["create", "x"], 2),
+            (&["create", "x", "--size", "ten"], 2),
+            (&["create", "x", "--size", "1K"], 2),
+            (&["create", "a@b", "--size", "1G"], 2),
+            (&["create", "disk", "--size", "1G"], 4),
+            (&["status", "nope"], 5),
+            (&["mark", "nope", "m"], 5),
+            (&["mark", "disk", "10:03"], 2),
+            (&["restore", "disk", "x.img"], 2),
+            (&["restore", "disk@nope", "x.img"], 5),
+            (&["restore", "disk@2999-01-01T00:00:00Z", "x.img"], 5),
+            (&["restore", "disk@2001-01-01T00:00:00Z", "x.img"], 5),
+            (&["restore", "disk@-5", "x.img"], 2),
+            (&["restore", "disk@lsn:999999", "x.img"], 5),
+            (&["restore", "disk@latest+rw", "x.img"], 2),
+            (&["group", "create", "g", "nope"], 5),
+            (&["delete", "disk"], 4),
+            (&["undelete", "nope"], 5),
+            (&["log", "nope"], 5),
+        ];
+        for (arguments, code) in cases {
+            let ran = home.run(arguments);
+            assert_eq!(ran.code, *code, "{arguments:?}: {ran:?}");
+            assert!(*code == 0 || (!ran.err.is_empty() && ran.out.is_empty()), "talk on stderr: {ran:?}");
+        }
+    };
+    check();
+    let served = home.serve(&[]);
+    check();
+    served.stop();
+    assert!(!home.path("x.img").exists());
+}
+
+/// `--json` also when it fails: a program reads the kind and the hint, not a sentence.
+#[test]
+fn errors_are_json_where_json_is_wanted() {
+    let home = Home::new();
+    home.json(&["create", "disk", "--size", "64M"]);
+    home.json(&["mark", "disk", "upgrade"]);
+    let ran = home.run(&["restore", "disk@upgrad", "x.img", "--json"]);
+    assert_eq!(ran.code, 5);
+    let error: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(error["error"]["kind"], "not-found");
+    assert!(error["error"]["hint"].as_str().unwrap().contains("upgrade"), "the nearest name: {error}");
+}
+
+/// Every command explains itself with a line to copy.
+#[test]
+fn every_help_has_an_example() {
+    let home = Home::new();
+    let words = "serve create list status group mark log attach detach mount umount restore verify repair delete \
+                 undelete demo doctor";
+    for word in words.split_whitespace() {
+        let ran = home.run(&[word, "--help"]);
+        assert_eq!(ran.code, 0, "{word}");
+        assert!(ran.out.contains("Example"), "{word}: {}", ran.out);
+    }
+    assert!(home.run(&["help", "exit-codes"]).out.contains("somebody should act"));
+    assert!(home.run(&["help", "points"]).out.contains("before:NAME"));
+}
+
+/// A misspelt key is refused, and flags and environment win over the file.
+#[test]
+fn the_configuration_is_checked_and_overridden() {
+    let home = Home::new();
+    let dir = home.path(".config/cdp");
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(dir.join("config.toml"), "stor = \"/x\"\n").unwrap();
+    let ran = home.run(&["list"]);
+    assert_eq!(ran.code, 2);
+    assert!(ran.err.contains("stor") && ran.err.contains("config.toml"), "{ran:?}");
+    let (a, b, c) = (home.path("a"), home.path("b"), home.path("c"));
+    std::fs::write(dir.join("config.toml"), format!("store = {a:?}\n")).unwrap();
+    home.json(&["create", "from-file", "--size", "1M"]);
+    let status = home.command(&["create", "from-env", "--size", "1M"]).env("CDP_STORE", &b).output().unwrap();
+    assert!(status.status.success());
+    let mut command = home.command(&["create", "from-flag", "--size", "1M", "--store", c.to_str().unwrap()]);
+    assert!(command.env("CDP_STORE", &b).output().unwrap().status.success());
+    for (store, name) in [(&a, "from-file"), (&b, "from-env"), (&c, "from-flag")] {
+        assert!(store.join("volumes").join(name).is_dir(), "{name}");
+    }
+}
+
+/// An old disk image comes in and goes out again: the same bytes, and holes stay holes.
+#[test]
+fn an_image_goes_in_and_comes_out_the_same() {
+    let home = Home::new();
+    let image = home.path("old.img");
+    let file = std::fs::File::create(&image).unwrap();
+    file.set_len(256 << 20).unwrap();
+    use std::os::unix::fs::FileExt;
+    let data: Vec<u8> = (0..3_000_000u32).map(|n| (n % 251) as u8).collect();
+    file.write_all_at(&data, 5_000_001).unwrap();
+    file.write_all_at(b"at the very end", (256 << 20) - 15).unwrap();
+    drop(file);
+    let created = home.json(&["create", "disk", "--from", "old.img"]);
+    assert_eq!(created["size_bytes"], 256 << 20);
+    assert!(created["imported_bytes"].as_u64().unwrap() < 8 << 20, "holes are not read: {created}");
+    let served = home.serve(&[]);
+    put(&mut served.connect("disk").unwrap(), 6_000_000, b"changed since").unwrap();
+    let ran = home.run(&["restore", "disk@start", "out.img"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(ran.err.contains("disk@start is ") && ran.err.contains("lsn:0"), "what it resolved to: {ran:?}");
+    assert!(std::fs::read(&image).unwrap() == std::fs::read(home.path("out.img")).unwrap());
+    assert!(std::fs::metadata(home.path("out.img")).unwrap().blocks() * 512 < 16 << 20, "sparse");
+
+    let again = home.run(&["restore", "disk@latest", "out.img"]);
+    assert_eq!(again.code, 4, "{again:?}");
+    assert_eq!(home.run(&["restore", "disk@latest", "out.img", "--force"]).code, 0);
+    let out = std::fs::read(home.path("out.img")).unwrap();
+    assert_eq!(&out[6_000_000..6_000_013], b"changed since");
+    // Nothing half done lies around.
+    let names: Vec<_> = std::fs::read_dir(&home.dir).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(!names.iter().any(|name| name.to_string_lossy().contains("restoring")), "{names:?}");
+    served.stop();
+    assert_eq!(home.json(&["verify"])[0]["good"], true);
+}
+
+/// The hooks around an application marker: their order, what they know, and what the marker keeps.
+#[test]
+fn an_application_marker_is_set_between_its_hooks() {
+    let home = Home::new();
+    home.json(&["create", "disk", "--size", "64M"]);
+    let log = home.path("log");
+    let hook = script(
+        &home,
+        "hook",
+        &format!("echo \"$1 $CDP_TARGET $CDP_MARKER\" >> {}; echo hook says $1", log.display()),
+    );
+    let marked = home.json(&["mark", "disk", "nightly", "--app", "--quiesce", &hook, "--thaw", &hook]);
+    assert_eq!(marked[0]["name"], "nightly");
+    assert_eq!(read(&log), "quiesce disk nightly\nthaw disk nightly\n");
+    let ran = home.run(&["restore", "disk@latest-app", "x.img"]);
+    assert_eq!(ran.code, 0);
+    assert!(ran.err.contains("at marker nightly"), "{ran:?}");
+}
+
+/// The application must never be left standing still: whatever happens to the quiesce hook or to us, thaw runs.
+#[test]
+fn thaw_runs_whatever_happens() {
+    let home = Home::new();
+    home.json(&["create", "disk", "--size", "64M"]);
+    let thawed = home.path("thawed");
+    let thaw = script(&home, "thaw", &format!("echo thawed >> {}", thawed.display()));
+    let hangs = script(&home, "hangs", "echo freezing; sleep 60");
+    let fails = script(&home, "fails", "echo it is broken >&2; exit 3");
+    let mark = |quiesce: &str, timeout: &str| {
+        let begin = Instant::now();
+        let ran = home.run(&[
+            "mark",
+            "disk",
+            "m",
+            "--app",
+            "--quiesce",
+            quiesce,
+            "--thaw",
+            &thaw,
+            "--timeout",
+            timeout,
+        ]);
+        (ran, begin.elapsed())
+    };
+    let (ran, took) = mark(&hangs, "500ms");
+    assert!(ran.code == 1 && took < Duration::from_secs(20), "{ran:?} {took:?}");
+    assert!(ran.err.contains("killed"), "{ran:?}");
+    assert_eq!(read(&thawed), "thawed\n");
+    let (ran, _) = mark(&fails, "30s");
+    assert!(ran.code == 1 && ran.err.contains("it is broken"), "{ran:?}");
+    assert_eq!(read(&thawed), "thawed\nthawed\n");
+    let (ran, _) = mark("/nowhere/hook", "30s");
+    assert_ne!(ran.code, 0);
+    assert_eq!(read(&thawed).lines().count(), 3);
+    // No marker was set by any of them.
+    assert_eq!(home.run(&["restore", "disk@m", "x.img"]).code, 5);
+
+    // Ctrl-C while it hangs.
+    let mut command = home.command(&[
+        "mark",
+        "disk",
+        "m",
+        "--app",
+        "--quiesce",
+        &hangs,
+        "--thaw",
+        &thaw,
+        "--timeout",
+        "50s",
+    ]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let code = wait(&mut child);
+    assert!(code.is_some_and(|code| code != 0), "{code:?}");
+    assert_eq!(read(&thawed).lines().count(), 4);
+
+    // And a thaw that fails is not passed over in silence, although the marker stands.
+    let ran = home.run(&["mark", "disk", "stands", "--app", "--thaw", &fails]);
+    assert!(ran.code == 1 && ran.err.contains("stand still"), "{ran:?}");
+    assert_eq!(home.run(&["restore", "disk@stands", "x.img"]).code, 0);
+}
+
+/// A database on two volumes: marks, restores and relative points are one instant for both.
+#[test]
+fn a_group_is_one_instant() {
+    let home = Home::new();
+    for name in ["data", "wal", "other"] {
+        home.json(&["create", name, "--size", "64M"]);
+    }
+    home.json(&["group", "create", "db", "data"]);
+    home.json(&["group", "add", "db", "wal"]);
+    assert_eq!(home.json(&["group", "list"])[0]["members"], serde_json::json!(["data", "wal"]));
+    let served = home.serve(&[]);
+    let mut data = served.connect("data").unwrap();
+    let mut wal = served.connect("wal").unwrap();
+    put(&mut wal, 0, b"1").unwrap();
+    put(&mut data, 0, b"1").unwrap();
+    let marked = home.json(&["mark", "db", "one"]);
+    assert_eq!(marked.as_array().unwrap().len(), 2);
+    put(&mut wal, 0, b"2").unwrap();
+    for (point, wal_byte, data_byte) in
+        [("one", b'1', b'1'), ("latest", b'2', b'1'), ("before:one", b'1', b'1'), ("start", 0, 0)]
+    {
+        let target = format!("db@{point}");
+        let restored = home.json(&["restore", &target, "out", "--force"]);
+        assert_eq!(restored[0]["point"]["ns"], restored[1]["point"]["ns"], "{point}");
+        let byte = |name: &str| std::fs::read(home.path("out").join(name)).unwrap()[0];
+        assert_eq!((byte("wal.img"), byte("data.img")), (wal_byte, data_byte), "{point}");
+    }
+    assert_eq!(home.run(&["restore", "db@lsn:1", "out", "--force"]).code, 2);
+    // A marker that only one member has, or that they got one after the other, is no marker of the group.
+    home.json(&["mark", "data", "alone"]);
+    assert_eq!(home.run(&["restore", "db@alone", "out", "--force"]).code, 5);
+    put(&mut data, 4096, b"x").unwrap();
+    home.json(&["mark", "wal", "alone"]);
+    assert_eq!(home.run(&["restore", "db@alone", "out", "--force"]).code, 2);
+    served.stop();
+}
+
+/// Somebody looks for the instant before it went wrong, and must find it by looking.
+#[test]
+fn the_log_shows_what_went_wrong_and_what_was_before_it() {
+    let home = Home::new();
+    let served = home.serve(&[]);
+    let mut disk = served.connect("disk").unwrap();
+    put(&mut disk, 0, &vec![1; 1 << 20]).unwrap();
+    home.json(&["mark", "disk", "good one", "--note", "all is well"]);
+    std::thread::sleep(Duration::from_millis(400));
+    disk.trim_all().unwrap();
+    let rows = home.json(&["log", "disk", "--around", "latest", "--step", "100ms"]);
+    let rows = rows[0]["rows"].as_array().unwrap().clone();
+    let trim = rows
+        .iter()
+        .find(|row| row["interval"]["trimmed_bytes"].as_u64().is_some_and(|bytes| bytes == 1 << 30))
+        .unwrap_or_else(|| panic!("{rows:#?}"));
+    let before = trim["interval"]["point_before"].as_str().unwrap();
+    assert_eq!(get(&mut served.connect(before).unwrap(), 1000, 4).unwrap(), [1; 4], "{before}");
+    assert_eq!(get(&mut disk, 1000, 4).unwrap(), [0; 4]);
+    let text = home.run(&["log", "disk"]).out;
+    for part in ["good one", "all is well", "disk@good one", "disk@good%20one", "attached", "----"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let records = home.json(&["log", "disk", "--records"]);
+    let kinds: Vec<&str> =
+        records[0]["records"].as_array().unwrap().iter().map(|r| r["kind"].as_str().unwrap()).collect();
+    assert!(kinds.contains(&"write") && kinds.contains(&"trim") && kinds.contains(&"marker"), "{kinds:?}");
+    served.stop();
+}
+
+/// A flipped bit on the disk: verify names the file, the byte, the record and the blocks, and says so by its code.
+#[test]
+fn verify_names_the_place_of_the_damage() {
+    let home = Home::new();
+    let served = home.serve(&[]);
+    let mut disk = served.connect("disk").unwrap();
+    put(&mut disk, 0, &[3; 4096]).unwrap();
+    put(&mut disk, 40960, &[5; 8192]).unwrap();
+    drop(disk);
+    served.stop();
+    assert_eq!(home.run(&["verify"]).code, 0);
+    let dir = home.store().join("volumes/disk");
+    let segment = std::fs::read_dir(&dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|end| end == "seg"))
+        .find(|path| std::fs::read(path).unwrap().windows(4096).any(|w| w == [5; 4096]))
+        .unwrap();
+    let mut bytes = std::fs::read(&segment).unwrap();
+    let at = bytes.windows(4096).position(|window| window == [5; 4096]).unwrap();
+    bytes[at + 5000] ^= 1;
+    std::fs::write(&segment, &bytes).unwrap();
+    let ran = home.run(&["verify", "disk", "--json"]);
+    assert_eq!(ran.code, 3, "{ran:?}");
+    let found: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+    let place = found[0]["damages"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|place| place["lba"] == 10)
+        .unwrap_or_else(|| panic!("{found:#}"));
+    assert_eq!(place["file"], segment.to_str().unwrap());
+    assert_eq!((place["offset"].as_u64(), place["blocks"].as_u64()), (Some(at as u64), Some(2)));
+    assert!(place["lsn"].as_u64().is_some());
+}
+
+/// Deleting asks, spares what is in use, and can be taken back.
+#[test]
+fn a_deleted_volume_comes_back() {
+    let home = Home::new();
+    let served = home.serve(&[]);
+    let mut disk = served.connect("disk").unwrap();
+    put(&mut disk, 0, b"mine").unwrap();
+    let busy = home.run(&["delete", "disk", "--yes"]);
+    assert_eq!(busy.code, 4, "{busy:?}");
+    assert!(busy.err.contains(&std::process::id().to_string()), "names the client: {busy:?}");
+    drop(disk);
+    wait_until("the client has left", || home.run(&["delete", "disk", "--yes"]).code == 0);
+    assert!(served.connect("disk").is_err());
+    assert_eq!(home.json(&["list"])[0]["state"], "deleted");
+    home.json(&["undelete", "disk"]);
+    assert_eq!(get(&mut served.connect("disk").unwrap(), 0, 4).unwrap(), b"mine");
+    assert_eq!(home.run(&["delete", "disk", "--yes", "--force"]).code, 0);
+    served.stop();
+}
+
+/// The demo is what people try first: it needs no client, no root, and 15 seconds at most.
+#[test]
+fn the_demo_destroys_and_rewinds() {
+    let home = Home::new();
+    let begin = Instant::now();
+    let ran = home.run(&["demo"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(begin.elapsed() < Duration::from_secs(15), "{:?}", begin.elapsed());
+    assert!(ran.out.contains("disk@before-accident") && ran.out.contains("Chapter 2"), "{}", ran.out);
+    assert!(!home.store().exists());
+}
+
+/// `status` begins with a verdict; the figures are those of this server.
+#[test]
+fn status_knows_clients_latencies_and_the_journal() {
+    let home = Home::new();
+    let served = home.serve(&[]);
+    let mut disk = served.connect("disk").unwrap();
+    put(&mut disk, 0, &[1; 4096]).unwrap();
+    use std::io::Write;
+    disk.flush().unwrap();
+    get(&mut disk, 0, 4096).unwrap();
+    let status = home.json(&["status"]);
+    let server = &status["server"];
+    assert_eq!(server["pid"], served.child.id());
+    assert_eq!(server["clients"][0]["export"], "disk");
+    assert!(server["clients"][0]["peer"].as_str().unwrap().contains(&std::process::id().to_string()));
+    for class in ["acknowledge", "flush", "read"] {
+        assert!(server[class]["count"].as_u64().unwrap() >= 1, "{class}: {server}");
+        assert!(server[class]["p999_ns"].as_u64().unwrap() >= server[class]["p50_ns"].as_u64().unwrap());
+    }
+    let volume = &status["volumes"][0];
+    assert!(
+        volume["durable"]["lsn"].as_u64().unwrap() >= 1 && volume["journal_cap_bytes"].as_u64().unwrap() > 0
+    );
+    assert!(["posix", "io_uring"].contains(&status["io"].as_str().unwrap()));
+    let text = home.run(&["status"]).out;
+    assert!(text.starts_with("All is well"), "{text}");
+    drop(disk);
+    served.stop();
+    let plain = home.command(&["status", "--json"]).env("CDP_NO_IO_URING", "1").output().unwrap();
+    let plain: serde_json::Value = serde_json::from_slice(&plain.stdout).unwrap();
+    assert_eq!(plain["io"], "posix");
+}
