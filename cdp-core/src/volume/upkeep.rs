@@ -216,6 +216,11 @@ impl Volume {
         let segment = &part.segment;
         let place = || format!("sealing {}", segment.path.display());
         self.sync_through(frozen.last.lsn)?;
+        // A failed sync meanwhile may have cut this part and appended its end elsewhere. From here on it cannot:
+        // all of it is durable where it stands.
+        if !self.parts.list().iter().any(|now| Arc::ptr_eq(now, part)) {
+            return Ok(());
+        }
         let seal_hash = match frozen.seal_hash {
             Some(hash) => hash,
             None => {
