@@ -196,7 +196,8 @@ impl<'a> Trial<'a> {
             right_or_refused(&View::new(volume.clone(), Lsn(lsn)), &model, Lsn(lsn))?;
         }
         self.seen.blocks_refused += refused;
-        ensure!(read > 0, "nothing at all can be read");
+        // A disk that loses every fifth write may leave nothing that can be read.
+        ensure!(read > 0 || honesty == Honesty::Lying, "nothing at all can be read");
         if honesty == Honesty::Honest {
             ensure!(good, "{:?}, {:?}", volume.health(), volume.notes());
             ensure!(refused == 0, "{refused} blocks cannot be read");

@@ -12,3 +12,4 @@ mod groups;
 mod histories;
 mod regressions;
 mod table;
+mod threads;

@@ -11,10 +11,9 @@ use cdp_core::io::sim::{Fault, FaultKind, PowerLoss, SimClock, WALL_START_NS, Wh
 use cdp_core::store::{CreateOptions, Store};
 use cdp_core::volume::{Health, Volume};
 
-use crate::harness::check::{Crash, Death};
 use crate::harness::rig::{self, STORE};
 use crate::harness::workload::{Step, content};
-use crate::harness::{Depth, Outcome, Rig, Tally, wrap};
+use crate::harness::{Outcome, Rig, Tally, wrap};
 
 fn write(volume: &Volume, block: u64, number: u64, blocks: u64) -> Result<Lsn> {
     let data = content(number, (blocks * BLOCK_BYTES) as usize);
@@ -280,31 +279,6 @@ fn a_crash_while_a_loss_is_accepted_keeps_the_old_files() -> Outcome {
                 boundary.path
             );
         }
-    }
-    Ok(())
-}
-
-/// Seeds of the random suites that found something.
-#[test]
-fn seeds_that_found_something() -> Outcome {
-    // 2: the name of a segment made ahead.
-    for seed in [2] {
-        let mut rig = Rig::new(seed, 1, 96 << 10)?;
-        let mut workload = crate::harness::Workload::new(seed, 1, rig::VOLUME_BYTES);
-        for _ in 0..30 {
-            let step = workload.step();
-            rig.step(&step)?;
-        }
-        let crash = Crash {
-            models: &rig.models,
-            wrap: &rig.wrap,
-            seed,
-            depth: Depth::Every,
-            nested: true,
-            writes_on: true,
-        };
-        let disk = rig.disk.snapshot().mount(seed);
-        crash.check(disk, Death::Process, &rig.promise_now(false), &mut Tally::default())?;
     }
     Ok(())
 }
