@@ -220,7 +220,8 @@ pub fn open(shared: &Shared, dir: &Path, accept: Accept) -> Result<Arc<Volume>> 
         health: Mutex::new(health),
         notes: Mutex::new(notes),
         names: Mutex::new(timeline::Names::default()),
-        sessions: AtomicU64::new(1),
+        // Every session takes at least one LSN, so that a number never comes again.
+        sessions: AtomicU64::new(position.lsn.0 + 1),
         journal_bytes: AtomicU64::new(journal_bytes),
         identity,
     };
