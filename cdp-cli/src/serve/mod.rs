@@ -36,6 +36,8 @@ const FIRST_VOLUME: &str = "disk";
 const FIRST_VOLUME_BYTES: u64 = 1 << 30;
 /// Clients have so long to take their last answers.
 const SHUTDOWN_TIME: Duration = Duration::from_secs(10);
+/// Between two looks whether the client that started us is still there.
+const PARENT_STEP: Duration = Duration::from_millis(200);
 /// A command that has the store for a moment is waited for so long.
 const BUSY_TIME: Duration = Duration::from_secs(1);
 
@@ -71,6 +73,7 @@ pub fn run(config: &Config, options: &ServeOptions) -> Result<()> {
             }
         });
         waiter.at(|| "starting the signals' thread".to_owned())?;
+        end_with_parent(&running.site)?;
         let served = running.server().nbd.serve_stdio();
         handle.close();
         running.stop()?;
@@ -96,6 +99,23 @@ pub fn run(config: &Config, options: &ServeOptions) -> Result<()> {
     let stopped = running.stop();
     handle.close();
     stopped
+}
+
+/// A client that started us for itself, passed a listening socket and died before it connected would leave us
+/// waiting for ever, with the store locked.
+fn end_with_parent(site: &Arc<Site>) -> Result<()> {
+    let parent = rustix::process::getppid();
+    let site = site.clone();
+    let watch = move || {
+        while rustix::process::getppid() == parent {
+            std::thread::sleep(PARENT_STEP);
+        }
+        if let Some(server) = &site.server {
+            server.nbd.shutdown(SHUTDOWN_TIME);
+        }
+    };
+    let thread = std::thread::Builder::new().name("cdp parent".to_owned()).spawn(watch);
+    thread.map(drop).at(|| "starting a thread".to_owned())
 }
 
 /// A server with all that belongs to it.
