@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use cdp_core::catalog::Catalog;
 use cdp_core::error::{Error, IoContext, Kind, Result};
 use cdp_core::io::{SystemClock, native};
-use cdp_core::store::Store;
+use cdp_core::store::{OpenOptions, Store};
 use cdp_core::volume::open::Accept;
 
 use crate::config::Config;
@@ -159,7 +159,12 @@ impl Door {
 
 /// Opens the store under its lock; with `make`, makes it if it is not there.
 pub fn open_store(config: &Config, make: bool, holder: &str) -> Result<Store> {
-    open_accepting(config, make, holder, &|_| Accept::default())
+    open_with(config, make, &OpenOptions { holder, ..OpenOptions::default() })
+}
+
+/// As [`open_store`], to serve its volumes for long.
+pub fn open_to_serve(config: &Config, holder: &str) -> Result<Store> {
+    open_with(config, true, &OpenOptions { holder, prewrite: true, ..OpenOptions::default() })
 }
 
 /// As [`open_store`], with what somebody accepted for a volume of this name.
@@ -169,6 +174,10 @@ pub fn open_accepting(
     holder: &str,
     accept: &dyn Fn(&str) -> Accept,
 ) -> Result<Store> {
+    open_with(config, make, &OpenOptions { holder, accept, ..OpenOptions::default() })
+}
+
+fn open_with(config: &Config, make: bool, options: &OpenOptions<'_>) -> Result<Store> {
     let files = native(config.io_uring);
     let clock = Arc::new(SystemClock);
     if make && !Store::exists(&*files, &config.store) {
@@ -177,5 +186,5 @@ pub fn open_accepting(
         }
         Store::create(&*files, &*clock, &config.store)?;
     }
-    Store::open_with(files, clock, &config.store, holder, &Catalog::open, accept)
+    Store::open_with(files, clock, &config.store, &OpenOptions { catalog: &Catalog::open, ..*options })
 }

@@ -25,7 +25,7 @@ use crate::index::PageCache;
 use crate::io::{Clock, Files, Lock, read_file, replace_file};
 use crate::limits::*;
 use crate::time::StoreClock;
-use crate::volume::open::{Accept, create, open, read_manifest, write_manifest};
+use crate::volume::open::{Accept, create, open};
 use crate::volume::{Identity, Shared, Volume};
 
 const STORE_FILE: &str = "store";
@@ -55,6 +55,30 @@ pub struct Store {
     groups: Mutex<BTreeMap<String, Vec<String>>>,
     // Held until the store is dropped.
     _lock: Box<dyn Lock>,
+}
+
+/// How a store is opened.
+#[derive(Clone, Copy)]
+pub struct OpenOptions<'a> {
+    /// What another process reads when it finds the store taken.
+    pub holder: &'a str,
+    /// Opens the catalog of the store at this path, once the store is locked.
+    pub catalog: &'a dyn Fn(&Path) -> Catalog,
+    /// What somebody accepted for a volume of this name.
+    pub accept: &'a dyn Fn(&str) -> Accept,
+    /// Whether volumes are opened to be written to for long: see [`Shared::prewrite`].
+    pub prewrite: bool,
+}
+
+impl Default for OpenOptions<'_> {
+    fn default() -> Self {
+        OpenOptions {
+            holder: "",
+            catalog: &|_| Catalog::none(),
+            accept: &|_| Accept::default(),
+            prewrite: false,
+        }
+    }
 }
 
 /// How a volume is made.
@@ -119,19 +143,17 @@ impl Store {
     /// Opens a store and all its volumes, without a catalog. `holder` is what another process reads when it finds the store
     /// taken. A volume that cannot be opened does not keep the others from service: see [`Store::failed`].
     pub fn open(files: Arc<dyn Files>, clock: Arc<dyn Clock>, path: &Path, holder: &str) -> Result<Store> {
-        Store::open_with(files, clock, path, holder, &|_| Catalog::none(), &|_| Accept::default())
+        Store::open_with(files, clock, path, &OpenOptions { holder, ..OpenOptions::default() })
     }
 
-    /// As [`Store::open`], with a catalog (opened once the store is locked) and with what somebody accepted
-    /// for a volume of this name.
+    /// As [`Store::open`], with options.
     pub fn open_with(
         files: Arc<dyn Files>,
         clock: Arc<dyn Clock>,
         path: &Path,
-        holder: &str,
-        catalog: &dyn Fn(&Path) -> Catalog,
-        accept: &dyn Fn(&str) -> Accept,
+        options: &OpenOptions<'_>,
     ) -> Result<Store> {
+        let OpenOptions { holder, catalog, accept, prewrite } = *options;
         let manifest = match read_file(&*files, &path.join(STORE_FILE), MANIFEST_BYTES_MAX) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 let context = format!("there is no store in {}", path.display());
@@ -163,6 +185,7 @@ impl Store {
             files: files.clone(),
             clock: Arc::new(StoreClock::new(clock, Timestamp(0))),
             pages: PageCache::new(PAGE_CACHE_BYTES),
+            prewrite,
             catalog: Arc::new(catalog(path)),
         };
         let store = Store {
@@ -374,13 +397,6 @@ impl Store {
             }
         }
         Ok(())
-    }
-
-    /// Changes a volume's journal cap; it holds from the next opening of the store on.
-    pub fn set_journal_cap(&self, name: &str, cap_bytes: Option<u64>) -> Result<()> {
-        let dir = self.path.join(VOLUMES_DIR).join(name);
-        let identity = read_manifest(&self.shared, &dir)?;
-        write_manifest(&self.shared, &dir, &Identity { journal_cap_bytes: cap_bytes, ..identity })
     }
 
     /// The groups and their members.

@@ -9,14 +9,11 @@ use cdp_core::format::marker::{MarkerClass, MarkerPayload};
 use cdp_core::ids::*;
 use cdp_core::io::sim::Chance;
 use cdp_core::io::{SystemClock, native};
-use cdp_core::store::{CreateOptions, Store};
-use cdp_core::volume::open::Accept;
+use cdp_core::store::{CreateOptions, OpenOptions, Store};
 
 fn open(path: &Path) -> Store {
-    Store::open_with(native(false), Arc::new(SystemClock), path, "a test", &Catalog::open, &|_| {
-        Accept::default()
-    })
-    .unwrap()
+    let options = OpenOptions { holder: "a test", catalog: &Catalog::open, ..OpenOptions::default() };
+    Store::open_with(native(false), Arc::new(SystemClock), path, &options).unwrap()
 }
 
 fn marker(name: String) -> MarkerPayload {

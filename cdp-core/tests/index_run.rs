@@ -26,6 +26,7 @@ const MARKERS: [MarkerRow; 2] = [
         flags: 2,
         block: 77,
         payload_bytes: 300,
+        payload_crc: 0,
     },
     MarkerRow {
         lsn: Lsn(103),
@@ -35,6 +36,7 @@ const MARKERS: [MarkerRow; 2] = [
         flags: 4,
         block: 78,
         payload_bytes: 0,
+        payload_crc: 0,
     },
 ];
 const DAMAGES: [DamageRow; 1] =

@@ -159,3 +159,33 @@ fn flushed_writes_survive_power_loss() {
         assert_eq!(read(&*volume, 0, 1 << 20), states[tip as usize], "seed {seed}");
     }
 }
+
+/// A full journal refuses writes without effect; raising the cap lets them go on, with the server running.
+#[test]
+fn a_full_journal_goes_on_when_its_cap_is_raised() {
+    let (disk, clock) = (SimDisk::new(5), SimClock::new(5));
+    let store = create(&disk, &clock);
+    let volume = store.volume("disk").unwrap();
+    volume.set_journal_cap(Some(600 << 10)).unwrap();
+    let mut written = 0u64;
+    let error = loop {
+        let mut results = Vec::new();
+        let data = [written as u8 + 1; 8192];
+        volume.apply(SessionId(1), &[Change::Write { offset: 0, data: &data }], &mut results);
+        match results.pop().unwrap() {
+            Ok(lsn) => written = lsn.0,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.kind(), cdp_core::error::Kind::NoSpace, "{error}");
+    assert_eq!(volume.tip_lsn().0, written);
+    assert!(volume.journal_bytes() <= 600 << 10);
+    assert_eq!(read(&*volume, 0, 4), [written as u8; 4]);
+    volume.open_session("somebody who comes to read").unwrap();
+    volume.set_journal_cap(None).unwrap();
+    assert_eq!(write(&*volume, 0, &[0xaa; 8192]).0, written + 1);
+    volume.flush().unwrap();
+    drop((volume, store));
+    let store = open(&disk.crash_power(5), &clock);
+    assert_eq!(read(&*store.volume("disk").unwrap(), 0, 4), [0xaa; 4]);
+}

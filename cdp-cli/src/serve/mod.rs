@@ -20,7 +20,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::config::Config;
-use crate::door::{Talk, open_store};
+use crate::door::{Talk, open_to_serve};
 use crate::report;
 use crate::work::{Endpoints, Serving, Site};
 use control::Control;
@@ -185,7 +185,7 @@ fn take_store(config: &Config, socket: &Path, news: &mut Vec<String>) -> Result<
     let holder = format!("pid {}, `cdp serve`, on {}", std::process::id(), socket.display());
     let is_new = !config.store.exists();
     loop {
-        match open_store(config, true, &holder) {
+        match open_to_serve(config, &holder) {
             Ok(store) => {
                 if is_new {
                     news.push(format!("made the store {}", config.store.display()));

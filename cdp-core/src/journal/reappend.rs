@@ -64,7 +64,7 @@ pub fn next_header(cut: &Cut, random: u128) -> SegmentHeader {
 pub type Tail<'a> = dyn FnMut(&mut dyn FnMut(Verbatim) -> Result<()>) -> Result<()> + 'a;
 
 /// Appends `tail` behind `cut` to fresh segments and makes it durable. The appender that is returned goes on
-/// behind it. `placement` learns of the fresh segments while they are filled; it must throw that away if
+/// behind it. The first fresh segment is made with `fill` if none is ready. `placement` learns of the fresh segments while they are filled; it must throw that away if
 /// this fails.
 pub fn reappend(
     mut cut: Cut,
@@ -72,11 +72,11 @@ pub fn reappend(
     random: &dyn Fn() -> u128,
     tail: &mut Tail<'_>,
     placement: &mut dyn Placement,
+    fill: Fill,
 ) -> Result<Appender> {
     let durable = cut.position.lsn;
     let mut fresh = Vec::new();
-    // Whoever opens a volume is likely to commit in small steps: this segment is pre-written.
-    let first = pool.take(next_header(&cut, random()), Fill::Written)?;
+    let first = pool.take(next_header(&cut, random()), fill)?;
     placement.opened(&first);
     fresh.push(first.clone());
     let mut appender = Appender::new(first, BLOCK_BYTES, cut.position, cut.epoch);

@@ -151,13 +151,18 @@ pub fn recover(files: &dyn Files, request: &Request<'_>) -> Result<Recovered> {
     let mut clean_stop = false;
     let mut predecessor = SegmentId(0);
     // The newest segment that says it follows this one: an older one was superseded by a recovery.
-    while let Some(current) = listing.segments.iter().rfind(|s| s.header.predecessor == predecessor) {
+    // Ordinals rise along the stream, so that no two headers can send this in a circle.
+    let follows = |id: SegmentId, ordinal: u64| {
+        listing.segments.iter().rfind(|s| s.header.predecessor == id && s.header.ordinal > ordinal)
+    };
+    let mut ordinal = 0;
+    while let Some(current) = follows(predecessor, ordinal) {
         let header = &current.header;
         if header.first_lsn != at.lsn.next() || header.chain_before != at.chain {
             why = format!("{} does not continue the chain", current.path.display());
             break;
         }
-        let successor = listing.segments.iter().rfind(|s| s.header.predecessor == header.id);
+        let successor = follows(header.id, header.ordinal);
         let through = successor.map_or(Lsn::MAX, |next| next.header.first_lsn.previous());
         let before = at;
         let mut found = Found {
@@ -215,6 +220,7 @@ pub fn recover(files: &dyn Files, request: &Request<'_>) -> Result<Recovered> {
             }
         }
         predecessor = header.id;
+        ordinal = header.ordinal;
     }
 
     // What lies behind the end cannot be used, but it still bears witness.

@@ -211,6 +211,7 @@ impl Volume {
             &random,
             &mut |sink| read_tail(tail_parts, durable, sink),
             &mut fresh_parts,
+            Fill::Reserved,
         )?;
         drop(pool);
         if fresh.position.lsn != appender.position.lsn {

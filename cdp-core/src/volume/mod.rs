@@ -40,6 +40,8 @@ pub struct Shared {
     pub clock: Arc<StoreClock>,
     /// Pages of runs.
     pub pages: Arc<PageCache>,
+    /// Whether segments are pre-written for small commits when a volume is opened; else only reserved.
+    pub prewrite: bool,
     /// Names of markers, as a cache.
     pub catalog: Arc<Catalog>,
 }
@@ -57,7 +59,8 @@ pub struct Identity {
     pub created: Timestamp,
     /// Size of its journal segments in bytes.
     pub segment_bytes: u64,
-    /// How much the journal may take, in bytes; without it, what leaves a tenth of the filesystem free.
+    /// How much the journal may take, in bytes; without it, what leaves a tenth of the filesystem free. As of
+    /// the opening: [`Volume::journal_cap_bytes`] knows what holds now.
     pub journal_cap_bytes: Option<u64>,
     /// A periodic marker is set so often, in nanoseconds, when something was written; 0 = never.
     pub marker_interval_ns: u64,
@@ -101,6 +104,8 @@ pub struct Volume {
     names: Mutex<timeline::Names>,
     sessions: AtomicU64,
     journal_bytes: AtomicU64,
+    // As in the manifest; may change while the volume is open.
+    journal_cap_bytes: Mutex<Option<u64>>,
 }
 
 /// What was written and not yet synced.
@@ -212,7 +217,7 @@ impl Volume {
 
     /// What it may take, in bytes.
     pub fn journal_cap_bytes(&self) -> Result<u64> {
-        if let Some(cap) = self.identity.journal_cap_bytes {
+        if let Some(cap) = *self.journal_cap_bytes.lock().expect("no panics under this lock") {
             return Ok(cap);
         }
         let space = self.shared.files.space(&self.dir).map_err(|error| {
@@ -224,6 +229,16 @@ impl Volume {
     /// Whether it began as zeros, not as an image.
     pub fn is_blank_before(&self) -> bool {
         self.base.is_empty()
+    }
+
+    /// Changes what the journal may take; `None`: what leaves a tenth of the filesystem free. Durable when this
+    /// returns, and holds for the next segment that is needed.
+    pub fn set_journal_cap(&self, cap_bytes: Option<u64>) -> Result<()> {
+        let mut cap = self.journal_cap_bytes.lock().expect("no panics under this lock");
+        let identity = Identity { journal_cap_bytes: cap_bytes, ..self.identity.clone() };
+        open::write_manifest(&self.shared, &self.dir, &identity)?;
+        *cap = cap_bytes;
+        Ok(())
     }
 
     /// Reads blocks as of what is visible.

@@ -22,7 +22,7 @@ use crate::journal::mark::MarkFile;
 use crate::journal::pool::Pool;
 use crate::journal::reappend::{self, Cut};
 use crate::journal::recover::{self, Found, KnownFromRun, Recovered, Request};
-use crate::journal::segment::Segment;
+use crate::journal::segment::{Fill, Segment};
 use crate::journal::verdict::Verdict;
 
 /// Name of a volume's manifest in its directory.
@@ -173,6 +173,7 @@ pub fn open(shared: &Shared, dir: &Path, accept: Accept) -> Result<Arc<Volume>> 
                         let _ = files.remove(path);
                     }
                 }
+                remove_orphan_runs(shared, dir, &parts);
                 fresh_segment = Some(fresh.segment.clone());
                 appender = Some(fresh);
             }
@@ -223,6 +224,7 @@ pub fn open(shared: &Shared, dir: &Path, accept: Accept) -> Result<Arc<Volume>> 
         // Every session takes at least one LSN, so that a number never comes again.
         sessions: AtomicU64::new(position.lsn.0 + 1),
         journal_bytes: AtomicU64::new(journal_bytes),
+        journal_cap_bytes: Mutex::new(identity.journal_cap_bytes),
         identity,
     };
     volume.load_names()?;
@@ -349,6 +351,8 @@ fn append_tail(
             })
         },
         &mut placed,
+        // Whoever is served is likely to commit in small steps.
+        if shared.prewrite { Fill::Written } else { Fill::Reserved },
     )?;
     Ok((appender, placed.finish()))
 }
@@ -376,6 +380,18 @@ fn open_part(shared: &Shared, dir: &Path, found: &Found) -> Result<Part> {
         frozen.seal_hash = Some(seal.hash);
     }
     Ok(part)
+}
+
+/// Runs of segments that are no part of the stream any more. One that stays costs space only.
+fn remove_orphan_runs(shared: &Shared, dir: &Path, parts: &[Arc<Part>]) {
+    let names: Vec<String> = parts.iter().map(|part| run_file_name(part.segment.header.ordinal)).collect();
+    let Ok(entries) = shared.files.list(dir) else { return };
+    for entry in entries {
+        let run = entry.name.strip_suffix(".new").unwrap_or(&entry.name);
+        if run.ends_with(".run") && !names.iter().any(|name| name == run) {
+            let _ = shared.files.remove(&dir.join(&entry.name));
+        }
+    }
 }
 
 fn open_run(shared: &Shared, dir: &Path, segment: &Segment) -> Option<Run> {

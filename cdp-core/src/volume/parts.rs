@@ -95,6 +95,7 @@ impl LivePart {
                 flags: record.flags,
                 block: payload_block,
                 payload_bytes: record.payload_bytes,
+                payload_crc: record.payload_crc,
             }),
         }
         if damaged {

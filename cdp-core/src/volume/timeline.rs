@@ -9,7 +9,7 @@ use super::{Health, Volume};
 use crate::catalog::{CatalogName, Complete};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::marker::{MarkerClass, MarkerPayload};
-use crate::format::record::{RecordHeader, RecordKind};
+use crate::format::record::{RecordHeader, RecordKind, block_crcs, payload_crc};
 use crate::format::run::MarkerRow;
 use crate::history::point::{MarkerAt, Timeline, closest_names};
 use crate::ids::*;
@@ -172,7 +172,11 @@ impl Volume {
         if self.health() == Health::Good {
             // The number stands in the payload too: `log` then reads the index and payloads, no headers.
             let payload = [&session.0.to_le_bytes(), peer.as_bytes()].concat();
-            self.append_event(RecordKind::SessionOpen, session, &payload)?;
+            match self.append_event(RecordKind::SessionOpen, session, &payload) {
+                // A full journal is still there to be read, and a client that comes back must find its disk.
+                Err(error) if error.kind() == Kind::NoSpace => {}
+                other => drop(other?),
+            }
         }
         Ok(session)
     }
@@ -238,6 +242,11 @@ impl Volume {
                 .at(|| format!("reading {:?}", row.lsn))?;
         }
         let damaged = || Error::new(Kind::Damaged, format!("the payload of {:?} is damaged", row.lsn));
+        let mut crcs = Vec::new();
+        block_crcs(&payload, &mut crcs);
+        if payload_crc(&crcs) != row.payload_crc {
+            return Err(damaged());
+        }
         Ok(match kind {
             RecordKind::Marker if payload.is_empty() => EventKind::PeriodicMarker,
             RecordKind::Marker => EventKind::Marker(MarkerPayload::decode(&payload).ok_or_else(damaged)?),

@@ -360,6 +360,14 @@ impl Volume {
         let list = self.parts.list();
         let open = list.last().filter(|part| is_open(part));
         let open = open.ok_or_else(|| Error::new(Kind::Io, "the open segment has no part in the index"))?;
+        if appender.end == BLOCK_BYTES {
+            for part in list.iter().filter(|part| matches!(part.index, PartIndex::Live(_))) {
+                if !Arc::ptr_eq(part, open) {
+                    self.seal_part(part, false)?;
+                }
+            }
+            return self.remove_empty_segment(&list, open, appender.position);
+        }
         open.frozen.set(frozen).expect("the open part is not frozen");
         for part in list.iter() {
             if matches!(part.index, PartIndex::Live(_)) {
@@ -367,6 +375,38 @@ impl Volume {
             }
         }
         Ok(())
+    }
+}
+
+impl Volume {
+    /// An opening in which nothing was written leaves no segment behind.
+    ///
+    /// Legal states after a crash: the mark names an opening that the journal knows, whether the empty
+    /// segment, whose header names that opening as the one before, is still there or not.
+    fn remove_empty_segment(&self, list: &[Arc<Part>], open: &Part, position: Position) -> Result<()> {
+        let is_ours = |part: &&Arc<Part>| {
+            part.segment.header.incarnation == self.incarnation
+                && part.segment.header.id != open.segment.header.id
+        };
+        let incarnation =
+            if list.iter().any(|part| is_ours(&part)) { self.incarnation } else { self.previous_incarnation };
+        {
+            let mut mark = self.mark.lock().expect("no panics under this lock");
+            mark.file.write(Mark {
+                volume: self.identity.id,
+                incarnation,
+                sequence: 0,
+                lsn: position.lsn,
+                chain: position.chain,
+                timestamp: position.timestamp,
+                clean_stop: true,
+            })?;
+        }
+        let files = &self.shared.files;
+        files
+            .remove(&open.segment.path)
+            .and_then(|()| files.sync_dir(&self.dir))
+            .at(|| format!("removing the empty {}", open.segment.path.display()))
     }
 }
 

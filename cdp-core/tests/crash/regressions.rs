@@ -8,7 +8,7 @@ use cdp_core::error::Result;
 use cdp_core::history::point::Timeline;
 use cdp_core::ids::*;
 use cdp_core::io::sim::{Fault, FaultKind, PowerLoss, SimClock, WALL_START_NS, When};
-use cdp_core::store::{CreateOptions, Store};
+use cdp_core::store::{CreateOptions, OpenOptions, Store};
 use cdp_core::volume::{Health, Volume};
 
 use crate::harness::rig::{self, STORE};
@@ -240,7 +240,6 @@ fn a_crash_while_a_store_and_a_volume_are_made() -> Outcome {
 /// An accepted loss is carried out; a crash at any moment in it must leave the old files somewhere.
 #[test]
 fn a_crash_while_a_loss_is_accepted_keeps_the_old_files() -> Outcome {
-    use cdp_core::catalog::Catalog;
     use cdp_core::volume::open::Accept;
     let mut rig = Rig::new(9, 1, 64 << 10)?;
     for number in 0..30 {
@@ -261,8 +260,13 @@ fn a_crash_while_a_loss_is_accepted_keeps_the_old_files() -> Outcome {
     disk.record_boundaries(true);
     let accept = |_: &str| Accept { loss: true, mark_loss: false };
     let (files, clock) = (Arc::new(disk.clone()), Arc::new(SimClock::new(4)));
-    let store = Store::open_with(files, clock, Path::new(STORE), "a test", &|_| Catalog::none(), &accept)
-        .map_err(words)?;
+    let store = Store::open_with(
+        files,
+        clock,
+        Path::new(STORE),
+        &OpenOptions { accept: &accept, ..OpenOptions::default() },
+    )
+    .map_err(words)?;
     rig::good(&store.volumes()[0])?;
     for (number, boundary) in disk.take_boundaries().into_iter().enumerate() {
         for power in [false, true] {

@@ -3,12 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use cdp_core::catalog::Catalog;
 use cdp_core::device::{Change, Device};
 use cdp_core::error::Kind;
 use cdp_core::ids::*;
 use cdp_core::io::sim::{Chance, SimClock, SimDisk};
-use cdp_core::store::Store;
+use cdp_core::store::{OpenOptions, Store};
 use cdp_core::view::View;
 use cdp_core::volume::open::Accept;
 use cdp_core::volume::{Health, Volume};
@@ -62,8 +61,13 @@ fn stopped(seed: u64) -> Outcome<(SimDisk, Model)> {
 
 fn open(disk: &SimDisk, accept: Accept) -> Outcome<(Store, Arc<Volume>)> {
     let (files, clock) = (Arc::new(disk.clone()), Arc::new(SimClock::new(99)));
-    let store = Store::open_with(files, clock, Path::new(STORE), "a test", &|_| Catalog::none(), &|_| accept)
-        .map_err(|error| format!("the store does not open: {error:?}"))?;
+    let store = Store::open_with(
+        files,
+        clock,
+        Path::new(STORE),
+        &OpenOptions { accept: &|_| accept, ..OpenOptions::default() },
+    )
+    .map_err(|error| format!("the store does not open: {error:?}"))?;
     let volume = store.volume("v0").map_err(|error| format!("the volume does not open: {error:?}"))?;
     Ok((store, volume))
 }

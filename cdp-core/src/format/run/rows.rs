@@ -132,6 +132,8 @@ pub struct MarkerRow {
     pub block: u32,
     /// Length of its payload in bytes.
     pub payload_bytes: u32,
+    /// Checksum of its payload, as the record's header has it.
+    pub payload_crc: u32,
 }
 
 impl Row for MarkerRow {
@@ -145,6 +147,7 @@ impl Row for MarkerRow {
         bytes[25] = self.flags;
         bytes[28..32].copy_from_slice(&self.block.to_le_bytes());
         bytes[32..36].copy_from_slice(&self.payload_bytes.to_le_bytes());
+        bytes[36..40].copy_from_slice(&self.payload_crc.to_le_bytes());
     }
 
     fn decode(bytes: &[u8]) -> MarkerRow {
@@ -156,6 +159,7 @@ impl Row for MarkerRow {
             flags: bytes[25],
             block: u32_at(bytes, 28),
             payload_bytes: u32_at(bytes, 32),
+            payload_crc: u32_at(bytes, 36),
         }
     }
 }
