@@ -29,6 +29,7 @@ class Operation:
         self.number, self.kind, self.first, self.count = number, kind, first, count
         self.before = time.time_ns()
         self.after = None
+        self.durable = False
 
 
 class Region:
@@ -38,6 +39,10 @@ class Region:
         self.seed, self.identity, self.first, self.blocks, self.random = seed, identity, first, blocks, random
         self.operations = []
         self.number = 0
+        # Whatever anybody had answered by then is durable: a flush or a FUA that came later was answered.
+        self.durable_until = 0
+        # Whether it asks for flushes and FUA at all.
+        self.flushes = True
 
     def stamp(self, number, block):
         """What request `number` writes into a block."""
@@ -48,8 +53,10 @@ class Region:
         import nbd
 
         dice = self.random.random()
-        if dice < 0.1:
+        if dice < 0.1 and self.flushes:
+            before = time.time_ns()
             handle.flush()
+            self.durable_until = before
             return
         kind = "zero" if dice < 0.2 else "write"
         # Now and then a large one: segments fill and are sealed, and a kill may come in the middle of it.
@@ -62,24 +69,40 @@ class Region:
             handle.zero(count * BLOCK, first * BLOCK)
         else:
             data = b"".join(self.stamp(operation.number, first + i) for i in range(count))
-            flags = nbd.CMD_FLAG_FUA if dice < 0.4 else 0
+            flags = nbd.CMD_FLAG_FUA if dice < 0.4 and self.flushes else 0
             handle.pwrite(data, first * BLOCK, flags)
+            if flags:
+                operation.durable = True
+                self.durable_until = operation.before
         operation.after = time.time_ns()
 
     def image(self, count):
         """The region after its first `count` requests: for each block the number of its stamp, 0 for zeros."""
         blocks = [0] * self.blocks
         for operation in self.operations[:count]:
-            start = operation.first - self.first
-            number = operation.number if operation.kind == "write" else 0
-            blocks[start : start + operation.count] = [number] * operation.count
+            self._apply(blocks, operation)
         return blocks
+
+    def _apply(self, blocks, operation):
+        start = operation.first - self.first
+        number = operation.number if operation.kind == "write" else 0
+        blocks[start : start + operation.count] = [number] * operation.count
 
     def _bytes(self, image):
         zero = bytes(BLOCK)
         return b"".join(
             self.stamp(number, self.first + i) if number else zero for i, number in enumerate(image)
         )
+
+    def _numbers(self, got):
+        """The image that bytes are; -1 for a block that no request wrote."""
+        numbers = []
+        for i in range(self.blocks):
+            block = bytes(got[i * BLOCK : (i + 1) * BLOCK])
+            number = struct.unpack_from("<QQQQ", block)[2]
+            whole = block == (self.stamp(number, self.first + i) if number else bytes(BLOCK))
+            numbers.append(number if whole else -1)
+        return numbers
 
     def read(self, handle):
         """All of it."""
@@ -114,6 +137,30 @@ class Region:
                 operation.after = dead
             else:
                 self.operations.remove(operation)
+
+
+    def settle_power_cut(self, got, durable_until, dead):
+        """After a power cut: a prefix is there, everything durable in it. Forgets what is lost; gives what surely is
+        there and what may be."""
+        durable = [i + 1 for i, o in enumerate(self.operations) if o.durable or (o.after and o.after <= durable_until)]
+        least = max(durable, default=0)
+        found = self._numbers(got)
+        image = self.image(least)
+        fits = [least] if image == found else []
+        for count, operation in enumerate(self.operations[least:], least + 1):
+            self._apply(image, operation)
+            if image == found:
+                # Several, where zeros were written on zeros.
+                fits.append(count)
+        if not fits:
+            self.check(got, sorted({len(self.operations), least}), "after the power cut, no prefix fits, as")
+        surely, most = fits[0], fits[-1]
+        lost = self.operations[most:]
+        sure, maybe = self.operations[:surely], self.operations[:most]
+        del self.operations[most:]
+        for operation in self.operations:
+            operation.after = operation.after or dead
+        return sure, maybe, lost
 
 
 class Writers:
@@ -168,6 +215,17 @@ class Writers:
         for region in self.regions:
             region.settle(region.read(handle), dead)
         handle.shutdown()
+
+    def settle_power_cut(self, uri, dead):
+        """See Region.settle_power_cut; and all regions together are one prefix. Gives how many requests are lost."""
+        handle = connect(uri)
+        durable_until = max(region.durable_until for region in self.regions)
+        parts = [region.settle_power_cut(region.read(handle), durable_until, dead) for region in self.regions]
+        handle.shutdown()
+        newest = max((o.before for sure, _, _ in parts for o in sure), default=0)
+        holes = [o.number for _, _, lost in parts for o in lost if o.after is not None and o.after < newest]
+        want(not holes, f"requests {holes[:5]} are lost, and later ones are there")
+        return sum(len(lost) for _, _, lost in parts)
 
     def check_instant(self, server, volume, at):
         """`volume@ns:at` shows every write answered by then, and none begun later."""
