@@ -217,7 +217,8 @@ class Writers:
         handle.shutdown()
 
     def settle_power_cut(self, uri, dead):
-        """See Region.settle_power_cut; and all regions together are one prefix. Gives how many requests are lost."""
+        """See Region.settle_power_cut; and all regions together are one prefix. Gives how many requests are lost,
+        and when the oldest of them was answered."""
         handle = connect(uri)
         durable_until = max(region.durable_until for region in self.regions)
         parts = [region.settle_power_cut(region.read(handle), durable_until, dead) for region in self.regions]
@@ -225,7 +226,8 @@ class Writers:
         newest = max((o.before for sure, _, _ in parts for o in sure), default=0)
         holes = [o.number for _, _, lost in parts for o in lost if o.after is not None and o.after < newest]
         want(not holes, f"requests {holes[:5]} are lost, and later ones are there")
-        return sum(len(lost) for _, _, lost in parts)
+        answered = [o.after for _, _, lost in parts for o in lost if o.after is not None]
+        return sum(len(lost) for _, _, lost in parts), min(answered, default=None)
 
     def check_instant(self, server, volume, at):
         """`volume@ns:at` shows every write answered by then, and none begun later."""
