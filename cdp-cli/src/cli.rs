@@ -61,6 +61,9 @@ socket and on loopback. SIGTERM or Ctrl-C: what is in flight is answered, the jo
     /// Make a volume, empty or from a raw image or a block device
     #[command(after_help = "Examples:\n  cdp create vm1 --size 10G\n  cdp create vm2 --from old-disk.img")]
     Create(Create),
+    /// Change a volume's settings, while it is served
+    #[command(after_help = "Examples:\n  cdp set vm1 --journal-cap 200G\n  cdp set vm1 --journal-cap none")]
+    Set(Set),
     /// List the volumes, and the deleted ones
     #[command(after_help = "Example:\n  cdp list --json")]
     List,
@@ -181,6 +184,16 @@ pub struct Serve {
     /// Run PROGRAM when somebody should act; the reasons are its argument
     #[arg(long, value_name = "PROGRAM")]
     pub on_alarm: Option<PathBuf>,
+}
+
+/// `cdp set`.
+#[derive(Debug, Args)]
+pub struct Set {
+    /// Which volume
+    pub volume: String,
+    /// How much the journal may take; `none` for all but a tenth of the filesystem
+    #[arg(long, value_name = "SIZE|none")]
+    pub journal_cap: String,
 }
 
 /// `cdp create`.

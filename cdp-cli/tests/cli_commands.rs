@@ -402,3 +402,25 @@ fn status_knows_clients_latencies_and_the_journal() {
     let plain: serde_json::Value = serde_json::from_slice(&plain.stdout).unwrap();
     assert_eq!(plain["io"], "posix");
 }
+
+/// Whoever is told to raise the cap of a full journal must be able to, with and without a server.
+#[test]
+fn a_journal_cap_can_be_changed_and_stays() {
+    let home = Home::new();
+    assert_eq!(home.run(&["create", "disk", "--size", "64M", "--journal-cap", "1G"]).code, 0);
+    let cap = || {
+        let status: serde_json::Value =
+            serde_json::from_str(&home.run(&["status", "--json"]).out).expect("JSON");
+        status["volumes"][0]["journal_cap_bytes"].as_u64().expect("a number")
+    };
+    assert_eq!(cap(), 1 << 30);
+    assert_eq!(home.run(&["set", "disk", "--journal-cap", "2G"]).code, 0);
+    assert_eq!(cap(), 2 << 30);
+    let served = home.serve(&[]);
+    assert_eq!(home.run(&["set", "disk", "--journal-cap", "3G"]).code, 0);
+    assert_eq!(cap(), 3 << 30);
+    assert_eq!(home.run(&["set", "disk", "--journal-cap", "much"]).code, 2);
+    assert_eq!(home.run(&["set", "nope", "--journal-cap", "none"]).code, 5);
+    served.stop();
+    assert_eq!(cap(), 3 << 30);
+}

@@ -15,6 +15,7 @@ pub mod progress;
 pub mod repair;
 pub mod restore;
 pub mod serve;
+pub mod set;
 pub mod status;
 pub mod verify;
 
@@ -63,6 +64,7 @@ fn dispatch(context: &Context, command: Command) -> Result<u8> {
     match command {
         Command::Serve(arguments) => serve::run(context, &arguments),
         Command::Create(arguments) => create::run(context, &arguments),
+        Command::Set(arguments) => set::run(context, &arguments),
         Command::List => list::run(context),
         Command::Status { volume } => status::run(context, volume),
         Command::Group { command } => group::run(context, command),

@@ -128,6 +128,13 @@ pub enum Request {
         /// Disconnect its clients.
         force: bool,
     },
+    /// Change what a volume's journal may take.
+    SetJournalCap {
+        /// Which volume.
+        volume: String,
+        /// In bytes; without it, all but a tenth of the filesystem.
+        cap_bytes: Option<u64>,
+    },
     /// Bring it back.
     Undelete {
         /// Which.
@@ -161,7 +168,7 @@ pub enum Response {
     Records(Vec<Records>),
     /// To `Group…`.
     Groups(Vec<Group>),
-    /// To `Delete` and `Undelete`.
+    /// To `Delete`, `Undelete` and `SetJournalCap`.
     Volume(VolumeLine),
 }
 
@@ -223,6 +230,9 @@ pub fn run(site: &Site, tz: Option<&str>, request: &Request, watch: &mut Watch<'
         Request::GroupAdd(group) => Response::Groups(groups::add(store, group, false)?),
         Request::GroupList => Response::Groups(groups::list(store)),
         Request::Delete { volume, force } => Response::Volume(volumes::delete(site, volume, *force)?),
+        Request::SetJournalCap { volume, cap_bytes } => {
+            Response::Volume(volumes::set_journal_cap(store, volume, *cap_bytes)?)
+        }
         Request::Undelete { volume } => Response::Volume(volumes::undelete(store, volume)?),
     })
 }

@@ -198,3 +198,10 @@ pub fn delete(site: &Site, name: &str, force: bool) -> Result<VolumeLine> {
 pub fn undelete(store: &Store, name: &str) -> Result<VolumeLine> {
     store.undelete_volume(name).map(|volume| VolumeLine::of(&volume))
 }
+
+/// Changes what a volume's journal may take. A cap below what it takes already refuses the next segment.
+pub fn set_journal_cap(store: &Store, name: &str, cap_bytes: Option<u64>) -> Result<VolumeLine> {
+    let volume = store.volume(name)?;
+    volume.set_journal_cap(cap_bytes)?;
+    Ok(VolumeLine::of(&volume))
+}

@@ -29,6 +29,7 @@ impl Volume {
             }
             (staged.lsn, staged.dirty.clone(), staged.bytes)
         };
+        let began_ns = self.shared.clock.elapsed_ns();
         for segment in &dirty {
             if let Err(error) = segment.file.sync() {
                 let error = Error::io(error, format!("syncing {}", segment.path.display()));
@@ -43,7 +44,8 @@ impl Volume {
         staged.dirty.retain(|segment| segment.header.ordinal >= newest);
         staged.bytes = staged.bytes.saturating_sub(bytes);
         staged.syncs += 1;
-        staged.since_ns = (staged.lsn > through).then(|| self.shared.clock.elapsed_ns());
+        // What came while this was under way has waited since then at most.
+        staged.since_ns = (staged.lsn > through).then_some(began_ns);
         Ok(through)
     }
 

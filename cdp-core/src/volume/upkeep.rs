@@ -64,8 +64,8 @@ impl Volume {
             let staged = self.staged.lock().expect("no panics under this lock");
             (staged.since_ns, staged.bytes)
         };
-        // Half of the bound, so that a sync that begins now still ends within it.
-        let waits = since_ns.is_some_and(|since| now_ns.saturating_sub(since) >= UNSYNCED_NS_MAX / 2);
+        // A third of the bound, so that a sync that begins now, perhaps behind another, still ends within it.
+        let waits = since_ns.is_some_and(|since| now_ns.saturating_sub(since) >= UNSYNCED_NS_MAX / 3);
         if waits || bytes >= UNSYNCED_BYTES_MAX {
             self.sync_through(self.tip_lsn())?;
         }
