@@ -1,6 +1,6 @@
 //! Where clients come from: Unix sockets, TCP, sockets inherited from systemd, and standard input and output.
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -20,6 +20,9 @@ use crate::exports::Peer;
 use crate::limits::{BACKLOG, SOCKET_BUFFER_BYTES, SOCKET_PATH_BYTES_MAX};
 use crate::server::{Acceptor, Server, Shared, spawn};
 use crate::wire::{Signal, Wake};
+
+/// Bytes moved at a time between a pipe and the server.
+const PIPE_BYTES: usize = 64 << 10;
 
 /// When accepting fails, for want of descriptors for example, it is tried again after this time.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
@@ -116,11 +119,11 @@ impl Server {
         let mut from_server = theirs;
         // Ends when the client closes its pipe; nobody waits for it, since a read cannot be called off.
         std::thread::Builder::new().name("nbd stdin".to_owned()).spawn(move || {
-            let _ = io::copy(&mut std::fs::File::from(input), &mut to_server);
+            let _ = pass_on(&mut std::fs::File::from(input), &mut to_server);
             let _ = to_server.shutdown(std::net::Shutdown::Write);
         })?;
         let writer = std::thread::Builder::new().name("nbd stdout".to_owned()).spawn(move || {
-            let _ = io::copy(&mut from_server, &mut std::fs::File::from(output));
+            let _ = pass_on(&mut from_server, &mut std::fs::File::from(output));
         })?;
         self.serve_socket_here(ours.into(), Peer::Stdio)?;
         let _ = writer.join();
@@ -139,6 +142,20 @@ impl Server {
         let thread = thread.at(|| "starting the listener's thread".to_owned())?;
         self.acceptors.lock().unwrap_or_else(PoisonError::into_inner).push(Acceptor { signal, thread });
         Ok(())
+    }
+}
+
+/// Moves bytes until the source ends. Not `io::copy`: that splices, and a splice between a pipe and a socket
+/// was seen to keep the last bytes back until more came.
+fn pass_on(from: &mut dyn Read, to: &mut dyn Write) -> io::Result<()> {
+    let mut buffer = vec![0; PIPE_BYTES];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(n) => to.write_all(&buffer[..n])?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 

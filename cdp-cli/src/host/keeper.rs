@@ -1,7 +1,7 @@
 //! The processes between a server and a device: a keeper waits for a server that restarts, `nbdfuse` makes a file.
 //!
 //! Both keepers hold a request until the server is back and ask again, so that the filesystem above sees a pause
-//! and not an error. Ours is the [relay](crate::host::relay). `nbdkit`'s retry filter
+//! and not an error. Ours is the [relay]. `nbdkit`'s retry filter
 //! follows every kind of URI, but cannot tell one error from another: it asks again after EIO too, so that one
 //! damaged block stops a quarter of all requests for as long as its patience lasts.
 

@@ -1,7 +1,9 @@
 //! One client of the relay: its unanswered requests, and the three threads that move them.
 //!
-//!     client ──take──▶ pending ──send──▶ server
-//!     client ◀─────────answer─────────── server
+//! ```text
+//! client ──take──▶ pending ──send──▶ server
+//! client ◀─────────answer─────────── server
+//! ```
 //!
 //! A request leaves `pending` only when its answer goes to the client. When the link breaks, every pending request
 //! counts as unsent again. Only `pending` and the link are shared; no thread does I/O while it holds the lock.
