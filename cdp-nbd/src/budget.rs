@@ -1,20 +1,31 @@
 //! Memory for payloads: a buffer for every connection, and one budget for all that goes beyond it.
 //!
 //! A client is never given memory by its word: a large buffer is address space only, and is charged to the
-//! budget as bytes arrive.
+//! budget as bytes arrive. When it is used up by requests of which each has come in part, nobody could go on: then
+//! one of them, the elder, may go beyond it, and the others wait for what it gives back.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::limits::{BUFFER_BYTES, BUFFER_BYTES_LARGE, BUFFER_BYTES_MIN};
+use crate::limits::{BUFFER_BYTES, BUFFER_BYTES_LARGE, BUFFER_BYTES_MIN, LARGE_WAITS_MAX};
 
-/// Bytes that all connections together may hold beyond their own buffers.
+/// Bytes that all connections together may hold beyond their own buffers; the elder's come on top.
 pub struct Budget {
     total: usize,
-    used: Mutex<usize>,
+    account: Mutex<Account>,
     freed: Condvar,
     waiting: AtomicUsize,
+    next_id: AtomicU64,
+}
+
+#[derive(Default)]
+struct Account {
+    used: usize,
+    /// The buffer that may go beyond the budget: the first that found it used up, until it gives all back.
+    elder: Option<u64>,
+    /// How often something was given back.
+    given_back: u64,
 }
 
 impl Budget {
@@ -22,9 +33,10 @@ impl Budget {
     pub fn new(total: usize) -> Arc<Budget> {
         Arc::new(Budget {
             total,
-            used: Mutex::default(),
+            account: Mutex::default(),
             freed: Condvar::new(),
             waiting: AtomicUsize::new(0),
+            next_id: AtomicU64::new(0),
         })
     }
 
@@ -35,35 +47,48 @@ impl Budget {
 
     /// Bytes in use.
     pub fn used(&self) -> usize {
-        *self.lock()
+        self.lock().used
     }
 
-    fn take(&self, bytes: usize, wait: Duration) -> bool {
-        let deadline = Instant::now() + wait;
-        let mut used = self.lock();
-        while self.total - *used < bytes {
+    /// Waits for as long as others give back, but at most [`LARGE_WAITS_MAX`] times `wait`.
+    fn take(&self, id: u64, bytes: usize, wait: Duration) -> bool {
+        let began = Instant::now();
+        let mut deadline = began + wait;
+        let mut account = self.lock();
+        while account.used + bytes > self.total && *account.elder.get_or_insert(id) != id {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
             }
+            let given_back = account.given_back;
             self.waiting.fetch_add(1, Ordering::Relaxed);
-            used = self.freed.wait_timeout(used, left).unwrap_or_else(PoisonError::into_inner).0;
+            account = self.freed.wait_timeout(account, left).unwrap_or_else(PoisonError::into_inner).0;
             self.waiting.fetch_sub(1, Ordering::Relaxed);
+            if account.given_back != given_back {
+                deadline = (Instant::now() + wait).min(began + wait * LARGE_WAITS_MAX);
+            }
         }
-        *used += bytes;
+        account.used += bytes;
         true
     }
 
-    fn give_back(&self, bytes: usize) {
-        if bytes == 0 {
+    /// `all` if the buffer holds nothing any more.
+    fn give_back(&self, id: u64, bytes: usize, all: bool) {
+        let mut account = self.lock();
+        let was_elder = all && account.elder == Some(id);
+        if was_elder {
+            account.elder = None;
+        }
+        if bytes == 0 && !was_elder {
             return;
         }
-        *self.lock() -= bytes;
+        account.used -= bytes;
+        account.given_back += 1;
         self.freed.notify_all();
     }
 
-    fn lock(&self) -> MutexGuard<'_, usize> {
-        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Account> {
+        self.account.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -72,12 +97,14 @@ pub struct Buffer {
     bytes: Vec<u8>,
     charged: usize,
     budget: Arc<Budget>,
+    id: u64,
 }
 
 impl Buffer {
     /// An empty buffer that takes what it needs beyond [`BUFFER_BYTES`] from `budget`.
     pub fn new(budget: Arc<Budget>) -> Buffer {
-        Buffer { bytes: Vec::new(), charged: 0, budget }
+        let id = budget.next_id.fetch_add(1, Ordering::Relaxed);
+        Buffer { bytes: Vec::new(), charged: 0, budget, id }
     }
 
     /// All bytes that are there; what is beyond [`BUFFER_BYTES`] may be touched only when charged.
@@ -113,7 +140,9 @@ impl Buffer {
         if len < self.bytes.len() {
             self.replace(len, keep);
             let charged = keep.saturating_sub(BUFFER_BYTES).min(self.charged);
-            self.budget.give_back(self.charged - charged);
+            if self.charged > 0 {
+                self.budget.give_back(self.id, self.charged - charged, charged == 0);
+            }
             self.charged = charged;
         }
     }
@@ -124,7 +153,7 @@ impl Buffer {
         if beyond <= self.charged {
             return true;
         }
-        let taken = self.budget.take(beyond - self.charged, wait);
+        let taken = self.budget.take(self.id, beyond - self.charged, wait);
         if taken {
             self.charged = beyond;
         }
@@ -146,7 +175,9 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        self.budget.give_back(self.charged);
+        if self.charged > 0 {
+            self.budget.give_back(self.id, self.charged, true);
+        }
     }
 }
 
@@ -166,20 +197,45 @@ mod tests {
     fn what_is_charged_comes_back() {
         // A leak here would, request by request, end in ENOMEM for everybody.
         let budget = Budget::new(2 << 20);
-        let mut first = Buffer::new(budget.clone());
-        first.grow(BUFFER_BYTES + 1, 0);
+        let buffer = || {
+            let mut buffer = Buffer::new(budget.clone());
+            buffer.grow(BUFFER_BYTES + 1, 0);
+            buffer
+        };
+        let (mut first, mut second, mut third) = (buffer(), buffer(), buffer());
         assert!(first.is_large());
         assert!(first.charge(BUFFER_BYTES + (2 << 20), Duration::ZERO));
-        let mut second = Buffer::new(budget.clone());
-        second.grow(BUFFER_BYTES + 1, 0);
-        assert!(second.charge(BUFFER_BYTES, Duration::ZERO), "one's own share is never refused");
-        assert!(!second.charge(BUFFER_BYTES + 1, Duration::from_millis(1)));
+        assert!(second.charge(BUFFER_BYTES + 1, Duration::ZERO), "the elder goes beyond the budget");
+        assert!(third.charge(BUFFER_BYTES, Duration::ZERO), "one's own share is never refused");
+        assert!(!third.charge(BUFFER_BYTES + 1, Duration::from_millis(1)), "there is one elder");
         first.bytes()[5] = 7;
         first.shrink(6);
         assert_eq!((first.bytes()[5], first.len()), (7, BUFFER_BYTES_MIN));
-        assert!(second.charge(BUFFER_BYTES + 1, Duration::ZERO));
+        assert!(third.charge(BUFFER_BYTES + 1, Duration::ZERO));
         drop(second);
+        drop(third);
         drop(first);
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn many_that_have_all_come_in_part_all_get_through() {
+        // Clients whose large writes together exceed the budget would wait for each other and all be refused.
+        let budget = Budget::new(4 << 20);
+        let begin = std::sync::Barrier::new(6);
+        std::thread::scope(|scope| {
+            for _ in 0..6 {
+                scope.spawn(|| {
+                    let mut buffer = Buffer::new(budget.clone());
+                    buffer.grow(BUFFER_BYTES + 1, 0);
+                    begin.wait();
+                    for mib in 1..=4 {
+                        assert!(buffer.charge(BUFFER_BYTES + (mib << 20), Duration::from_secs(10)));
+                        std::thread::sleep(Duration::from_millis(2));
+                    }
+                });
+            }
+        });
         assert_eq!(budget.used(), 0);
     }
 }

@@ -197,6 +197,8 @@ fn transmit(
     let mut outlet = Socket { wire, client, shared, received: Instant::now() };
     let mut idle = false;
     let mut large_unused = 0u32;
+    // Time spent waiting for a large payload, and bytes that came, while others wait for memory.
+    let mut pace = (Duration::ZERO, 0);
     let mut grace = Grace::new(shared.options.shutdown_grace);
     loop {
         match client.signal.order() {
@@ -239,6 +241,19 @@ fn transmit(
                 outlet.received = Instant::now();
                 input.end += n;
                 idle = false;
+                // Whoever lets a large payload drip must not keep the memory that others wait for.
+                let in_part = input.end - input.start < need && input.buffer.is_large();
+                if !in_part || !shared.budget.wanted() {
+                    pace = (Duration::ZERO, 0);
+                    continue;
+                }
+                pace = (pace.0 + now.elapsed(), pace.1 + n);
+                if pace.0 >= IDLE_TIME {
+                    if pace.1 < LARGE_STEP_BYTES {
+                        refuse_front(&mut session, &mut input);
+                    }
+                    pace = (Duration::ZERO, 0);
+                }
             }
             Received::End => return Ok(()),
             Received::Timeout => {

@@ -53,14 +53,19 @@ pub const BUFFER_BYTES: usize = (1 << 20) + (64 << 10);
 /// what an allocator keeps in its heap, so that untouched pages cost nothing; see [`LARGE_BYTES_TOTAL`].
 pub const BUFFER_BYTES_LARGE: usize = PAYLOAD_BYTES_MAX as usize + (64 << 10);
 
-/// Bytes that all connections together may hold beyond their own [`BUFFER_BYTES`].
+/// Bytes that all connections together may hold beyond their own [`BUFFER_BYTES`], except for one large buffer.
 pub const LARGE_BYTES_TOTAL: usize = 512 << 20;
 
-/// A large payload is charged in steps of this many bytes, as it arrives.
+/// A large payload is charged in steps of this many bytes, as it arrives. While others wait for memory it is
+/// refused when less than one step comes in [`IDLE_TIME`].
 pub const LARGE_STEP_BYTES: usize = 1 << 20;
 
-/// How long a request waits for its share of [`LARGE_BYTES_TOTAL`] before it is answered ENOMEM.
+/// How long a request waits for its share of [`LARGE_BYTES_TOTAL`] while nobody gives any back, before it is
+/// answered ENOMEM.
 pub const LARGE_WAIT: Duration = Duration::from_secs(2);
+
+/// It waits at most so many times [`LARGE_WAIT`], whatever others give back.
+pub const LARGE_WAITS_MAX: u32 = 10;
 
 /// A connection from which nothing came for this time gives back its buffers.
 pub const IDLE_TIME: Duration = Duration::from_secs(1);

@@ -13,7 +13,7 @@ from checks import MIB, MODES, check, same
 from rawnbd import Closed
 from story import want
 
-IDLE_SECONDS, IDLE_CLIENTS, HOARDERS = 10, 300, 50
+IDLE_SECONDS, IDLE_CLIENTS, HOARDERS, LARGE_WRITERS = 10, 300, 50, 12
 HOARD_BYTES_MAX = 400 << 20
 
 
@@ -127,6 +127,47 @@ def together(connect, server):
             c.close()
         want(grown < HOARD_BYTES_MAX, f"{grown >> 20} MiB")
 
+    def all_large():
+        # Together more than the server has for large requests; none of them alone is.
+        errors = []
+        most_sent = threading.Barrier(LARGE_WRITERS)
+
+        def one(number):
+            with connect(timeout=25).go("huge") as c:
+                c.send(n.WRITE, number << 30, 64 << 20, 0, bytes(40 << 20))
+                most_sent.wait(20)
+                c.put(bytes(24 << 20))
+                errors.append(c.reply().error)
+
+        threads = [threading.Thread(target=one, args=(number,)) for number in range(LARGE_WRITERS)]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+        same(errors, [0] * LARGE_WRITERS)
+
+    def drips():
+        # Large writes that come byte by byte must not keep the memory that an honest one needs.
+        clients = [connect().go("huge") for _ in range(10)]
+        for c in clients:
+            c.send(n.WRITE, 0, 64 << 20, 0, bytes(50 << 20))
+        stop = threading.Event()
+
+        def drip():
+            while not stop.wait(0.3):
+                for c in clients:
+                    c.socket.send(b"d")
+
+        dripping = threading.Thread(target=drip)
+        dripping.start()
+        time.sleep(1.5)
+        try:
+            with connect().go() as c:
+                same(c.write(0, bytes(32 << 20)), 0)
+        finally:
+            stop.set()
+            dripping.join()
+            for c in clients:
+                c.close()
+
     def crowd():
         idle = [connect(flags=None) for _ in range(IDLE_CLIENTS // 2)]
         idle += [connect().go() for _ in range(IDLE_CLIENTS // 2)]
@@ -157,6 +198,8 @@ def together(connect, server):
 
     check("gone clients leave no descriptors or threads", nothing_left)
     check("50 clients announce 64 MiB and send a byte", memory)
+    check(f"{LARGE_WRITERS} clients write 64 MiB at once", all_large)
+    check("10 clients let 64 MiB drip", drips)
     check(f"{IDLE_CLIENTS} idle clients", crowd)
 
 
