@@ -97,6 +97,9 @@ pub const STATUS_EXTENTS_MAX: usize = 16_384;
 /// How long requests are still answered ESHUTDOWN when the server goes down.
 pub const SHUTDOWN_GRACE: Duration = Duration::from_millis(250);
 
+/// When the server goes down, a client that takes nothing of its replies for this time is not waited for.
+pub const STALLED_TIME: Duration = Duration::from_secs(2);
+
 /// Socket buffer asked for, in bytes; the kernel may give less.
 pub const SOCKET_BUFFER_BYTES: usize = 2 << 20;
 

@@ -10,6 +10,8 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 
+use crate::limits::STALLED_TIME;
+
 /// What a connection is told to do.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Order {
@@ -142,18 +144,25 @@ impl<'a> Wire<'a> {
         }
     }
 
-    /// Sends all bytes, however slowly the client takes them; ends with an error at `until`, or when the server
-    /// wants the connection to end.
+    /// Sends all bytes, however slowly the client takes them; ends with an error at `until`, when the server
+    /// wants the connection to end, or when the server winds down and the client takes nothing for
+    /// [`STALLED_TIME`].
     pub fn send(&self, mut bytes: &[u8], until: Option<Instant>) -> io::Result<()> {
+        let mut stalled_since = None;
         while !bytes.is_empty() {
             match send(&self.socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
-                Ok(n) => bytes = &bytes[n..],
+                Ok(n) => {
+                    bytes = &bytes[n..];
+                    stalled_since = None;
+                }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
-                    let until = until.into_iter().chain(self.signal.until()).min();
+                    let since = *stalled_since.get_or_insert_with(Instant::now);
+                    let stalled = (self.signal.order() > Order::Run).then_some(since + STALLED_TIME);
+                    let until = until.into_iter().chain(self.signal.until()).chain(stalled).min();
                     match self.signal.wait(&self.socket, PollFlags::OUT, until)? {
                         Wake::Ready => {}
-                        Wake::Order if self.signal.order() < Order::End => {}
+                        Wake::Order if self.signal.order() < Order::End => stalled_since = None,
                         Wake::Order => return Err(io::ErrorKind::ConnectionAborted.into()),
                         Wake::Timeout => return Err(io::ErrorKind::TimedOut.into()),
                     }
