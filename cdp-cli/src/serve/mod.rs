@@ -143,7 +143,7 @@ impl Running {
             tracing::error!("volume {name} is not served: {error}");
         }
         let exports = Arc::new(StoreExports::new(store.clone(), config.clone_cap_bytes));
-        let nbd = cdp_nbd::Server::start(exports, cdp_nbd::Options::default());
+        let nbd = cdp_nbd::Server::start(exports, nbd_options());
         let mut runtime_dir = None;
         let mut endpoints = Endpoints::default();
         if !stdio {
@@ -281,6 +281,20 @@ fn raise_open_files() {
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
         tracing::debug!(%error, "the limit of open files stays");
     }
+}
+
+/// So many files stay for the store, whatever clients do.
+const FILES_OF_STORE: u64 = 256;
+/// A connection's socket and its signal.
+const FILES_PER_CONNECTION: u64 = 2;
+
+/// No more clients than there are files for them beside the store's own.
+fn nbd_options() -> cdp_nbd::Options {
+    let defaults = cdp_nbd::Options::default();
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    let room = (files.saturating_sub(FILES_OF_STORE) / FILES_PER_CONNECTION).max(1);
+    let connections_max = defaults.connections_max.min(usize::try_from(room).unwrap_or(usize::MAX));
+    cdp_nbd::Options { connections_max, ..defaults }
 }
 
 /// Tells the service manager, if one started us and wants to know.
