@@ -63,3 +63,29 @@ impl Mark {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A mark that an upgrade cannot read is a volume that refuses writes: these bytes never change for
+    /// version 1. The zeros between the last field and the CRC are left out of the golden text.
+    #[test]
+    fn golden_bytes_of_version_1() {
+        let mark = Mark {
+            volume: VolumeId(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff),
+            incarnation: Incarnation(0x1111),
+            sequence: 5,
+            lsn: Lsn(9),
+            chain: Chain([3; 16]),
+            timestamp: Timestamp(1_763_719_200_000_000_001),
+            clean_stop: false,
+        };
+        let bytes = mark.encode();
+        assert_eq!(Mark::decode(&bytes), Some(mark));
+        let end = SLOT_BYTES - 4;
+        assert!(bytes[80..end].iter().all(|byte| *byte == 0), "only zeros between the fields and the CRC");
+        let hex: String = bytes[..80].iter().chain(&bytes[end..]).map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, include_str!("golden/mark-v1.hex").trim());
+    }
+}
