@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 
 use super::parts::{Part, part_of};
 use super::{Health, Volume};
@@ -13,6 +13,7 @@ use crate::format::record::{RecordHeader, RecordKind, block_crcs, payload_crc};
 use crate::format::run::MarkerRow;
 use crate::history::point::{MarkerAt, Timeline, closest_names};
 use crate::ids::*;
+use crate::journal::append::{Appender, Draft};
 use crate::journal::scan;
 use crate::planted;
 
@@ -104,25 +105,30 @@ fn class_from(number: u8) -> MarkerClass {
     if number == MarkerClass::Application as u8 { MarkerClass::Application } else { MarkerClass::Manual }
 }
 
-/// The class that a marker's record carries in its flags.
-pub(super) fn class_of(payload: &[u8]) -> u8 {
-    MarkerPayload::decode(payload).map_or(MarkerClass::Periodic, |marker| marker.class) as u8
-}
-
 impl Volume {
     /// Sets a marker.
     pub fn mark(&self, marker: &MarkerPayload) -> Result<(Lsn, Timestamp)> {
-        self.refuse_to_mark()?;
-        let lsn = self.append_event(RecordKind::Marker, SessionId::STORE, &marker.encode())?;
-        self.sync_through(lsn)?;
-        self.learn_name(lsn, marker)
+        self.refuse_unless_writable()?;
+        let set = {
+            let mut append = self.append.lock().expect("no panics under this lock");
+            self.append_marker(&mut append, marker, &marker.encode())?
+        };
+        self.sync_through(set.0)?;
+        Ok(set)
     }
 
-    pub(super) fn refuse_to_mark(&self) -> Result<()> {
-        self.refuse_unless_writable()
-    }
-
-    fn learn_name(&self, lsn: Lsn, marker: &MarkerPayload) -> Result<(Lsn, Timestamp)> {
+    /// Appends a marker and learns its name. Under one hold of the append lock, so that the segment cannot be
+    /// sealed in between and the catalog be told that it knows all names up to the seal.
+    fn append_marker(
+        &self,
+        append: &mut MutexGuard<'_, Option<Appender>>,
+        marker: &MarkerPayload,
+        payload: &[u8],
+    ) -> Result<(Lsn, Timestamp)> {
+        let elapsed_ns = self.shared.clock.elapsed_ns();
+        let mut draft = Draft::event(RecordKind::Marker, SessionId::STORE, elapsed_ns, payload);
+        draft.flags = marker.class as u8;
+        let lsn = self.append_one(append, draft)?;
         let at = self.timestamp_of_record(lsn)?;
         self.names.lock().expect("no panics under this lock").insert(lsn, at, marker);
         Ok((lsn, at))
@@ -137,32 +143,20 @@ impl Volume {
             "locks are taken in the order of ids"
         );
         for volume in volumes {
-            volume.refuse_to_mark()?;
+            volume.refuse_unless_writable()?;
         }
         let payload = marker.encode();
         let mut locks: Vec<_> =
             volumes.iter().map(|volume| volume.append.lock().expect("no panics under this lock")).collect();
-        let mut lsns = Vec::with_capacity(volumes.len());
-        for (volume, lock) in volumes.iter().zip(&mut locks) {
-            let elapsed_ns = volume.shared.clock.elapsed_ns();
-            let mut draft = crate::journal::append::Draft::event(
-                RecordKind::Marker,
-                SessionId::STORE,
-                elapsed_ns,
-                &payload,
-            );
-            draft.flags = marker.class as u8;
-            lsns.push(volume.append_one(lock, draft)?);
+        let mut set = Vec::with_capacity(volumes.len());
+        for (volume, append) in volumes.iter().zip(&mut locks) {
+            set.push(volume.append_marker(append, marker, &payload)?);
         }
         drop(locks);
-        volumes
-            .iter()
-            .zip(lsns)
-            .map(|(volume, lsn)| {
-                volume.sync_through(lsn)?;
-                volume.learn_name(lsn, marker)
-            })
-            .collect()
+        for (volume, (lsn, _)) in volumes.iter().zip(&set) {
+            volume.sync_through(*lsn)?;
+        }
+        Ok(set)
     }
 
     /// Notes that a client attached; gives the session's number.
@@ -204,8 +198,11 @@ impl Volume {
         }
         for part in parts.iter().filter(|part| part.last_lsn() > known) {
             for row in part.events()?.iter().filter(|row| row.flags > MarkerClass::Periodic as u8) {
-                if let Ok(EventKind::Marker(marker)) = self.event_kind(part, row) {
-                    names.insert(row.lsn, row.timestamp, &marker);
+                match self.event_kind(part, row) {
+                    Ok(EventKind::Marker(marker)) => names.insert(row.lsn, row.timestamp, &marker),
+                    Ok(_) => {}
+                    // Its name is lost, the point is not: it is said, and the volume opens.
+                    Err(error) => self.note_error(format!("a marker's name cannot be read: {error}")),
                 }
             }
         }

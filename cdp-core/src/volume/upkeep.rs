@@ -10,6 +10,7 @@ use super::write::is_open;
 use super::{Health, Volume};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::mark::Mark;
+use crate::format::marker::MarkerClass;
 use crate::format::record::RecordKind;
 use crate::format::segment::{Seal, run_file_name};
 use crate::ids::*;
@@ -125,7 +126,8 @@ impl Volume {
     pub(super) fn append_event(&self, kind: RecordKind, session: SessionId, payload: &[u8]) -> Result<Lsn> {
         let mut draft = Draft::event(kind, session, self.shared.clock.elapsed_ns(), payload);
         if kind == RecordKind::Marker {
-            draft.flags = super::timeline::class_of(payload);
+            // Markers with a name go another way.
+            draft.flags = MarkerClass::Periodic as u8;
         }
         let mut append = self.append.lock().expect("no panics under this lock");
         self.append_one(&mut append, draft)
@@ -166,11 +168,11 @@ impl Volume {
             }
             due
         };
-        if due { self.write_mark(false) } else { Ok(()) }
+        if due { self.write_mark() } else { Ok(()) }
     }
 
     /// Makes what is staged durable and marks it.
-    pub(super) fn write_mark(&self, clean_stop: bool) -> Result<()> {
+    fn write_mark(&self) -> Result<()> {
         let position = {
             let append = self.append.lock().expect("no panics under this lock");
             append.as_ref().map(|appender| appender.position)
@@ -180,11 +182,11 @@ impl Volume {
             let mark = self.mark.lock().expect("no panics under this lock");
             mark.written < position.lsn
         };
-        if !unmarked && !clean_stop {
+        if !unmarked {
             return Ok(());
         }
         self.sync_through(position.lsn)?;
-        self.mark_position(position, clean_stop)
+        self.mark_position(position, false)
     }
 
     fn mark_position(&self, position: Position, clean_stop: bool) -> Result<()> {
