@@ -92,3 +92,40 @@ fn damage(catalog: &Path, chance: &mut Chance) -> usize {
     }
     damaged
 }
+
+/// A marker that is set while its segment fills up and is sealed must not be missing from what the catalog is
+/// told: after a restart its name would be unknown although it stands in the journal.
+#[test]
+fn a_name_that_is_set_while_segments_are_sealed_is_known_after_a_restart() {
+    const MARKERS: u64 = 300;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    Store::create(&*native(false), &SystemClock, &path).unwrap();
+    let store = open(&path);
+    let options = CreateOptions { segment_bytes: 256 << 10, ..CreateOptions::new(1 << 20) };
+    let volume = store.create_volume("disk", &options, None).unwrap();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let goes_on = || !done.load(std::sync::atomic::Ordering::Relaxed);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while goes_on() {
+                let change = Change::Write { offset: 0, data: &[7; 60_000] };
+                volume.apply(SessionId(1), &[change], &mut Vec::new());
+            }
+        });
+        scope.spawn(|| {
+            while goes_on() {
+                volume.maintain().unwrap();
+            }
+        });
+        for number in 0..MARKERS {
+            store.mark("disk", &marker(format!("m-{number}"))).unwrap();
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    let before = names(&store);
+    assert_eq!(before.len() as u64, MARKERS);
+    assert!(volume.part_list().len() > 10, "segments must have been sealed meanwhile");
+    drop((volume, store));
+    assert_eq!(names(&open(&path)), before);
+}
