@@ -126,6 +126,34 @@ replayed; nothing asks for fsck.")]
     /// Unmount what `cdp mount` mounted
     #[command(after_help = "Example:\n  cdp umount /mnt/past")]
     Umount(Detach),
+    /// List the files of a volume as it was, without mounting it
+    #[command(after_help = "\
+Examples:
+  cdp ls disk@-5m:/etc
+  cdp ls -l disk@before:upgrade:/var/lib
+  cdp ls disk@-5m:                 what is on the disk: partitions, filesystems
+  cdp ls --partition 2 disk@-5m:/
+
+Reads ext2/3/4 (replaying their journal in memory), FAT and NTFS, without root. Others are named, with the
+`cdp mount` line to use. Without a point it is the state now. Exit code 5: no such file, point or volume.")]
+    Ls(Ls),
+    /// Print a file of a volume as it was
+    #[command(after_help = "\
+Examples:
+  cdp cat disk@10:03:/etc/passwd
+  cdp cat disk@before:upgrade:/var/lib/app.db >app.db
+
+With --json: its entry, its BLAKE3 and, if it is text of at most 1 MiB, the text.")]
+    Cat(Cat),
+    /// Copy files out of a volume as it was
+    #[command(after_help = "\
+Examples:
+  cdp cp disk@-5m:/etc/passwd .
+  cdp cp -r disk@before:upgrade:/var/lib/app ./app-before
+
+Times and permissions are kept, set-uid bits and owners are not. Nothing is written outside of the target, whatever
+the image says. Exit code 1: some files could not be copied (they are named); 4: it is there already.")]
+    Cp(Cp),
     /// Write a volume as it was to a raw file or a block device
     #[command(after_help = "\
 Examples:
@@ -135,6 +163,22 @@ Examples:
 
 Sparse; read back and compared afterwards. A target that is in use or too small is refused.")]
     Restore(Restore),
+    /// Find the write that broke it, as `git bisect run` finds the commit
+    #[command(after_help = "\
+Examples:
+  cdp bisect disk --good -2d --bad latest -- sh -c 'cdp cat \"disk@$CDP_POINT:/app.db\" | check-db'
+  cdp bisect disk --good before:upgrade --bad now-broken --mount -- sh -c 'test -s \"$CDP_DIR/etc/passwd\"'
+  cdp bisect disk --continue
+  cdp bisect disk --reset
+
+PROGRAM judges one state after the other: first at markers, then at single writes between two of them. It gets
+CDP_VOLUME, CDP_POINT and CDP_URI (a throw-away clone over NBD; each connection gets its own), with --device
+CDP_DEVICE, with --mount CDP_DIR as well. Its exit code means what it means to git: 0 good, 125 this state cannot
+be judged, other codes below 128 bad, 128 and above end the search. A million markers take 22 probes.
+
+Exit code 0: found; 1: narrowed down to records that could not be judged, or the program ended it; 2: the ends are
+not as they were said to be; 130: stopped, and --continue goes on.")]
+    Bisect(Bisect),
     /// Read everything back and check it
     #[command(after_help = "Example:\n  cdp verify disk\n\nThe exit code is 3 when something is damaged.")]
     Verify {
@@ -334,6 +378,53 @@ pub struct Mount {
     pub options: Vec<String>,
 }
 
+/// `cdp ls`.
+#[derive(Debug, Args)]
+pub struct Ls {
+    /// Which files of which past
+    #[arg(value_name = "VOL[@POINT]:[/PATH]")]
+    pub target: String,
+    /// With permissions, size and time
+    #[arg(short, long)]
+    pub long: bool,
+    /// With all that is below
+    #[arg(short = 'R', long)]
+    pub recursive: bool,
+    /// Which partition to look into
+    #[arg(long, value_name = "N")]
+    pub partition: Option<u32>,
+}
+
+/// `cdp cat`.
+#[derive(Debug, Args)]
+pub struct Cat {
+    /// Which file of which past
+    #[arg(value_name = "VOL[@POINT]:/PATH")]
+    pub target: String,
+    /// Which partition to look into
+    #[arg(long, value_name = "N")]
+    pub partition: Option<u32>,
+}
+
+/// `cdp cp`.
+#[derive(Debug, Args)]
+pub struct Cp {
+    /// Which file or directory of which past
+    #[arg(value_name = "VOL[@POINT]:/PATH")]
+    pub source: String,
+    /// A file to make, or a directory to copy into
+    pub target: PathBuf,
+    /// Directories with all that is in them
+    #[arg(short, long)]
+    pub recursive: bool,
+    /// Replace what is there
+    #[arg(long)]
+    pub force: bool,
+    /// Which partition to look into
+    #[arg(long, value_name = "N")]
+    pub partition: Option<u32>,
+}
+
 /// `cdp restore`.
 #[derive(Debug, Args)]
 pub struct Restore {
@@ -345,6 +436,46 @@ pub struct Restore {
     /// Replace what is there
     #[arg(long)]
     pub force: bool,
+}
+
+/// `cdp bisect`.
+#[derive(Debug, Args)]
+pub struct Bisect {
+    /// Which volume
+    pub volume: String,
+    /// A point at which all was well
+    #[arg(long, value_name = "POINT", allow_hyphen_values = true)]
+    pub good: Option<String>,
+    /// A later point at which it was not [default: latest]
+    #[arg(long, value_name = "POINT", allow_hyphen_values = true)]
+    pub bad: Option<String>,
+    /// Give the program a mounted filesystem: CDP_DIR
+    #[arg(long)]
+    pub mount: bool,
+    /// Give the program a block device: CDP_DEVICE
+    #[arg(long)]
+    pub device: bool,
+    /// Which partition to mount
+    #[arg(long, value_name = "N")]
+    pub partition: Option<u32>,
+    /// So many probes at the same time
+    #[arg(short, long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub jobs: u32,
+    /// Believe that the ends are good and bad without asking the program
+    #[arg(long)]
+    pub no_check: bool,
+    /// Where the search is kept [default: in the store]
+    #[arg(long, value_name = "FILE")]
+    pub state: Option<PathBuf>,
+    /// Go on with a search that was stopped
+    #[arg(long = "continue", conflicts_with_all = ["good", "bad", "reset", "program"])]
+    pub resume: bool,
+    /// Forget the search that was stopped
+    #[arg(long, conflicts_with_all = ["good", "bad", "program"])]
+    pub reset: bool,
+    /// The program that judges, with its arguments
+    #[arg(last = true, value_name = "PROGRAM")]
+    pub program: Vec<String>,
 }
 
 /// `cdp repair`.

@@ -1,10 +1,12 @@
 //! One command each: from what was typed to a request, and from the answer to what is printed.
 
 pub mod attach;
+pub mod bisect;
 pub mod create;
 pub mod delete;
 pub mod demo;
 pub mod doctor;
+pub mod files;
 pub mod group;
 pub mod list;
 pub mod log;
@@ -76,7 +78,11 @@ fn dispatch(context: &Context, command: Command) -> Result<u8> {
         Command::Detach(arguments) => attach::detach(context, &arguments),
         Command::Mount(arguments) => mount::run(context, &arguments),
         Command::Umount(arguments) => mount::umount(context, &arguments),
+        Command::Ls(arguments) => files::ls(context, &arguments),
+        Command::Cat(arguments) => files::cat(context, &arguments),
+        Command::Cp(arguments) => files::cp(context, &arguments),
         Command::Restore(arguments) => restore::run(context, &arguments),
+        Command::Bisect(arguments) => bisect::run(context, &arguments),
         Command::Verify { volume } => verify::run(context, volume),
         Command::Repair(arguments) => repair::run(context, &arguments),
         Command::Demo => demo::run(context),

@@ -7,6 +7,7 @@ pub mod points;
 pub mod repair;
 pub mod restore;
 pub mod status;
+pub mod stretch;
 pub mod timeline;
 pub mod verify;
 pub mod volumes;
@@ -25,6 +26,7 @@ pub use mark::{Mark, Marked};
 pub use points::PointInfo;
 pub use restore::{Restore, Restored};
 pub use status::Status;
+pub use stretch::{Changes, Marks, Stretch};
 pub use timeline::{Log, Records, Timeline};
 pub use verify::Verified;
 pub use volumes::{Create, Created, VolumeLine};
@@ -115,6 +117,10 @@ pub enum Request {
     Log(Log),
     /// Single records.
     Records(Log),
+    /// The markers between two records.
+    Marks(Stretch),
+    /// The changes between two records.
+    Changes(Stretch),
     /// Make a group.
     GroupCreate(Group),
     /// Add to a group.
@@ -166,6 +172,10 @@ pub enum Response {
     Timelines(Vec<Timeline>),
     /// To `Records`.
     Records(Vec<Records>),
+    /// To `Marks`.
+    Marks(Marks),
+    /// To `Changes`.
+    Changes(Changes),
     /// To `Group…`.
     Groups(Vec<Group>),
     /// To `Delete`, `Undelete` and `SetJournalCap`.
@@ -226,6 +236,8 @@ pub fn run(site: &Site, tz: Option<&str>, request: &Request, watch: &mut Watch<'
         Request::Verify { volume } => Response::Verified(verify::verify(store, volume.as_deref(), watch)?),
         Request::Log(log) => Response::Timelines(timeline::timelines(store, log, &zone(tz)?, watch)?),
         Request::Records(log) => Response::Records(timeline::records(store, log, &zone(tz)?)?),
+        Request::Marks(of) => Response::Marks(stretch::marks(store, of)?),
+        Request::Changes(of) => Response::Changes(stretch::changes(store, of)?),
         Request::GroupCreate(group) => Response::Groups(groups::add(store, group, true)?),
         Request::GroupAdd(group) => Response::Groups(groups::add(store, group, false)?),
         Request::GroupList => Response::Groups(groups::list(store)),

@@ -32,6 +32,13 @@ pub struct PointInfo {
     pub nearest_marker: Option<NearMarker>,
 }
 
+impl PointInfo {
+    /// An export name by the record, which is easier to compare than one by the instant.
+    pub fn export_by_lsn(&self) -> String {
+        format!("{}@lsn:{}", self.volume, self.lsn)
+    }
+}
+
 /// A marker near a point.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NearMarker {

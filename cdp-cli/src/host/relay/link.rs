@@ -36,7 +36,7 @@ impl Link {
         };
     }
 
-    fn set_patience(&self, patience: Option<Duration>) -> io::Result<()> {
+    pub(super) fn set_patience(&self, patience: Option<Duration>) -> io::Result<()> {
         match self {
             Link::Unix(stream) => {
                 stream.set_read_timeout(patience).and_then(|()| stream.set_write_timeout(patience))

@@ -9,10 +9,12 @@
 
 mod front;
 mod link;
+mod reader;
 mod session;
 mod uri;
 mod wire;
 
+pub use reader::Reader;
 pub use uri::Address;
 
 use cdp_core::error::{Error, IoContext, Kind, Result};
