@@ -13,6 +13,7 @@ use cdp_core::io::{Clock, File, Files, GatheredRead, SystemClock, native, read_f
 fn conforms(files: &dyn Files, root: &Path) {
     bytes_come_back(files, root);
     many_buffers_are_one_write(files, root);
+    bulk_is_written_like_anything_else(files, root);
     names_behave(files, root);
     renaming_replaces(files, root);
     lengths_and_holes(files, root);
@@ -72,6 +73,26 @@ fn many_buffers_are_one_write(files: &dyn Files, root: &Path) {
 }
 
 /// Opening a store depends on telling "missing" from "there already" from "not a directory".
+/// A stream goes another way to the disk (past the page cache, where the system can), beside small writes that do
+/// not: whoever reads gets the newest bytes, before and after the sync, and an error stays an error.
+fn bulk_is_written_like_anything_else(files: &dyn Files, root: &Path) {
+    let path = root.join("bulk");
+    let file = files.create(&path).unwrap();
+    let parts: Vec<Vec<u8>> = (1..=8u8).map(|n| vec![n; 64 << 10]).collect();
+    let slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+    file.write_bulk_at(4096, &slices).unwrap();
+    assert_eq!(read(&*file, 4096, 512 << 10).unwrap(), parts.concat());
+    write(&*file, 8192, &[9; 4096]);
+    file.write_bulk_at(12288, &[IoSlice::new(&[10; 4096])]).unwrap();
+    file.sync().unwrap();
+    let mut expected = parts.concat();
+    expected[4096..8192].fill(9);
+    expected[8192..12288].fill(10);
+    assert_eq!(read(&*file, 4096, 512 << 10).unwrap(), expected);
+    assert_eq!(file.len().unwrap(), 4096 + (512 << 10));
+    assert!(files.open(&path, false).unwrap().write_bulk_at(0, &slices).is_err());
+}
+
 fn names_behave(files: &dyn Files, root: &Path) {
     let directory = root.join("names");
     files.create_dir(&directory).unwrap();

@@ -122,6 +122,8 @@ struct Input {
     buffer: Buffer,
     start: usize,
     end: usize,
+    // The newest receive filled all the room there was: more is waiting.
+    was_full: bool,
 }
 
 impl Input {
@@ -141,8 +143,8 @@ impl Input {
             self.buffer.bytes().copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, have);
         }
-        // A full buffer means that the client sends faster than this size takes in.
-        let wanted = if self.end == self.buffer.len() { (self.end * 2).min(BUFFER_BYTES) } else { 0 };
+        // The client sends faster than this size takes in.
+        let wanted = if self.was_full { (self.buffer.len() * 2).min(BUFFER_BYTES) } else { 0 };
         let wanted = wanted.max(self.start + need).max(BUFFER_BYTES_MIN);
         self.buffer.grow(wanted, self.end);
         let needed = self.start + need;
@@ -188,7 +190,8 @@ fn transmit(
     let mut session = Session::new(negotiated, device.size_bytes(), device.is_read_only());
     let mut executor =
         Executor::new(Arc::clone(device), export.session, negotiated, Arc::clone(&shared.budget));
-    let mut input = Input { buffer: Buffer::new(Arc::clone(&shared.budget)), start: 0, end: 0 };
+    let mut input =
+        Input { buffer: Buffer::new(Arc::clone(&shared.budget)), start: 0, end: 0, was_full: false };
     if !rest.is_empty() {
         input.buffer.grow(rest.len(), 0);
         input.buffer.bytes()[..rest.len()].copy_from_slice(rest);
@@ -240,6 +243,7 @@ fn transmit(
             Received::Bytes(n) => {
                 outlet.received = Instant::now();
                 input.end += n;
+                input.was_full = input.end == input.buffer.len();
                 idle = false;
                 // Whoever lets a large payload drip must not keep the memory that others wait for.
                 let in_part = input.end - input.start < need && input.buffer.is_large();

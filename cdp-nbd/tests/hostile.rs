@@ -6,52 +6,13 @@ mod support;
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use cdp_nbd::Options;
 use cdp_nbd::proto::{RequestHeader, command, command_flag, errno, option, reply};
-use cdp_nbd::{Options, Server};
 use support::client::{Client, info_data};
-use support::{MemoryDevice, MemoryExports};
-
-const SIZE: u64 = 96 << 20;
-
-struct Setup {
-    disk: Arc<MemoryDevice>,
-    open: Arc<AtomicUsize>,
-    path: PathBuf,
-    server: Server,
-    _directory: tempfile::TempDir,
-}
-
-fn setup(options: Options) -> Setup {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("nbd.sock");
-    let disk = Arc::new(MemoryDevice::new(SIZE));
-    let exports = MemoryExports::new(vec![("disk", Arc::clone(&disk))]);
-    let open = Arc::clone(&exports.open);
-    let server = Server::start(Arc::new(exports), options);
-    server.listen_unix(&path).unwrap();
-    Setup { disk, open, path, server, _directory: directory }
-}
-
-/// An honest client can still work.
-fn honest(path: &Path) {
-    let mut client = Client::structured(path, "disk");
-    assert_eq!(client.write(SIZE - 4096, b"honest"), 0);
-    assert_eq!(client.read(SIZE - 4096, 6).unwrap(), b"honest");
-    client.disconnect();
-}
-
-fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !is_so() {
-        assert!(Instant::now() < deadline, "{what} did not come true in 20 s");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
+use support::stand::{eventually, honest, setup};
 
 #[test]
 fn who_breaks_the_protocol_is_disconnected_and_nobody_else() {

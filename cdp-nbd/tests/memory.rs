@@ -5,52 +5,13 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
+use cdp_nbd::Options;
 use cdp_nbd::proto::command;
-use cdp_nbd::{Options, Server};
 use support::client::Client;
-use support::{MemoryDevice, MemoryExports};
-
-const SIZE: u64 = 96 << 20;
-
-struct Setup {
-    disk: Arc<MemoryDevice>,
-    open: Arc<AtomicUsize>,
-    path: PathBuf,
-    _server: Server,
-    _directory: tempfile::TempDir,
-}
-
-fn setup(options: Options) -> Setup {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("nbd.sock");
-    let disk = Arc::new(MemoryDevice::new(SIZE));
-    let exports = MemoryExports::new(vec![("disk", Arc::clone(&disk))]);
-    let open = Arc::clone(&exports.open);
-    let server = Server::start(Arc::new(exports), options);
-    server.listen_unix(&path).unwrap();
-    Setup { disk, open, path, _server: server, _directory: directory }
-}
-
-/// An honest client can still work.
-fn honest(path: &Path) {
-    let mut client = Client::structured(path, "disk");
-    assert_eq!(client.write(SIZE - 4096, b"honest"), 0);
-    assert_eq!(client.read(SIZE - 4096, 6).unwrap(), b"honest");
-    client.disconnect();
-}
-
-fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !is_so() {
-        assert!(Instant::now() < deadline, "{what} did not come true in 20 s");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
+use support::stand::{eventually, honest, setup};
 
 /// Bytes of memory that this process really has.
 fn resident_bytes() -> u64 {

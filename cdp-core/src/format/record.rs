@@ -241,13 +241,6 @@ impl RecordHeader {
         Extent { start: self.lba, blocks: self.blocks }
     }
 
-    /// The bytes the client asked to change: first byte and length.
-    pub fn client_range(&self) -> (u64, u64) {
-        let start = self.lba.0 * BLOCK_BYTES + self.head_skip as u64;
-        let len = self.blocks * BLOCK_BYTES - self.head_skip as u64 - self.tail_skip as u64;
-        (start, len)
-    }
-
     /// For a zero or trim: which edge blocks are stored because only a part of them is zeroed.
     pub fn edges(&self) -> Edges {
         Edges {

@@ -97,6 +97,10 @@ pub trait File: Send + Sync {
     /// Writes the buffers one behind the other from `offset`. When this returns, the bytes survive process
     /// death. After an error any part of them may have been written.
     fn write_at(&self, offset: u64, buffers: &[io::IoSlice<'_>]) -> io::Result<()>;
+    /// As [`File::write_at`], for bulk: the disk begins with it at once, and it need not stay in the page cache.
+    fn write_bulk_at(&self, offset: u64, buffers: &[io::IoSlice<'_>]) -> io::Result<()> {
+        self.write_at(offset, buffers)
+    }
     /// Makes all earlier writes and the file's length survive power loss. After an error nothing is known of
     /// what was not synced before, and a later `Ok` proves nothing about it.
     fn sync(&self) -> io::Result<()>;

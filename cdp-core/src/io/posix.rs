@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, FlockOperation, SeekFrom};
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags};
 
 use super::{DirEntry, File, Files, GatheredRead, Lock, Space};
 
@@ -19,6 +19,9 @@ const DIRECTORY_MODE: u32 = 0o700;
 const BUFFERS_PER_CALL_MAX: usize = 1024;
 /// The most of a lock file that is read to name its holder, in bytes.
 const HOLDER_BYTES_MAX: usize = 4096;
+/// `RWF_DONTCACHE` (Linux 6.14, `include/uapi/linux/fs.h`): through the page cache, but written out at once and
+/// dropped from it then. A long stream so goes through the same few pages instead of ever new ones.
+const DONTCACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
 /// Piece in which zeros are written where the filesystem cannot allocate, in bytes.
 const ZEROS_BYTES: usize = 64 << 10;
 
@@ -186,21 +189,15 @@ impl File for PosixFile {
         if let [single] = buffers {
             return self.inner.write_all_at(single, offset);
         }
-        let mut rest = buffers.to_vec();
-        let mut rest = rest.as_mut_slice();
-        let mut position = offset;
-        // Dropping what is empty at the front keeps "nothing was written" apart from "nothing was asked".
-        IoSlice::advance_slices(&mut rest, 0);
-        while !rest.is_empty() {
-            let now = &rest[..rest.len().min(BUFFERS_PER_CALL_MAX)];
-            let written = retry(|| rustix::io::pwritev(&self.inner, now, position))?;
-            if written == 0 {
-                return Err(io::Error::from(io::ErrorKind::WriteZero));
-            }
-            position += written as u64;
-            IoSlice::advance_slices(&mut rest, written);
+        self.write_all(offset, buffers, ReadWriteFlags::empty())
+    }
+
+    fn write_bulk_at(&self, offset: u64, buffers: &[IoSlice<'_>]) -> io::Result<()> {
+        match self.write_all(offset, buffers, DONTCACHE) {
+            // An older kernel, or a filesystem that cannot. The same bytes go to the same place.
+            Err(error) if is(&error, &[Errno::OPNOTSUPP, Errno::INVAL]) => self.write_at(offset, buffers),
+            other => other,
         }
-        Ok(())
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -247,6 +244,25 @@ impl File for PosixFile {
 }
 
 impl PosixFile {
+    /// Writes all buffers, in as many calls as it takes.
+    fn write_all(&self, offset: u64, buffers: &[IoSlice<'_>], flags: ReadWriteFlags) -> io::Result<()> {
+        let mut rest = buffers.to_vec();
+        let mut rest = rest.as_mut_slice();
+        let mut position = offset;
+        // Dropping what is empty at the front keeps "nothing was written" apart from "nothing was asked".
+        IoSlice::advance_slices(&mut rest, 0);
+        while !rest.is_empty() {
+            let now = &rest[..rest.len().min(BUFFERS_PER_CALL_MAX)];
+            let written = retry(|| rustix::io::pwritev2(&self.inner, now, position, flags))?;
+            if written == 0 {
+                return Err(io::Error::from(io::ErrorKind::WriteZero));
+            }
+            position += written as u64;
+            IoSlice::advance_slices(&mut rest, written);
+        }
+        Ok(())
+    }
+
     /// Stands in for `fallocate`: writes zeros over whatever reads as zeros already, so that no byte changes.
     /// The file must not be written to meanwhile.
     fn fill_holes(&self, offset: u64, len: u64) -> io::Result<()> {

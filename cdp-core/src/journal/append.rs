@@ -14,6 +14,12 @@ const BLOCK: usize = BLOCK_BYTES as usize;
 /// that one `pwritev` takes.
 const RECORDS_PER_BATCH: usize = 250;
 
+/// From so many bytes of payload in a batch on, and on the mean in each of its records, a batch counts as a piece
+/// of a stream: what is written in such large requests is rarely read again soon. Small writes stay in the page
+/// cache, where databases look for them.
+const STREAM_BATCH_BYTES: u64 = 256 << 10;
+const STREAM_RECORD_BYTES: u64 = 32 << 10;
+
 /// A record before it has its LSN.
 pub struct Draft<'a> {
     /// What it says.
@@ -237,6 +243,7 @@ impl Appender {
 
     fn write<'p>(&self, payloads: impl Iterator<Item = &'p [&'p [u8]]>) -> Result<()> {
         let mut buffers = vec![IoSlice::new(&self.header_buffer)];
+        let (mut records, mut total) = (0, 0);
         for parts in payloads {
             let mut bytes = 0;
             for part in parts.iter().filter(|part| !part.is_empty()) {
@@ -247,8 +254,16 @@ impl Appender {
             if padding > 0 {
                 buffers.push(IoSlice::new(&ZEROS[..padding]));
             }
+            records += 1;
+            total += bytes as u64;
         }
-        self.segment.file.write_at(self.end, &buffers).map_err(|error| {
+        let file = &self.segment.file;
+        let written = if total >= STREAM_BATCH_BYTES && total >= records * STREAM_RECORD_BYTES {
+            file.write_bulk_at(self.end, &buffers)
+        } else {
+            file.write_at(self.end, &buffers)
+        };
+        written.map_err(|error| {
             let lsn = self.position.lsn.next();
             Error::io(error, format!("appending {lsn:?} to {}", self.segment.path.display()))
         })

@@ -26,9 +26,11 @@ const HASH_STEP_BYTES: u64 = 1 << 20;
 const HAND_OVER_BYTES: u64 = 4 << 20;
 /// Mean bytes per sync from which a load counts as a stream, for which segments are not pre-written.
 const STREAM_BYTES_PER_SYNC: u64 = 1 << 20;
-/// So many full segments may wait for their seal before sealing gets all the time it wants: hashing competes
-/// with the clients for the processors.
+/// So many full segments may wait for their seal while a stream comes in, because hashing competes with the
+/// clients for the processors. Beyond it sealing gets all the time it wants. A restart reads what waits.
 const SEAL_BACKLOG: usize = 8;
+/// So much appended from one call of [`Volume::maintain`] to the next is a stream.
+const BUSY_BYTES: u64 = 32 << 20;
 
 /// What upkeep remembers between calls.
 pub(super) struct UpkeepState {
@@ -38,6 +40,8 @@ pub(super) struct UpkeepState {
     mark_at_ns: u64,
     // Up to where the open segment was handed to the disk ahead of its sync.
     handed_over: (SegmentId, u64),
+    // Where the journal ended at the call of `maintain` before: the segment's ordinal, the offset in it.
+    end_before: (u64, u64),
 }
 
 impl UpkeepState {
@@ -47,6 +51,7 @@ impl UpkeepState {
             marked_lsn: tip,
             mark_at_ns: now_ns,
             handed_over: Default::default(),
+            end_before: Default::default(),
         }
     }
 }
@@ -148,7 +153,10 @@ impl Volume {
         let full =
             |part: &&Arc<Part>| part.frozen.get().is_some() && matches!(part.index, PartIndex::Live(_));
         let waiting: Vec<_> = list.iter().filter(full).collect();
-        let now = if waiting.len() > SEAL_BACKLOG { waiting.len() } else { 1.min(waiting.len()) };
+        let now = match self.is_streaming() {
+            true => waiting.len().saturating_sub(SEAL_BACKLOG),
+            false => 1.min(waiting.len()),
+        };
         for part in &waiting[..now] {
             self.seal_part(part, false)?;
         }
@@ -156,6 +164,18 @@ impl Volume {
             self.teach_catalog();
         }
         self.refresh_mark()
+    }
+
+    /// Whether much was appended since this was asked before.
+    fn is_streaming(&self) -> bool {
+        let end = {
+            let append = self.append.lock().expect("no panics under this lock");
+            append.as_ref().map_or((0, 0), |appender| (appender.segment.header.ordinal, appender.end))
+        };
+        let mut state = self.upkeep.lock().expect("no panics under this lock");
+        let before = std::mem::replace(&mut state.end_before, end);
+        let segments = end.0.saturating_sub(before.0);
+        segments > 1 || (segments * self.identity.segment_bytes + end.1).saturating_sub(before.1) > BUSY_BYTES
     }
 
     fn refresh_mark(&self) -> Result<()> {

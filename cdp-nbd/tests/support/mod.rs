@@ -3,6 +3,7 @@
 #![allow(dead_code, missing_docs)]
 
 pub mod client;
+pub mod stand;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
