@@ -44,6 +44,16 @@ pub enum Piece {
     },
 }
 
+impl Piece {
+    /// Which blocks.
+    pub fn extent(&self) -> Extent {
+        match self {
+            Piece::Zero { extent, .. } | Piece::Base { extent } => *extent,
+            Piece::Journal { lba, .. } => Extent { start: *lba, blocks: 1 },
+        }
+    }
+}
+
 /// Reads blocks from one state of the volume.
 pub struct Reader<'a> {
     /// For gathered reads.
@@ -64,7 +74,13 @@ impl Reader<'_> {
         self.search(|| Search::new(extent)).map(|search| pieces(&search))
     }
 
-    fn search(&self, begin: impl Fn() -> Search) -> Result<Search> {
+    /// As [`Reader::plan`], of a prefix of at least one block: it ends where a part has found `versions_max` versions.
+    pub fn plan_prefix(&self, extent: Extent, versions_max: usize) -> Result<Vec<Piece>> {
+        self.search(|| Search::bounded(extent, versions_max)).map(|search| pieces(&search))
+    }
+
+    /// Hands a search through the parts, newest first, and finishes it.
+    pub fn search(&self, begin: impl Fn() -> Search) -> Result<Search> {
         let mut search = begin();
         let mut next = self.parts.len();
         while next > 0 && !search.is_done() {

@@ -36,6 +36,11 @@ impl View {
         self.lsn
     }
 
+    /// Which records it sees.
+    pub fn visible(&self) -> &Visible {
+        &self.visible
+    }
+
     /// Whose past it is.
     pub fn volume(&self) -> &Arc<Volume> {
         &self.volume

@@ -6,6 +6,7 @@
 //! answering what it can and leaving the rest as gaps. What no part answers is the base's.
 
 mod bloom;
+mod difference;
 mod keys;
 mod live;
 mod overlay;
@@ -16,6 +17,7 @@ mod tree;
 mod visible;
 mod write;
 
+pub use difference::Difference;
 pub use live::Live;
 pub use pages::PageCache;
 pub use run::Run;
