@@ -29,8 +29,20 @@ pub const MARK_INTERVAL_NS: u64 = 1_000_000_000;
 /// Memory for the index of the open segment, in bytes: when it is used up, the next segment is begun.
 pub const LIVE_BYTES_MAX: usize = 64 << 20;
 
-/// Memory for pages of index runs, for the whole store, in bytes.
-pub const PAGE_CACHE_BYTES: usize = 32 << 20;
+/// Memory for all indexes of a store, in bytes, where the configuration says nothing else.
+pub const INDEX_BUDGET_BYTES: usize = 256 << 20;
+
+/// So many neighbouring runs of one level are made one of the next.
+pub const MERGE_RUNS: usize = 8;
+
+/// The highest level of merging: a run of 8^4 segments is the index of half a TiB of journal.
+pub const MERGE_LEVEL_MAX: u8 = 4;
+
+/// Rows merged in one step of upkeep, between which clients and sealing have their turn.
+pub const MERGE_STEP_ROWS: u64 = 200_000;
+
+/// After a merge that failed, the next try comes so much later, in nanoseconds.
+pub const MERGE_RETRY_NS: u64 = 10_000_000_000;
 
 /// Length of a volume's, group's or marker's name, in bytes.
 pub const NAME_BYTES_MAX: usize = 200;
@@ -56,3 +68,4 @@ const _: () = assert!(REQUEST_BYTES_MAX + 64 * BLOCK_BYTES < SEGMENT_BYTES);
 const _: () = assert!(SEGMENT_BYTES / BLOCK_BYTES < u32::MAX as u64);
 // `before:NAME+rw:NAME` is a point.
 const _: () = assert!(POINT_BYTES_MAX > 2 * NAME_BYTES_MAX + 16);
+const _: () = assert!(MERGE_RUNS >= 2);

@@ -79,24 +79,25 @@ impl Reader<'_> {
         self.search(|| Search::bounded(extent, versions_max)).map(|search| pieces(&search))
     }
 
-    /// Hands a search through the parts, newest first, and finishes it.
+    /// Hands a search through the layers of parts, newest first, and finishes it.
     pub fn search(&self, begin: impl Fn() -> Search) -> Result<Search> {
-        let mut search = begin();
-        let mut next = self.parts.len();
-        while next > 0 && !search.is_done() {
-            next -= 1;
-            let part = &self.parts[next];
-            if let Err(error) = part.resolve(self.visible, &mut search) {
-                if !part.repair() {
+        // Once more for each layer with a bad run: from then on its segments answer.
+        'anew: loop {
+            let mut search = begin();
+            for layer in self.parts.layers().rev() {
+                if search.is_done() {
+                    break;
+                }
+                if let Err(error) = layer.resolve(self.visible, &mut search) {
+                    if layer.fall_back() {
+                        continue 'anew;
+                    }
                     return Err(error);
                 }
-                // Once for each part with a bad run: from then on it answers from memory.
-                search = begin();
-                next = self.parts.len();
             }
+            search.finish();
+            return Ok(search);
         }
-        search.finish();
-        Ok(search)
     }
 
     /// Carries out reads of any alignment inside the device; each has its own result. Aligned reads are

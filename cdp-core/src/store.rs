@@ -21,7 +21,7 @@ use crate::format::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::format::marker::MarkerPayload;
 use crate::history::point::{validate_marker_name, validate_volume_name};
 use crate::ids::*;
-use crate::index::PageCache;
+use crate::index::{IndexOptions, PageCache};
 use crate::io::{Clock, Files, Lock, read_file, replace_file};
 use crate::limits::*;
 use crate::time::StoreClock;
@@ -68,6 +68,8 @@ pub struct OpenOptions<'a> {
     pub accept: &'a dyn Fn(&str) -> Accept,
     /// Whether volumes are opened to be written to for long: see [`Shared::prewrite`].
     pub prewrite: bool,
+    /// What the indexes of its volumes may take.
+    pub index: IndexOptions,
 }
 
 impl Default for OpenOptions<'_> {
@@ -77,6 +79,7 @@ impl Default for OpenOptions<'_> {
             catalog: &|_| Catalog::none(),
             accept: &|_| Accept::default(),
             prewrite: false,
+            index: IndexOptions::default(),
         }
     }
 }
@@ -153,7 +156,7 @@ impl Store {
         path: &Path,
         options: &OpenOptions<'_>,
     ) -> Result<Store> {
-        let OpenOptions { holder, catalog, accept, prewrite } = *options;
+        let OpenOptions { holder, catalog, accept, prewrite, index } = *options;
         let manifest = match read_file(&*files, &path.join(STORE_FILE), MANIFEST_BYTES_MAX) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 let context = format!("there is no store in {}", path.display());
@@ -184,9 +187,10 @@ impl Store {
         let shared = Shared {
             files: files.clone(),
             clock: Arc::new(StoreClock::new(clock, Timestamp(0))),
-            pages: PageCache::new(PAGE_CACHE_BYTES),
+            pages: PageCache::new(index.budget_bytes / 2),
             prewrite,
             catalog: Arc::new(catalog(path)),
+            index,
         };
         let store = Store {
             path: path.to_owned(),

@@ -2,8 +2,10 @@
 //!
 //! If these fail, somebody's disk as of an instant holds bytes of another instant.
 
+use cdp_core::format::run::MergedSource;
 use cdp_core::ids::{Extent, Lba, Lsn, SegmentId, Timestamp, VolumeId};
-use cdp_core::index::{Found, Live, PageCache, Run, RunSource, Search, Version, Visible};
+use cdp_core::index::{Found, Live, Merge, PageCache, Run, RunSource, Search, Version, Visible};
+use cdp_core::io::Files;
 use cdp_core::io::sim::SimDisk;
 use proptest::prelude::*;
 use std::path::Path;
@@ -141,6 +143,37 @@ fn run_of(files: &SimDisk, pages: &Arc<PageCache>, live: &Live) -> Run {
     Run::open(files, Path::new(&path), pages).unwrap()
 }
 
+/// One run of neighbours, `rows` rows at a time.
+fn merged(files: &SimDisk, pages: &Arc<PageCache>, runs: Vec<Arc<Run>>, rows: u64) -> Run {
+    let mut sources = Vec::new();
+    for run in &runs {
+        sources.extend(run.merged_sources().unwrap());
+        if !run.is_merged() {
+            sources.push(MergedSource {
+                segment: SegmentId(run.header().run_id),
+                ordinal: run.first_lsn().0,
+                first_lsn: run.first_lsn(),
+                last_lsn: run.last_lsn(),
+                log_end: 4096,
+                last_timestamp: run.header().last_timestamp,
+                chain: [1; 16],
+                seal: [2; 32],
+            });
+        }
+    }
+    let path = format!("/{}-{}.run", runs[0].first_lsn(), runs.len());
+    let files: Arc<dyn Files> = Arc::new(files.clone());
+    let mut merge = Merge::begin(files, Path::new(&path), 77, runs, sources.clone()).unwrap();
+    for _ in 0..100_000 {
+        if let Some(run) = merge.step(rows, pages).unwrap() {
+            assert_eq!(run.merged_sources().unwrap(), sources);
+            run.verify().unwrap();
+            return run;
+        }
+    }
+    panic!("the merge does not end");
+}
+
 fn search(parts: &[Part], visible: &Visible, mut search: Search) -> Search {
     for part in parts.iter().rev() {
         if search.is_done() {
@@ -262,6 +295,52 @@ proptest! {
         }
     }
 
+    /// Runs that were merged, and merged runs that were merged again, say what the list of writes says: no version
+    /// may get lost in a merge, and none may be taken for a newer one.
+    #[test]
+    fn merged_runs_say_the_same(
+        ops in prop::collection::vec(op(), 1..60),
+        cuts in prop::collection::vec(1..60usize, 0..6),
+        join in 1..6usize,
+        rows in 1..50u64,
+        picks in prop::collection::vec(any::<u64>(), 5),
+        extents in prop::collection::vec(prop_oneof![near(), far(), Just(Extent::new(0, TOP))], 2),
+    ) {
+        let files = SimDisk::new(1);
+        let pages = PageCache::new(64 << 10);
+        let runs: Vec<Arc<Run>> =
+            lives(&ops, &cuts).iter().map(|live| Arc::new(run_of(&files, &pages, live))).collect();
+        let once: Vec<Arc<Run>> = runs
+            .chunks(join)
+            .map(|runs| Arc::new(merged(&files, &pages, runs.to_vec(), rows)))
+            .collect();
+        let twice = merged(&files, &pages, once.clone(), rows + 1);
+        for timestamp in (0..ops.len() as u64 * 10 + 20).map(Timestamp) {
+            let expected = match timestamp.0 / 10 {
+                0 => None,
+                tens => Some(Lsn(tens.min(ops.len() as u64))),
+            };
+            prop_assert_eq!(twice.lsn_at(timestamp).unwrap(), expected);
+        }
+        for lsn in (0..ops.len() as u64 + 3).map(Lsn) {
+            let inside = lsn.0 >= 1 && lsn.0 <= ops.len() as u64;
+            prop_assert_eq!(twice.timestamp_of(lsn).unwrap(), inside.then_some(Timestamp(lsn.0 * 10)));
+        }
+        let entries: u64 = runs.iter().map(|run| run.header().entries).sum();
+        prop_assert_eq!(twice.header().entries, entries);
+        let once: Vec<Part> = once
+            .iter()
+            .map(|run| Part::Run(Box::new(Run::open(&files, run.path(), &pages).unwrap())))
+            .collect();
+        for parts in [once, vec![Part::Run(Box::new(twice))]] {
+            for visible in visibles(ops.len() as u64, &picks) {
+                for &extent in &extents {
+                    check(&ops, &parts, &visible, extent);
+                }
+            }
+        }
+    }
+
     /// A run answers exactly as the live part it was made from, in every question it can be asked.
     #[test]
     fn a_run_answers_as_the_live_part_did(
@@ -311,6 +390,43 @@ fn a_block_written_thousands_of_times_has_every_state() {
         assert_eq!(search.found().iter().map(|version| version.lsn).collect::<Vec<_>>(), [Lsn(newest)]);
         assert_eq!(search.gaps(), [Extent::new(0, 5), Extent::new(6, 8)]);
     }
+}
+
+/// A hot block, and so many others that there are several pages of fences: every state must be found through all
+/// of them, or a view of an old instant shows a newer one.
+#[test]
+fn a_large_merged_run_has_every_state() {
+    let (files, pages) = (SimDisk::new(1), PageCache::new(256 << 10));
+    // 100,000 entries are 443 pages of entries, so two pages of fences.
+    let records = 100_000u64;
+    let place =
+        |lsn: u64| if lsn.is_multiple_of(10) { 5 } else { lsn.wrapping_mul(0x9e37_79b9) % 60_000 + 6 };
+    let mut runs = Vec::new();
+    for first in (1..=records).step_by(records as usize / 8) {
+        let mut live = Live::new(Lsn(first));
+        for lsn in first..first + records / 8 {
+            live.insert_record(Lsn(lsn), Timestamp(lsn * 3));
+            live.insert_payload(Lsn(lsn), Lba(place(lsn)), [(lsn as u32, 9)]);
+        }
+        runs.push(Arc::new(run_of(&files, &pages, &live)));
+    }
+    let run = merged(&files, &pages, runs, 10_000);
+    assert_eq!(run.header().entries, records);
+    let mut history = std::collections::BTreeMap::<u64, Vec<u64>>::new();
+    (1..=records).for_each(|lsn| history.entry(place(lsn)).or_default().push(lsn));
+    for sample in 0..3000u64 {
+        let lsn = sample.wrapping_mul(0x9e37_79b9_7f4a_7c15) % records + 1;
+        let lba = if sample % 3 == 0 { 5 } else { place(lsn.wrapping_mul(31) % records + 1) };
+        let expected = history[&lba].iter().rfind(|version| **version <= lsn);
+        let mut search = Search::new(Extent::new(lba, lba + 1));
+        run.resolve(&Visible::through(Lsn(lsn)), &mut search).unwrap();
+        search.finish();
+        let found = search.found().first().map(|version| version.lsn.0);
+        assert_eq!(found, expected.copied(), "block {lba} at {lsn}");
+        assert_eq!(run.timestamp_of(Lsn(lsn)).unwrap(), Some(Timestamp(lsn * 3)));
+        assert_eq!(run.lsn_at(Timestamp(lsn * 3 + 2)).unwrap(), Some(Lsn(lsn)));
+    }
+    assert!(run.memory_bytes() < 8192, "{} bytes in memory", run.memory_bytes());
 }
 
 /// Trimming 64 TiB must not cost memory or time by its size, nor may asking for its status.

@@ -1,6 +1,6 @@
 //! The bytes of a run, the immutable index of a sealed segment: header, entries, markers, checked pages.
 //!
-//! All numbers are little-endian. A run is a row of pages of 4096 bytes:
+//! All numbers are little-endian. A run is a row of pages of 4096 bytes. That of one segment:
 //!
 //! | pages | what |
 //! |---|---|
@@ -11,25 +11,35 @@
 //! | … | markers, by LSN |
 //! | … | damage, by LSN |
 //!
+//! A merged run, of several segments:
+//!
+//! | pages | what |
+//! |---|---|
+//! | 0 | the header |
+//! | 1 … | entries, timestamps, markers, damage, as above |
+//! | … | segments: the merged run's own kind of source |
+//! | … | fences of entries; fences of timestamps; blocks of the bloom filter |
+//! | … | the region, read whole at open: the first fence of each page of fences of entries, then the same of timestamps; rest zeros |
+//!
 //! **Header**
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
 //! | 0 | 8 | magic `CDP-RUN\n` |
 //! | 8 | 2 | version, 1 |
-//! | 10 | 1 | kind: 0 the run of one sealed segment; 1 merged, 2 pointer image (not written yet) |
+//! | 10 | 1 | kind: 0 the run of one sealed segment; 1 merged; 2 pointer image (not written yet) |
 //! | 11 | 1 | level of merging, 0 for kind 0 |
 //! | 12 | 1 | codec of the segment's payload: 0 as appended |
 //! | 13 | 3 | zeros |
 //! | 16 | 16 | volume id |
-//! | 32 | 8 | run id: for kind 0 the segment id |
+//! | 32 | 8 | run id: for kind 0 the segment id, for kind 1 a random number |
 //! | 40 | 8 | first LSN |
 //! | 48 | 8 | last LSN; first − 1 if the segment holds no record |
 //! | 56 | 8 | first timestamp, 0 if there is no record |
 //! | 64 | 8 | last timestamp, likewise |
-//! | 72 | 8 | where the log ends in the segment, in bytes |
+//! | 72 | 8 | where the log ends in the (last) segment, in bytes |
 //! | 80 | 16 | chain value at the last LSN |
-//! | 96 | 32 | seal hash of the segment |
+//! | 96 | 32 | seal hash of the (last) segment |
 //! | 128 | 16 | key id, zeros if not encrypted |
 //! | 144 | 16 | tag of the region, zeros if not encrypted |
 //! | 160 | 8 | number of sources |
@@ -49,6 +59,9 @@
 //! Each section begins on a page of its own; the file ends with the last page.
 //!
 //! **Source**, 24 bytes: segment id 8, its first LSN 8, where its log ends 8. An entry's LSN tells its source.
+//! **Segment** of a merged run, 96 bytes: segment id 8, ordinal 8, first LSN 8, last LSN 8, where its log ends 8,
+//! timestamp of its last record (or of the one before it, if it has none) 8, chain value at its last LSN 16, seal
+//! hash 32. Rising, without a gap between the LSNs of one and the next.
 //!
 //! **Entry**, 18 bytes: key 6, LSN − first LSN 4, block 4, CRC-32 of the block's payload 4. A key is
 //! `tree << 40 | index`. In tree 0 the index is a block number and `block` the place of its payload in the
@@ -73,7 +86,10 @@ mod page;
 mod rows;
 
 pub use page::{PAGE_BYTES, PAGE_ROWS_BYTES, Page, check_page, pages_of, row_of, seal_page};
-pub use rows::{DamageRow, Entry, Fence, Key, MarkerRow, RANGE_HOLE, RANGE_ZERO, Row, Source, bloom_hash};
+pub use rows::{
+    BloomBlock, DamageRow, Entry, Fence, Key, MarkerRow, MergedSource, RANGE_HOLE, RANGE_ZERO, Row, Source,
+    bloom_hash,
+};
 
 use crate::error::{Error, Kind, Result};
 use crate::ids::{Lsn, Timestamp, VolumeId};
@@ -86,6 +102,8 @@ pub const MAGIC: [u8; 8] = *b"CDP-RUN\n";
 pub const VERSION: u16 = 1;
 /// Kind of a run: the index of one sealed segment.
 pub const KIND_SEGMENT: u8 = 0;
+/// Kind of a run: the index of several sealed segments, one behind the other.
+pub const KIND_MERGED: u8 = 1;
 /// Bytes of a bloom filter's block.
 pub const BLOOM_BLOCK_BYTES: usize = 64;
 /// The largest region that is read, in bytes. A fence stands for 226 entries and a key takes 12 bits, so this
@@ -95,7 +113,7 @@ pub const REGION_BYTES_MAX: u64 = 64 << 20;
 /// The first page of a run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Header {
-    /// [`KIND_SEGMENT`].
+    /// [`KIND_SEGMENT`] or [`KIND_MERGED`].
     pub kind: u8,
     /// Level of merging.
     pub level: u8,
@@ -209,7 +227,7 @@ impl Header {
             trees: u64_at(page, 208),
             region_crc: u32_at(page, 216),
         };
-        if header.kind != KIND_SEGMENT {
+        if header.kind != KIND_SEGMENT && header.kind != KIND_MERGED {
             return Err(damaged(&format!("a run of kind {}, which this version does not know", header.kind)));
         }
         // Every count is below the file's length, so that the sums of the layout cannot overflow.
@@ -242,17 +260,19 @@ impl Header {
     }
 }
 
-/// Where the sections of a run begin.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// Where the sections of a run begin. Which fields mean anything depends on the kind.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Layout {
-    /// Offsets within the region, in bytes: the sources stand at 0.
-    pub entry_fences_at: usize,
+    /// Number in the file of the region's first page, and how many it has.
+    pub region_page: u64,
     /// Likewise.
-    pub timestamp_fences_at: usize,
-    /// Likewise.
-    pub bloom_at: usize,
-    /// Pages of the region; it begins at page 1.
     pub region_pages: u64,
+    /// Offset within the region, in bytes: of the fences of entries, or of the first ones of their pages.
+    pub entry_fences_at: usize,
+    /// Likewise for timestamps.
+    pub timestamp_fences_at: usize,
+    /// Offset of the filter within the region of a segment's run.
+    pub bloom_at: usize,
     /// Page number in the file.
     pub entries_page: u64,
     /// Page number in the file.
@@ -261,6 +281,16 @@ pub struct Layout {
     pub markers_page: u64,
     /// Page number in the file.
     pub damages_page: u64,
+    /// Page number in the file of a merged run.
+    pub sources_page: u64,
+    /// Page number in the file of a merged run.
+    pub entry_fences_page: u64,
+    /// Page number in the file of a merged run.
+    pub timestamp_fences_page: u64,
+    /// Page number in the file of a merged run.
+    pub bloom_page: u64,
+    /// The page behind the last one that is neither header nor region.
+    pub rows_end_page: u64,
     /// Pages of the whole file.
     pub file_pages: u64,
 }
@@ -268,6 +298,10 @@ pub struct Layout {
 impl Layout {
     /// From the counts of a header, each below 2^48.
     pub fn of(header: &Header) -> Layout {
+        if header.kind == KIND_MERGED { Layout::of_merged(header) } else { Layout::of_segment(header) }
+    }
+
+    fn of_segment(header: &Header) -> Layout {
         let entry_pages = pages_of::<Entry>(header.entries);
         let timestamp_pages = pages_of::<Timestamp>(header.timestamps);
         let entry_fences_at = header.sources * Source::BYTES as u64;
@@ -275,20 +309,60 @@ impl Layout {
         let bloom_at = timestamp_fences_at + timestamp_pages * Timestamp::BYTES as u64;
         let region_end = bloom_at + header.bloom_blocks * BLOOM_BLOCK_BYTES as u64;
         let region_pages = region_end.div_ceil(PAGE_BYTES as u64);
-        let entries_page = 1 + region_pages;
-        let timestamps_page = entries_page + entry_pages;
-        let markers_page = timestamps_page + timestamp_pages;
-        let damages_page = markers_page + pages_of::<MarkerRow>(header.markers);
+        let rows = Layout::rows_from(header, 1 + region_pages);
         Layout {
+            region_page: 1,
+            region_pages,
             entry_fences_at: entry_fences_at as usize,
             timestamp_fences_at: timestamp_fences_at as usize,
             bloom_at: bloom_at as usize,
+            file_pages: rows.rows_end_page,
+            ..rows
+        }
+    }
+
+    fn of_merged(header: &Header) -> Layout {
+        let entry_fences = pages_of::<Entry>(header.entries);
+        let timestamp_fences = pages_of::<Timestamp>(header.timestamps);
+        let rows = Layout::rows_from(header, 1);
+        let sources_page = rows.rows_end_page;
+        let entry_fences_page = sources_page + pages_of::<MergedSource>(header.sources);
+        let timestamp_fences_page = entry_fences_page + pages_of::<Fence>(entry_fences);
+        let bloom_page = timestamp_fences_page + pages_of::<Timestamp>(timestamp_fences);
+        let region_page = bloom_page + pages_of::<BloomBlock>(header.bloom_blocks);
+        let timestamp_fences_at = pages_of::<Fence>(entry_fences) * Fence::BYTES as u64;
+        let region_end =
+            timestamp_fences_at + pages_of::<Timestamp>(timestamp_fences) * Timestamp::BYTES as u64;
+        let region_pages = region_end.div_ceil(PAGE_BYTES as u64);
+        Layout {
+            region_page,
             region_pages,
+            entry_fences_at: 0,
+            timestamp_fences_at: timestamp_fences_at as usize,
+            bloom_at: 0,
+            sources_page,
+            entry_fences_page,
+            timestamp_fences_page,
+            bloom_page,
+            rows_end_page: region_page,
+            file_pages: region_page + region_pages,
+            ..rows
+        }
+    }
+
+    /// The sections that all kinds have, from this page on.
+    fn rows_from(header: &Header, entries_page: u64) -> Layout {
+        let timestamps_page = entries_page + pages_of::<Entry>(header.entries);
+        let markers_page = timestamps_page + pages_of::<Timestamp>(header.timestamps);
+        let damages_page = markers_page + pages_of::<MarkerRow>(header.markers);
+        let rows_end_page = damages_page + pages_of::<DamageRow>(header.damages);
+        Layout {
             entries_page,
             timestamps_page,
             markers_page,
             damages_page,
-            file_pages: damages_page + pages_of::<DamageRow>(header.damages),
+            rows_end_page,
+            ..Layout::default()
         }
     }
 

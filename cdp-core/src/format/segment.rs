@@ -184,6 +184,18 @@ pub fn run_file_name(ordinal: u64) -> String {
     format!("{ordinal:012}.run")
 }
 
+/// The name of the run of the segments with these ordinals and all between.
+pub fn merged_run_file_name(first: u64, last: u64) -> String {
+    format!("{first:012}-{last:012}.run")
+}
+
+/// Whether this is the name of a run of several segments.
+pub fn is_merged_run_name(name: &str) -> bool {
+    let ordinals = name.strip_suffix(".run").and_then(|name| name.split_once('-'));
+    let is_ordinal = |text: &str| text.len() == 12 && text.bytes().all(|b| b.is_ascii_digit());
+    ordinals.is_some_and(|(first, last)| is_ordinal(first) && is_ordinal(last))
+}
+
 /// The ordinal in a segment file's name; `None` if it is no such name.
 pub fn segment_ordinal(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(".seg")?;

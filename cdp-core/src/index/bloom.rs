@@ -14,28 +14,48 @@ pub(super) fn blocks_for(keys: u64) -> u64 {
 
 /// Adds a key to the filter.
 pub(super) fn insert(filter: &mut [u8], key: Key) {
-    let (block, bits) = place(filter.len(), key);
-    for bit in bits {
-        filter[block + bit / 8] |= 1 << (bit % 8);
+    let place = Place::of((filter.len() / BLOOM_BLOCK_BYTES) as u64, key);
+    let at = place.block as usize * BLOOM_BLOCK_BYTES;
+    let block = &mut filter[at..at + BLOOM_BLOCK_BYTES];
+    for bit in place.bits() {
+        block[bit / 8] |= 1 << (bit % 8);
     }
 }
 
 /// Whether the key may have been added; `false` is certain.
 pub(super) fn may_hold(filter: &[u8], key: Key) -> bool {
-    if filter.len() < BLOOM_BLOCK_BYTES {
+    let blocks = filter.len() / BLOOM_BLOCK_BYTES;
+    if blocks == 0 {
         return false;
     }
-    let (block, mut bits) = place(filter.len(), key);
-    bits.all(|bit| filter[block + bit / 8] & 1 << (bit % 8) != 0)
+    let place = Place::of(blocks as u64, key);
+    place.is_set(&filter[place.block as usize * BLOOM_BLOCK_BYTES..][..BLOOM_BLOCK_BYTES])
 }
 
-/// Offset of the block in the filter, and the bits within it.
-fn place(filter_bytes: usize, key: Key) -> (usize, impl Iterator<Item = usize>) {
-    let hash = bloom_hash(key.value());
-    let blocks = (filter_bytes / BLOOM_BLOCK_BYTES) as u64;
-    let block = ((hash >> 32) * blocks) >> 32;
-    let (a, b) = (hash & 0xffff, (hash >> 16) & 0xffff | 1);
-    (block as usize * BLOOM_BLOCK_BYTES, (0..PROBES).map(move |i| ((a + i * b) % BLOCK_BITS) as usize))
+/// Where a key stands in a filter.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    /// Number of the filter's block.
+    pub block: u64,
+    hash: u64,
+}
+
+impl Place {
+    /// In a filter of so many blocks, at least one.
+    pub fn of(blocks: u64, key: Key) -> Place {
+        let hash = bloom_hash(key.value());
+        Place { block: ((hash >> 32) * blocks) >> 32, hash }
+    }
+
+    /// Whether all its bits are set in the block.
+    pub fn is_set(&self, block: &[u8]) -> bool {
+        self.bits().all(|bit| block[bit / 8] & 1 << (bit % 8) != 0)
+    }
+
+    fn bits(&self) -> impl Iterator<Item = usize> {
+        let (a, b) = (self.hash & 0xffff, (self.hash >> 16) & 0xffff | 1);
+        (0..PROBES).map(move |i| ((a + i * b) % BLOCK_BITS) as usize)
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! The index, block × LSN: for any extent, what was its newest version among the visible records.
 //!
 //! One *part* per journal segment: [`Live`] in memory for the open segment (frozen when it is sealed, until
-//! its run stands), [`Run`] an immutable file per sealed segment. Segments hold disjoint, rising LSN ranges,
+//! its run stands), [`Run`] an immutable file for a sealed segment, or for several neighbouring ones whose runs
+//! were made one ([`Merge`]). Segments hold disjoint, rising LSN ranges,
 //! so a newer part always wins: a lookup is a [`Search`] handed from the newest part to the oldest, each
 //! answering what it can and leaving the rest as gaps. What no part answers is the base's.
 
@@ -9,8 +10,12 @@ mod bloom;
 mod difference;
 mod keys;
 mod live;
+mod merge;
+mod options;
 mod overlay;
+mod paged;
 mod pages;
+mod rows;
 mod run;
 mod search;
 mod tree;
@@ -19,6 +24,8 @@ mod write;
 
 pub use difference::Difference;
 pub use live::Live;
+pub use merge::{MERGE_BLOOM_BYTES_MAX, Merge};
+pub use options::IndexOptions;
 pub use pages::PageCache;
 pub use run::Run;
 pub use search::Search;

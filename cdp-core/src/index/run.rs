@@ -1,4 +1,4 @@
-//! The part of the index for a sealed segment: an immutable file, of which only what is needed is read.
+//! The index of a sealed segment, or of several: an immutable file, of which only what is needed is read.
 
 use super::overlay::{self, Part, Walk};
 use super::tree::{Candidate, found, is_possible};
@@ -6,19 +6,20 @@ use super::visible::contains;
 use super::{PageCache, Search, Visible, bloom};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::run::{
-    BLOOM_BLOCK_BYTES, DamageRow, Entry, Fence, Header, Key, Layout, MarkerRow, PAGE_BYTES, Page, Row,
-    Source, check_page, damaged, pages_of, row_of,
+    BLOOM_BLOCK_BYTES, BloomBlock, DamageRow, Entry, Fence, Header, KIND_MERGED, Key, Layout, MarkerRow,
+    MergedSource, PAGE_BYTES, Page, Row, Source, check_page, damaged, pages_of, row_of,
 };
 use crate::ids::{Lba, Lsn, Timestamp};
 use crate::io::{File, Files};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Up to so many keys the bloom filter is asked about each before a page is read.
 const BLOOM_KEYS_MAX: u64 = 16;
 
-/// An opened run. In memory: header, fences and bloom filter; pages come through the shared cache, each checked
-/// when it is read. A page that does not fit its checksum is an error of kind [`Kind::Damaged`], never a wrong
+/// An opened run. In memory: the header, and of a segment's run the fences and the bloom filter, of a merged one
+/// some 36 bytes for each 100,000 entries; pages come through the shared cache, each checked when it is read. A page that does not fit its checksum is an error of kind [`Kind::Damaged`], never a wrong
 /// answer; the run can be made anew from its segment.
 pub struct Run {
     path: PathBuf,
@@ -28,6 +29,7 @@ pub struct Run {
     region: Vec<u8>,
     pages: Arc<PageCache>,
     cache_run: u64,
+    is_bad: AtomicBool,
 }
 
 impl Run {
@@ -43,14 +45,15 @@ impl Run {
         let layout = Layout::of(&header);
         let mut region = vec![0; layout.region_bytes() as usize];
         if !region.is_empty() {
-            file.read_at(PAGE_BYTES as u64, &mut region).at(context)?;
+            file.read_at(layout.region_page * PAGE_BYTES as u64, &mut region).at(context)?;
         }
         if crc32fast::hash(&region) != header.region_crc {
             return Err(at_path(damaged("fences and filter do not fit their checksum"), path));
         }
         let cache_run = pages.register();
         let pages = pages.clone();
-        Ok(Run { path: path.to_owned(), file, header, layout, region, pages, cache_run })
+        let is_bad = AtomicBool::new(false);
+        Ok(Run { path: path.to_owned(), file, header, layout, region, pages, cache_run, is_bad })
     }
 
     /// Whose run it is and what it holds.
@@ -73,11 +76,54 @@ impl Run {
         size_of::<Run>() + self.region.capacity()
     }
 
-    /// The segments whose records it indexes, with their first LSNs.
+    /// Where it stands.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Length of its file.
+    pub fn file_bytes(&self) -> u64 {
+        self.layout.file_pages * PAGE_BYTES as u64
+    }
+
+    /// Whether it is the run of several segments.
+    pub fn is_merged(&self) -> bool {
+        self.header.kind == KIND_MERGED
+    }
+
+    /// Whether something in it could not be read: it has to be made anew.
+    pub fn is_bad(&self) -> bool {
+        self.is_bad.load(Ordering::Relaxed)
+    }
+
+    /// Notes that something in it could not be read.
+    pub fn set_bad(&self) {
+        self.is_bad.store(true, Ordering::Relaxed);
+    }
+
+    /// The segment whose records it indexes; of a merged run see [`Run::merged_sources`].
     pub fn sources(&self) -> Vec<Source> {
-        (0..self.header.sources as usize)
-            .map(|source| Source::decode(self.region_row(0, source, Source::BYTES)))
-            .collect()
+        let sources = if self.is_merged() { 0 } else { self.header.sources as usize };
+        (0..sources).map(|source| Source::decode(self.region_row(0, source, Source::BYTES))).collect()
+    }
+
+    /// The segments whose records a merged run indexes, oldest first.
+    pub fn merged_sources(&self) -> Result<Vec<MergedSource>> {
+        let sources: Vec<MergedSource> = match self.is_merged() {
+            true => self.rows(self.layout.sources_page, 0, self.header.sources)?,
+            false => Vec::new(),
+        };
+        let mut next = self.header.first_lsn;
+        for source in &sources {
+            if source.first_lsn != next || source.last_lsn.next() < next {
+                return Err(at_path(damaged("its segments do not follow each other"), &self.path));
+            }
+            next = source.last_lsn.next();
+        }
+        if self.is_merged() && next != self.header.last_lsn.next() {
+            return Err(at_path(damaged("its segments do not have its LSNs"), &self.path));
+        }
+        Ok(sources)
     }
 
     /// Answers the gaps of `search` that these records changed.
@@ -93,18 +139,12 @@ impl Run {
 
     /// The newest record whose timestamp is not after `timestamp`, if there is one here.
     pub fn lsn_at(&self, timestamp: Timestamp) -> Result<Option<Lsn>> {
-        let pages = pages_of::<Timestamp>(self.header.timestamps) as usize;
-        let fence = |page| {
-            Timestamp::decode(self.region_row(self.layout.timestamp_fences_at, page, Timestamp::BYTES))
-        };
-        let Some(page_index) = partition(pages, |page| fence(page) <= timestamp).checked_sub(1) else {
-            return Ok(None);
-        };
-        let page = self.page(self.layout.timestamps_page + page_index as u64)?;
-        let before = page_index * Timestamp::PER_PAGE;
-        let rows = (self.header.timestamps as usize - before).min(Timestamp::PER_PAGE);
-        let count = before + partition(rows, |slot| row_of::<Timestamp>(&page, slot) <= timestamp);
-        Ok(count.checked_sub(1).map(|delta| Lsn(self.header.first_lsn.0 + delta as u64)))
+        let Some(page_index) = self.timestamps_page_of(timestamp)? else { return Ok(None) };
+        let page = self.page(self.layout.timestamps_page + page_index)?;
+        let before = page_index * Timestamp::PER_PAGE as u64;
+        let rows = (self.header.timestamps - before).min(Timestamp::PER_PAGE as u64) as usize;
+        let count = before + partition(rows, |slot| row_of::<Timestamp>(&page, slot) <= timestamp) as u64;
+        Ok(count.checked_sub(1).map(|delta| Lsn(self.header.first_lsn.0 + delta)))
     }
 
     /// When this record was given its LSN, if it is one of these.
@@ -118,22 +158,30 @@ impl Run {
 
     /// All markers, by LSN.
     pub fn markers(&self) -> Result<Vec<MarkerRow>> {
-        self.rows(self.layout.markers_page, self.header.markers)
+        self.rows(self.layout.markers_page, 0, self.header.markers)
+    }
+
+    /// The markers from `first` to `last`, by LSN.
+    pub fn markers_of(&self, first: Lsn, last: Lsn) -> Result<Vec<MarkerRow>> {
+        let row = |row| self.row::<MarkerRow>(self.layout.markers_page, row).map(|row| row.lsn);
+        let from = partition_rows(self.header.markers, |at| Ok(row(at)? < first))?;
+        let to = partition_rows(self.header.markers, |at| Ok(row(at)? <= last))?;
+        self.rows(self.layout.markers_page, from, to.max(from))
     }
 
     /// Payload that was found to be damaged when the run was made, by LSN.
     pub fn damages(&self) -> Result<Vec<DamageRow>> {
-        self.rows(self.layout.damages_page, self.header.damages)
+        self.rows(self.layout.damages_page, 0, self.header.damages)
     }
 
     /// Reads every page from the file and checks it.
     pub fn verify(&self) -> Result<()> {
-        (self.layout.entries_page..self.layout.file_pages)
+        (self.layout.entries_page..self.layout.rows_end_page)
             .try_for_each(|number| self.read_page(number).map(drop))
     }
 
-    fn rows<R: Row>(&self, first_page: u64, count: u64) -> Result<Vec<R>> {
-        (0..count).map(|row| self.row(first_page, row)).collect()
+    fn rows<R: Row>(&self, first_page: u64, from: u64, to: u64) -> Result<Vec<R>> {
+        (from..to).map(|row| self.row(first_page, row)).collect()
     }
 
     fn row<R: Row>(&self, first_page: u64, row: u64) -> Result<R> {
@@ -159,11 +207,74 @@ impl Run {
         Ok(page)
     }
 
-    fn bloom(&self) -> &[u8] {
-        &self.region[self.layout.bloom_at..][..self.header.bloom_blocks as usize * BLOOM_BLOCK_BYTES]
+    /// Whether there may be an entry with this key; `false` is certain.
+    fn may_hold(&self, key: Key) -> Result<bool> {
+        let blocks = self.header.bloom_blocks;
+        if !self.is_merged() {
+            let filter = &self.region[self.layout.bloom_at..][..blocks as usize * BLOOM_BLOCK_BYTES];
+            return Ok(bloom::may_hold(filter, key));
+        }
+        if blocks == 0 {
+            // Too many keys for a filter.
+            return Ok(true);
+        }
+        let place = bloom::Place::of(blocks, key);
+        let per_page = BloomBlock::PER_PAGE as u64;
+        let page = self.page(self.layout.bloom_page + place.block / per_page)?;
+        let at = (place.block % per_page) as usize * BLOOM_BLOCK_BYTES;
+        Ok(place.is_set(&page[at..at + BLOOM_BLOCK_BYTES]))
     }
 
-    fn candidate(&self, entry: &Entry) -> Result<Candidate> {
+    /// The last page of entries that begins with `wanted` or before it, counted from the first.
+    fn entries_page_of(&self, wanted: Fence) -> Result<Option<u64>> {
+        let pages = pages_of::<Entry>(self.header.entries);
+        self.page_of(pages, self.layout.entry_fences_at, self.layout.entry_fences_page, wanted)
+    }
+
+    /// The same for timestamps.
+    fn timestamps_page_of(&self, wanted: Timestamp) -> Result<Option<u64>> {
+        let pages = pages_of::<Timestamp>(self.header.timestamps);
+        self.page_of(pages, self.layout.timestamp_fences_at, self.layout.timestamp_fences_page, wanted)
+    }
+
+    /// `pages` is how many fences there are: in the region of a segment's run; of a merged one in pages, of which
+    /// the region has the first fences.
+    fn page_of<F: Row + PartialOrd>(
+        &self,
+        pages: u64,
+        fences_at: usize,
+        fences_page: u64,
+        wanted: F,
+    ) -> Result<Option<u64>> {
+        let in_region = if self.is_merged() { pages_of::<F>(pages) } else { pages };
+        let fence = |at: usize| F::decode(self.region_row(fences_at, at, F::BYTES));
+        let found = partition(in_region as usize, |at| fence(at) <= wanted).checked_sub(1);
+        let Some(found) = found.map(|found| found as u64).filter(|_| self.is_merged()) else {
+            return Ok(found.map(|found| found as u64));
+        };
+        let page = self.page(fences_page + found)?;
+        let before = found * F::PER_PAGE as u64;
+        let rows = (pages - before).min(F::PER_PAGE as u64) as usize;
+        let within = partition(rows, |slot| row_of::<F>(&page, slot) <= wanted) as u64;
+        Ok((before + within).checked_sub(1))
+    }
+
+    /// Reads pages of entries, or of another section, in a row, past the cache; each is checked.
+    pub(super) fn read_pages(&self, first: u64, pages: &mut [Page]) -> Result<()> {
+        self.file
+            .read_at(first * PAGE_BYTES as u64, pages.as_flattened_mut())
+            .at(|| format!("read pages {first} … of run {}", self.path.display()))?;
+        for (number, page) in (first..).zip(pages.iter()) {
+            check_page(page, self.header.run_id, number).map_err(|error| at_path(error, &self.path))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    pub(super) fn candidate(&self, entry: &Entry) -> Result<Candidate> {
         let is_record = u64::from(entry.lsn_delta) < self.header.timestamps;
         let found =
             found(entry).filter(|_| is_record && is_possible(entry.key)).ok_or_else(|| self.nonsense())?;
@@ -177,6 +288,20 @@ impl Run {
     fn nonsense(&self) -> Error {
         at_path(damaged("entries that no record can have made"), &self.path)
     }
+}
+
+/// As [`partition`], over rows that have to be read.
+fn partition_rows(count: u64, holds: impl Fn(u64) -> Result<bool>) -> Result<u64> {
+    let (mut from, mut to) = (0, count);
+    while from < to {
+        let middle = from + (to - from) / 2;
+        if holds(middle)? {
+            from = middle + 1;
+        } else {
+            to = middle;
+        }
+    }
+    Ok(from)
 }
 
 /// The number of leading items of `0..count` for which `holds`, which is false for all that follow.
@@ -236,12 +361,7 @@ impl<'a> Reader<'a> {
     fn position_after(&mut self, key: Key, lsn_delta: u32) -> Result<u64> {
         let wanted = Fence { key, lsn_delta };
         let entries = self.run.header.entries;
-        let fences_at = self.run.layout.entry_fences_at;
-        let run = self.run;
-        let page_index = partition(pages_of::<Entry>(entries) as usize, |page| {
-            Fence::decode(run.region_row(fences_at, page, Fence::BYTES)) <= wanted
-        });
-        let Some(page_index) = (page_index as u64).checked_sub(1) else { return Ok(0) };
+        let Some(page_index) = self.run.entries_page_of(wanted)? else { return Ok(0) };
         let before = page_index * Entry::PER_PAGE as u64;
         let rows = (entries - before).min(Entry::PER_PAGE as u64) as usize;
         let page = self.page(page_index)?;
@@ -290,7 +410,7 @@ impl Part for Run {
     }
 
     fn newest_at(&self, key: Key, ranges: &[(Lsn, Lsn)]) -> Result<Option<Candidate>> {
-        if !bloom::may_hold(self.bloom(), key) {
+        if !self.may_hold(key)? {
             return Ok(None);
         }
         Reader::new(self).newest(key, ranges)
@@ -299,8 +419,14 @@ impl Part for Run {
     fn walk<'a>(&'a self, first: Key, last: Key, ranges: &'a [(Lsn, Lsn)]) -> Result<Option<RunWalk<'a>>> {
         let keys = last.index() - first.index() + 1;
         if keys <= BLOOM_KEYS_MAX {
-            let mut keys = (first.index()..=last.index()).map(|index| Key::new(first.tree(), index));
-            if !keys.any(|key| bloom::may_hold(self.bloom(), key)) {
+            let mut is_possible = false;
+            for index in first.index()..=last.index() {
+                is_possible |= self.may_hold(Key::new(first.tree(), index))?;
+                if is_possible {
+                    break;
+                }
+            }
+            if !is_possible {
                 return Ok(None);
             }
         }

@@ -1,19 +1,16 @@
 //! Making the run of a sealed segment.
 
+use super::paged::Pages;
 use super::{Live, Run, bloom};
 use crate::error::{IoContext, Result};
 use crate::format::run::{
-    BLOOM_BLOCK_BYTES, DamageRow, Fence, Header, KIND_SEGMENT, Layout, MarkerRow, PAGE_BYTES, Page, Row,
-    Source, seal_page,
+    BLOOM_BLOCK_BYTES, DamageRow, Fence, Header, KIND_SEGMENT, Layout, MarkerRow, Row, Source,
 };
 use crate::ids::{SegmentId, Timestamp, VolumeId};
 use crate::io::{File, Files};
 use std::io::{ErrorKind, IoSlice};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-/// So many pages are written at once.
-const WRITE_PAGES: usize = 64;
 
 /// What a run is made from.
 #[derive(Clone, Copy)]
@@ -42,21 +39,36 @@ impl Run {
     /// Writes a run so that after a crash it is there whole or not at all: under a temporary name beside
     /// `path`, synced, renamed, the directory synced. Takes little memory beside the region.
     pub fn write(files: &dyn Files, path: &Path, source: &RunSource<'_>) -> Result<()> {
-        let directory = path.parent().unwrap_or(Path::new("."));
-        let mut name = path.file_name().unwrap_or_default().to_os_string();
-        name.push(".new");
-        let fresh = directory.join(name);
         let context = || format!("write run {}", path.display());
-        match files.remove(&fresh) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error).at(context),
-            _ => {}
-        }
-        let file = files.create(&fresh).at(context)?;
+        let (fresh, file) = create_fresh(files, path).at(context)?;
         write_pages(&file, source).at(context)?;
-        file.sync().at(context)?;
-        files.rename(&fresh, path).at(context)?;
-        files.sync_dir(directory).at(context)
+        publish(files, &fresh, &file, path).at(context)
     }
+}
+
+/// An empty file under the temporary name of `path`; what an earlier try left there goes.
+pub(super) fn create_fresh(files: &dyn Files, path: &Path) -> std::io::Result<(PathBuf, Arc<dyn File>)> {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(".new");
+    let fresh = path.with_file_name(name);
+    match files.remove(&fresh) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let file = files.create(&fresh)?;
+    Ok((fresh, file))
+}
+
+/// Gives a written file its name. After a crash it is there whole or not at all.
+pub(super) fn publish(
+    files: &dyn Files,
+    fresh: &Path,
+    file: &Arc<dyn File>,
+    path: &Path,
+) -> std::io::Result<()> {
+    file.sync()?;
+    files.rename(fresh, path)?;
+    files.sync_dir(path.parent().unwrap_or(Path::new(".")))
 }
 
 fn write_pages(file: &Arc<dyn File>, source: &RunSource<'_>) -> std::io::Result<()> {
@@ -91,7 +103,7 @@ fn write_pages(file: &Arc<dyn File>, source: &RunSource<'_>) -> std::io::Result<
     let segment = Source { segment: source.segment, first_lsn: live.first_lsn(), log_end: source.log_end };
     segment.encode(&mut region[..Source::BYTES]);
 
-    let mut pages = Pages::new(file, header.run_id, layout.entries_page);
+    let mut pages = Pages::new(file.clone(), header.run_id, layout.entries_page);
     let (fences, filter) = region.split_at_mut(layout.bloom_at);
     let filter = &mut filter[..header.bloom_blocks as usize * BLOOM_BLOCK_BYTES];
     let mut fence_at = layout.entry_fences_at;
@@ -117,62 +129,4 @@ fn write_pages(file: &Arc<dyn File>, source: &RunSource<'_>) -> std::io::Result<
 
     header.region_crc = crc32fast::hash(&region);
     file.write_at(0, &[IoSlice::new(&header.encode()), IoSlice::new(&region)])
-}
-
-/// Pages behind the region, written in order through a small buffer.
-struct Pages<'a> {
-    file: &'a Arc<dyn File>,
-    run_id: u64,
-    /// Number in the file of the first page in the buffer.
-    number: u64,
-    buffer: Vec<Page>,
-}
-
-impl<'a> Pages<'a> {
-    fn new(file: &'a Arc<dyn File>, run_id: u64, number: u64) -> Pages<'a> {
-        Pages { file, run_id, number, buffer: Vec::with_capacity(WRITE_PAGES) }
-    }
-
-    /// Writes rows from a new page on; `seen` hears of each, and whether it begins a page.
-    fn section<R: Row>(
-        &mut self,
-        rows: impl Iterator<Item = R>,
-        mut seen: impl FnMut(&R, bool),
-    ) -> std::io::Result<()> {
-        let mut page = [0; PAGE_BYTES];
-        let mut slot = 0;
-        for row in rows {
-            if slot == R::PER_PAGE {
-                self.put(page)?;
-                page = [0; PAGE_BYTES];
-                slot = 0;
-            }
-            seen(&row, slot == 0);
-            row.encode(&mut page[slot * R::BYTES..(slot + 1) * R::BYTES]);
-            slot += 1;
-        }
-        if slot > 0 { self.put(page) } else { Ok(()) }
-    }
-
-    fn put(&mut self, mut page: Page) -> std::io::Result<()> {
-        seal_page(&mut page, self.run_id, self.number + self.buffer.len() as u64);
-        self.buffer.push(page);
-        if self.buffer.len() == WRITE_PAGES { self.flush() } else { Ok(()) }
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        if !self.buffer.is_empty() {
-            let offset = self.number * PAGE_BYTES as u64;
-            self.file.write_at(offset, &[IoSlice::new(self.buffer.as_flattened())])?;
-            self.number += self.buffer.len() as u64;
-            self.buffer.clear();
-        }
-        Ok(())
-    }
-
-    /// Writes the rest; the number of the page behind the last.
-    fn finish(mut self) -> std::io::Result<u64> {
-        self.flush()?;
-        Ok(self.number)
-    }
 }

@@ -1,10 +1,11 @@
 //! A volume: one journal, its index, its base. The one owner of their state.
 //!
-//! Lock order: `append` → `pool` → `parts` (a part's own lock last). `commit` is never held while another is
+//! Lock order: `merging` → `append` → `pool` → `parts` (a part's own lock last). `commit` is never held while another is
 //! taken. Nobody does I/O while holding `parts`.
 
 pub mod changed;
 pub mod durable;
+pub mod merge;
 pub mod open;
 pub mod parts;
 pub mod timeline;
@@ -21,7 +22,7 @@ use crate::catalog::Catalog;
 use crate::device::{Change, Device, Read, Stretch};
 use crate::error::{Error, Kind, Result};
 use crate::ids::*;
-use crate::index::{PageCache, Visible};
+use crate::index::{IndexOptions, PageCache, Visible};
 use crate::io::Files;
 use crate::journal::append::Appender;
 use crate::journal::commit::Commit;
@@ -45,6 +46,8 @@ pub struct Shared {
     pub prewrite: bool,
     /// Names of markers, as a cache.
     pub catalog: Arc<Catalog>,
+    /// What the index may take.
+    pub index: IndexOptions,
 }
 
 /// What never changes while a volume is open.
@@ -100,6 +103,7 @@ pub struct Volume {
     commit: Commit,
     mark: Mutex<MarkState>,
     upkeep: Mutex<upkeep::UpkeepState>,
+    merging: Mutex<merge::Merging>,
     health: Mutex<Health>,
     notes: Mutex<Notes>,
     names: Mutex<timeline::Names>,

@@ -12,7 +12,8 @@ use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::format::mark::Mark;
 use crate::format::record::Chain;
-use crate::format::segment::run_file_name;
+use crate::format::run::MergedSource;
+use crate::format::segment::{is_merged_run_name, run_file_name};
 use crate::ids::*;
 use crate::index::Run;
 use crate::io::{Files, read_file, replace_file};
@@ -111,6 +112,7 @@ pub fn open(shared: &Shared, dir: &Path, accept: Accept) -> Result<Arc<Volume>> 
     let files = &*shared.files;
     let identity = read_manifest(shared, dir)?;
     let (mut mark_file, mark) = MarkFile::open(files, dir)?;
+    let merged = open_merged_runs(shared, dir, identity.id);
     let request = Request {
         dir,
         volume: identity.id,
@@ -118,13 +120,14 @@ pub fn open(shared: &Shared, dir: &Path, accept: Accept) -> Result<Arc<Volume>> 
         mark,
         accept_mark_loss: accept.mark_loss,
         believe_seals: true,
-        run: &|segment| known_from_run(shared, dir, segment),
+        run: &|segment| known_from_run(shared, dir, segment, &merged),
     };
-    let mut survey = survey(shared, &identity, &request, accept);
+    let mut survey = survey(shared, &identity, &request, accept, &merged);
     if survey.as_ref().is_err_and(|error| error.kind() == Kind::Damaged) {
         // A seal told where a segment ends, but its run is gone and its records are not what was sealed: go
         // by the records.
-        survey = self::survey(shared, &identity, &Request { believe_seals: false, ..request }, accept);
+        let request = Request { believe_seals: false, ..request };
+        survey = self::survey(shared, &identity, &request, accept, &merged);
     }
     let Survey { mut recovered, mut health, front, settled, mut parts } = survey?;
     // A process that died may have left names that no sync covers: a segment made ahead, a mark made anew.
@@ -182,7 +185,7 @@ pub fn open(shared: &Shared, dir: &Path, accept: Accept) -> Result<Arc<Volume>> 
                     reason: format!("recovery could not append to a fresh segment: {error}"),
                     hint: "free space or repair the disk under the store, then restart".to_owned(),
                 };
-                parts = open_parts(shared, dir, &recovered.stream)?;
+                parts = open_parts(shared, dir, &recovered.stream, &merged)?;
             }
         }
     }
@@ -218,6 +221,7 @@ pub fn open(shared: &Shared, dir: &Path, accept: Accept) -> Result<Arc<Volume>> 
         commit: Commit::new(position.lsn),
         mark: Mutex::new(MarkState { file: mark_file, written: position.lsn }),
         upkeep: Mutex::new(UpkeepState::new(shared.clock.elapsed_ns(), position.lsn)),
+        merging: Mutex::default(),
         health: Mutex::new(health),
         notes: Mutex::new(notes),
         names: Mutex::new(timeline::Names::default()),
@@ -256,8 +260,79 @@ fn health_after(name: &str, recovered: &Recovered, accept: Accept) -> Health {
     Health::ReadOnly { reason, hint }
 }
 
-fn open_parts(shared: &Shared, dir: &Path, stream: &[Found]) -> Result<Vec<Arc<Part>>> {
-    stream.iter().map(|found| open_part(shared, dir, found).map(Arc::new)).collect()
+fn open_parts(shared: &Shared, dir: &Path, stream: &[Found], merged: &[MergedRun]) -> Result<Vec<Arc<Part>>> {
+    let mut parts = Vec::with_capacity(stream.len());
+    let mut at = 0;
+    while let Some(found) = stream.get(at) {
+        // Those with the most segments come first.
+        let fitting =
+            merged.iter().find_map(|merged| Some((merged, merged.sources_of(&stream[at..], at == 0)?)));
+        let Some((merged, sources)) = fitting else {
+            parts.push(Arc::new(open_part(shared, dir, found)?));
+            at += 1;
+            continue;
+        };
+        for (found, source) in stream[at..].iter().zip(sources) {
+            let hash = found.seal.map_or(source.seal, |seal| seal.hash);
+            let frozen = Frozen { last: found.last, end: found.end, may_seal: false, seal_hash: Some(hash) };
+            parts.push(Arc::new(Part {
+                segment: found.segment.clone(),
+                before: found.before,
+                frozen: OnceLock::from(frozen),
+                index: PartIndex::Run(merged.run.clone()),
+                repaired: OnceLock::new(),
+            }));
+        }
+        at += sources.len();
+    }
+    Ok(parts)
+}
+
+/// A run of several segments, and what it says of them.
+struct MergedRun {
+    run: Arc<Run>,
+    sources: Vec<MergedSource>,
+}
+
+impl MergedRun {
+    /// Its segments if they are exactly those that `stream` begins with; at the beginning of the journal without
+    /// those that were dropped there.
+    fn sources_of(&self, stream: &[Found], is_beginning: bool) -> Option<&[MergedSource]> {
+        let first = stream.first()?.segment.header.id;
+        let skipped = self.sources.iter().position(|source| source.segment == first)?;
+        if skipped > 0 && !is_beginning {
+            return None;
+        }
+        let sources = &self.sources[skipped..];
+        let fits = |(source, found): (&MergedSource, &Found)| {
+            let header = &found.segment.header;
+            source.segment == header.id
+                && source.ordinal == header.ordinal
+                && source.first_lsn == header.first_lsn
+                && source.last_lsn == found.last.lsn
+                && source.log_end == found.end
+                && source.chain == found.last.chain.0
+        };
+        (sources.len() <= stream.len() && sources.iter().zip(stream).all(fits)).then_some(sources)
+    }
+}
+
+/// The runs of several segments that can be opened, those with the most segments first.
+fn open_merged_runs(shared: &Shared, dir: &Path, volume: VolumeId) -> Vec<MergedRun> {
+    let entries = shared.files.list(dir).unwrap_or_default();
+    let mut merged: Vec<MergedRun> = entries
+        .iter()
+        .filter(|entry| is_merged_run_name(&entry.name))
+        .filter_map(|entry| {
+            // What is wrong with one does not matter: it is made again.
+            let run = Run::open(&*shared.files, &dir.join(&entry.name), &shared.pages).ok()?;
+            let sources = run.merged_sources().ok()?;
+            let fits = run.header().volume == volume && !sources.is_empty();
+            fits.then(|| MergedRun { run: Arc::new(run), sources })
+        })
+        .collect();
+    merged.sort_by_key(|merged| std::cmp::Reverse(merged.sources.len()));
+    merged
 }
 
 /// What recovery found, and what is made of it.
@@ -272,14 +347,20 @@ struct Survey {
     parts: Vec<Arc<Part>>,
 }
 
-fn survey(shared: &Shared, identity: &Identity, request: &Request<'_>, accept: Accept) -> Result<Survey> {
+fn survey(
+    shared: &Shared,
+    identity: &Identity,
+    request: &Request<'_>,
+    accept: Accept,
+    merged: &[MergedRun],
+) -> Result<Survey> {
     let recovered = recover::recover(&*shared.files, request)?;
     let health = health_after(&identity.name, &recovered, accept);
     let newest = recovered.position(identity.created).lsn;
     let settled = if health == Health::Good { recovered.witness.min(newest) } else { newest };
     let mut front = recovered.stream.clone();
     recover::cut_stream(&mut front, settled)?;
-    let parts = open_parts(shared, request.dir, &front)?;
+    let parts = open_parts(shared, request.dir, &front, merged)?;
     Ok(Survey { recovered, health, front, settled, parts })
 }
 
@@ -370,7 +451,7 @@ fn open_part(shared: &Shared, dir: &Path, found: &Found) -> Result<Part> {
             segment: found.segment.clone(),
             before: found.before,
             frozen: OnceLock::from(frozen),
-            index: PartIndex::Run(Box::new(run)),
+            index: PartIndex::Run(Arc::new(run)),
             repaired: OnceLock::new(),
         });
     }
@@ -382,13 +463,20 @@ fn open_part(shared: &Shared, dir: &Path, found: &Found) -> Result<Part> {
     Ok(part)
 }
 
-/// Runs of segments that are no part of the stream any more. One that stays costs space only.
+/// Runs that answer for no part any more. One that stays costs space only.
 fn remove_orphan_runs(shared: &Shared, dir: &Path, parts: &[Arc<Part>]) {
-    let names: Vec<String> = parts.iter().map(|part| run_file_name(part.segment.header.ordinal)).collect();
+    let names: std::collections::BTreeSet<String> = parts
+        .iter()
+        .map(|part| match part.merged_run().and_then(|run| run.path().file_name()) {
+            Some(name) => name.to_string_lossy().into_owned(),
+            None => run_file_name(part.segment.header.ordinal),
+        })
+        .collect();
     let Ok(entries) = shared.files.list(dir) else { return };
     for entry in entries {
         let run = entry.name.strip_suffix(".new").unwrap_or(&entry.name);
-        if run.ends_with(".run") && !names.iter().any(|name| name == run) {
+        let is_unfinished = run != entry.name;
+        if run.ends_with(".run") && (is_unfinished || !names.contains(run)) {
             let _ = shared.files.remove(&dir.join(&entry.name));
         }
     }
@@ -405,7 +493,19 @@ fn open_run(shared: &Shared, dir: &Path, segment: &Segment) -> Option<Run> {
     fits.then_some(run)
 }
 
-fn known_from_run(shared: &Shared, dir: &Path, segment: &Segment) -> Option<KnownFromRun> {
+fn known_from_run(
+    shared: &Shared,
+    dir: &Path,
+    segment: &Segment,
+    merged: &[MergedRun],
+) -> Option<KnownFromRun> {
+    let id = segment.header.id;
+    if let Some(source) = merged.iter().flat_map(|merged| &merged.sources).find(|source| source.segment == id)
+    {
+        let last =
+            Position { lsn: source.last_lsn, chain: Chain(source.chain), timestamp: source.last_timestamp };
+        return Some(KnownFromRun { last, end: source.log_end });
+    }
     let run = open_run(shared, dir, segment)?;
     let header = run.header();
     // The run of a segment without records has no timestamp; that of the record before it holds.

@@ -43,8 +43,8 @@ pub struct Frozen {
 pub enum PartIndex {
     /// In memory.
     Live(RwLock<LivePart>),
-    /// An immutable file.
-    Run(Box<Run>),
+    /// An immutable file; a merged one belongs to several neighbouring parts.
+    Run(Arc<Run>),
 }
 
 /// What is kept in memory for a segment without a run.
@@ -116,8 +116,24 @@ impl Part {
     pub fn last_lsn(&self) -> Lsn {
         match &self.index {
             PartIndex::Live(live) => live.read().expect("no panics under this lock").live.last_lsn(),
-            PartIndex::Run(run) => run.last_lsn(),
+            PartIndex::Run(run) => match self.frozen.get() {
+                Some(frozen) => frozen.last.lsn,
+                None => run.last_lsn(),
+            },
         }
+    }
+
+    /// Its run, if it has one.
+    pub fn run(&self) -> Option<&Arc<Run>> {
+        match &self.index {
+            PartIndex::Live(_) => None,
+            PartIndex::Run(run) => Some(run),
+        }
+    }
+
+    /// Its run, if that is one of several segments.
+    pub fn merged_run(&self) -> Option<&Arc<Run>> {
+        self.run().filter(|run| run.is_merged())
     }
 
     /// About how much memory its lookup structure takes, in bytes.
@@ -128,7 +144,8 @@ impl Part {
         }
     }
 
-    /// Answers what it can of a search. After an error the search is of no use; see [`Part::repair`].
+    /// Answers what it can of a search; a merged run answers for all its parts. After an error the search is of no
+    /// use; see [`Layer::fall_back`].
     pub fn resolve(&self, visible: &Visible, search: &mut Search) -> Result<()> {
         match (&self.index, self.repaired.get()) {
             (PartIndex::Live(live), _) => {
@@ -150,7 +167,7 @@ impl Part {
                 live.read().expect("no panics under this lock").live.newest(lba).is_some_and(|lsn| lsn > than)
             }
             // Sealed meanwhile: look again rather than read a file here.
-            PartIndex::Run(run) => run.last_lsn() > than,
+            PartIndex::Run(_) => self.last_lsn() > than,
         }
     }
 
@@ -160,47 +177,152 @@ impl Part {
             (PartIndex::Live(part), _) => Ok(live(&part.read().expect("no panics under this lock"))),
             (PartIndex::Run(_), Some(part)) => Ok(live(part)),
             (PartIndex::Run(index), None) => match run(index) {
+                Err(_) if index.is_merged() => {
+                    index.set_bad();
+                    self.read_segment().map(|part| live(&part))
+                }
                 Err(error) if self.repair() => self.repaired.get().map(|part| live(part)).ok_or(error),
                 other => other,
             },
         }
     }
 
-    /// The run has a bad page: reads the segment again in its place. Whether the part can answer now.
-    pub fn repair(&self) -> bool {
-        if let (PartIndex::Run(run), None) = (&self.index, self.repaired.get())
-            && let Ok(part) = rebuild(&self.segment, self.before, run.last_lsn(), false)
-            && let PartIndex::Live(live) = part.index
+    /// The part in memory, read from its segment.
+    fn read_segment(&self) -> Result<LivePart> {
+        let part = rebuild(&self.segment, self.before, self.last_lsn(), false)?;
+        match part.index {
+            PartIndex::Live(live) => Ok(live.into_inner().expect("no panics under this lock")),
+            PartIndex::Run(_) => unreachable!("it was just read into memory"),
+        }
+    }
+
+    /// The segment's own run has a bad page: reads the segment again in its place. Whether the part can answer
+    /// now.
+    pub(super) fn repair(&self) -> bool {
+        if let (PartIndex::Run(_), None) = (&self.index, self.repaired.get())
+            && let Ok(part) = self.read_segment()
         {
             // Whoever is second has read the same.
-            let _ = self.repaired.set(Box::new(live.into_inner().expect("no panics under this lock")));
+            let _ = self.repaired.set(Box::new(part));
         }
         self.repaired.get().is_some()
     }
 
     /// The newest record with a timestamp not after `at`.
     pub fn lsn_at(&self, at: Timestamp) -> Result<Option<Lsn>> {
-        self.ask(|part| part.live.lsn_at(at), |run| run.lsn_at(at))
+        let (first, last) = (self.segment.header.first_lsn, self.last_lsn());
+        let newest = self.ask(|part| part.live.lsn_at(at), |run| run.lsn_at(at))?;
+        // A merged run may answer with a record of a neighbour.
+        Ok(newest.map(|lsn| lsn.min(last)).filter(|lsn| *lsn >= first))
     }
 
     /// When this record was given its LSN.
     pub fn timestamp_of(&self, lsn: Lsn) -> Result<Option<Timestamp>> {
+        if lsn < self.segment.header.first_lsn || lsn > self.last_lsn() {
+            return Ok(None);
+        }
         self.ask(|part| part.live.timestamp_of(lsn), |run| run.timestamp_of(lsn))
     }
 
     /// Its records that change no blocks, by LSN.
     pub fn events(&self) -> Result<Vec<MarkerRow>> {
-        self.ask(|part| part.events.clone(), Run::markers)
+        let (first, last) = (self.segment.header.first_lsn, self.last_lsn());
+        self.ask(|part| part.events.clone(), |run| run.markers_of(first, last))
     }
 
     /// Damaged payload, as far as it is known.
     pub fn damages(&self) -> Result<Vec<DamageRow>> {
-        self.ask(|part| part.damages.clone(), Run::damages)
+        let own = self.segment.header.first_lsn..=self.last_lsn();
+        let damages = self.ask(|part| part.damages.clone(), Run::damages)?;
+        Ok(damages.into_iter().filter(|row| own.contains(&row.lsn)).collect())
+    }
+}
+
+/// Neighbouring parts that answer lookups as one: a single part, or all parts of a merged run.
+#[derive(Clone, Copy)]
+pub struct Layer<'a> {
+    parts: &'a [Arc<Part>],
+}
+
+impl<'a> Layer<'a> {
+    /// Its parts, oldest first.
+    pub fn parts(&self) -> &'a [Arc<Part>] {
+        self.parts
+    }
+
+    fn newest(&self) -> &'a Part {
+        self.parts.last().expect("no layer without a part")
+    }
+
+    /// Answers what it can of a search. After an error the search is of no use; see [`Layer::fall_back`].
+    pub fn resolve(&self, visible: &Visible, search: &mut Search) -> Result<()> {
+        if self.newest().merged_run().is_none_or(|run| !run.is_bad()) {
+            return self.newest().resolve(visible, search);
+        }
+        // Slow, and the same answer, until the run is made anew. One segment at a time in memory.
+        for part in self.parts.iter().rev() {
+            if search.is_done() {
+                break;
+            }
+            part.read_segment()?.live.resolve(visible, search);
+        }
+        Ok(())
+    }
+
+    /// After an error: whether it can answer now, from its segments. The search begins anew.
+    pub fn fall_back(&self) -> bool {
+        match self.newest().merged_run() {
+            // Its segments were asked already.
+            Some(run) if run.is_bad() => false,
+            Some(run) => {
+                run.set_bad();
+                true
+            }
+            None => self.newest().repair(),
+        }
+    }
+}
+
+/// The parts, oldest first, and which of them answer as one.
+pub struct PartSet {
+    parts: Vec<Arc<Part>>,
+    // Where each layer ends, among the parts.
+    ends: Vec<usize>,
+}
+
+impl PartSet {
+    fn new(parts: Vec<Arc<Part>>) -> PartSet {
+        let is_one = |a: &Part, b: &Part| match (a.merged_run(), b.merged_run()) {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        };
+        let mut ends: Vec<usize> =
+            (1..parts.len()).filter(|&at| !is_one(&parts[at - 1], &parts[at])).collect();
+        if !parts.is_empty() {
+            ends.push(parts.len());
+        }
+        PartSet { parts, ends }
+    }
+
+    /// What lookups go through, oldest first; walk it from its end.
+    pub fn layers(&self) -> impl DoubleEndedIterator<Item = Layer<'_>> + ExactSizeIterator {
+        (0..self.ends.len()).map(|number| {
+            let from = number.checked_sub(1).map_or(0, |before| self.ends[before]);
+            Layer { parts: &self.parts[from..self.ends[number]] }
+        })
+    }
+}
+
+impl std::ops::Deref for PartSet {
+    type Target = Vec<Arc<Part>>;
+
+    fn deref(&self) -> &Vec<Arc<Part>> {
+        &self.parts
     }
 }
 
 /// A list of parts, replaced as a whole: readers keep the one they took.
-pub type PartList = Arc<Vec<Arc<Part>>>;
+pub type PartList = Arc<PartSet>;
 
 /// The volume's parts.
 pub struct Parts {
@@ -210,7 +332,7 @@ pub struct Parts {
 impl Parts {
     /// These parts, oldest first.
     pub fn new(parts: Vec<Arc<Part>>) -> Parts {
-        Parts { list: RwLock::new(Arc::new(parts)) }
+        Parts { list: RwLock::new(Arc::new(PartSet::new(parts))) }
     }
 
     /// The list now.
@@ -221,9 +343,9 @@ impl Parts {
     /// Changes the list in one step.
     pub fn change(&self, change: impl FnOnce(&mut Vec<Arc<Part>>)) {
         let mut list = self.list.write().expect("no panics under this lock");
-        let mut parts = list.as_ref().clone();
+        let mut parts = list.parts.clone();
         change(&mut parts);
-        *list = Arc::new(parts);
+        *list = Arc::new(PartSet::new(parts));
     }
 
     /// Puts a part in the place of the one with the same segment.

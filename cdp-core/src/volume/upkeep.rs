@@ -150,6 +150,10 @@ impl Volume {
         for part in list.iter().filter(|part| part.repaired.get().is_some()) {
             self.write_run_anew(part)?;
         }
+        // One at a time: a merged run has many.
+        if let Some(part) = list.iter().find(|part| part.merged_run().is_some_and(|run| run.is_bad())) {
+            self.write_run_anew(part)?;
+        }
         let full =
             |part: &&Arc<Part>| part.frozen.get().is_some() && matches!(part.index, PartIndex::Live(_));
         let waiting: Vec<_> = list.iter().filter(full).collect();
@@ -163,6 +167,7 @@ impl Volume {
         if now > 0 {
             self.teach_catalog();
         }
+        self.merge_some()?;
         self.refresh_mark()
     }
 
@@ -282,7 +287,7 @@ impl Volume {
             segment: segment.clone(),
             before: part.before,
             frozen: OnceLock::from(frozen),
-            index: PartIndex::Run(Box::new(self.write_run(part, frozen)?)),
+            index: PartIndex::Run(Arc::new(self.write_run(part, frozen)?)),
             repaired: OnceLock::new(),
         });
         if !frozen.may_seal {
@@ -303,9 +308,16 @@ impl Volume {
         let run = self.write_run(&again, frozen)?;
         self.parts.replace(Part {
             frozen: OnceLock::from(frozen),
-            index: PartIndex::Run(Box::new(run)),
+            index: PartIndex::Run(Arc::new(run)),
             ..again
         });
+        if let Some(merged) = part.merged_run() {
+            let is_used = |part: &Arc<Part>| part.run().is_some_and(|run| Arc::ptr_eq(run, merged));
+            if !self.parts.list().iter().any(is_used) {
+                // A file that stays costs space only: the next opening removes it.
+                let _ = self.shared.files.remove(merged.path());
+            }
+        }
         Ok(())
     }
 
@@ -374,6 +386,7 @@ impl Volume {
             return Ok(());
         }
         *self.health.lock().expect("no panics under this lock") = Health::Closed;
+        self.abandon_merge();
         // Whoever got past the check of the health before has the lock, or finds no appender.
         let appender = self.append.lock().expect("no panics under this lock").take();
         let Some(appender) = appender else { return Ok(()) };

@@ -83,7 +83,7 @@ pub fn verify(volume: &Volume, watch: &mut Watch<'_>) -> Result<Verified> {
     verify_base(volume, &mut found, total, watch)?;
     let mut previous_hash = [0; 32];
     for part in parts.iter() {
-        verify_part(volume, part, &previous_hash, &mut found)?;
+        verify_part(part, &previous_hash, &mut found)?;
         previous_hash = part.frozen.get().and_then(|frozen| frozen.seal_hash).unwrap_or_default();
         found.segments += 1;
         found.bytes += end_of(volume, part);
@@ -176,12 +176,7 @@ fn verify_base_block(volume: &Volume, lba: u64, buffer: &mut [u8], found: &mut V
     }
 }
 
-fn verify_part(
-    volume: &Volume,
-    part: &Arc<Part>,
-    previous_hash: &[u8; 32],
-    found: &mut Verified,
-) -> Result<()> {
+fn verify_part(part: &Arc<Part>, previous_hash: &[u8; 32], found: &mut Verified) -> Result<()> {
     let segment = &part.segment;
     match read_first_block(&*segment.file) {
         Ok(FirstBlock::Header(header)) if *header == segment.header => {}
@@ -225,10 +220,12 @@ fn verify_part(
         });
     }
     verify_seal(part, previous_hash, found);
+    // A merged one is looked at with the last of its segments.
     if let PartIndex::Run(run) = &part.index
+        && run.last_lsn() == part.last_lsn()
         && let Err(error) = run.verify()
     {
-        let file = volume.dir().join(crate::format::segment::run_file_name(segment.header.ordinal));
+        let file = run.path().to_owned();
         let what = match error.kind() {
             Kind::Damaged => format!("the run is damaged (it is made again from the segment): {error}"),
             _ => error.to_string(),

@@ -1,6 +1,7 @@
 //! Crashes at every I/O boundary of random workloads.
 
 use crate::harness::tally::with_seeds;
+use crate::harness::workload::Step;
 use crate::harness::{Rig, Tally, Workload, crash_at_every_boundary, rig};
 
 /// Whoever loses power or a process at any moment must find a state the disk went through, with all that was
@@ -33,4 +34,34 @@ fn every_boundary_of_random_workloads() {
     assert!(counts.process_deaths > 0 && counts.power_losses > 0);
     assert!(counts.effects_lost > 0 && counts.effects_torn > 0 && counts.effects_reordered > 0);
     assert!(counts.names_lost > 0 && counts.names_kept > 0);
+}
+
+/// A merge of runs is cut off at any write, rename, sync or removal: nobody may miss a record afterwards, or see one
+/// twice, or one of another segment; and the next opening goes on merging.
+#[test]
+fn every_boundary_of_merges() {
+    let mut tally = Tally::default();
+    let mut merged = 0;
+    with_seeds("every_boundary_of_merges", 1, 4, &mut tally, |seed, tally| {
+        let mut rig = Rig::new(seed, 1, 64 << 10)?;
+        let mut workload = Workload::new(seed ^ 0x3e12, 1, rig::VOLUME_BYTES);
+        let mut steps = 0;
+        while rig.sealed() < 8 {
+            rig.step(&workload.step())?;
+        }
+        rig.disk.record_boundaries(true);
+        let before = rig.merged();
+        // Until a merge of merged runs happened, too.
+        while steps < 30 || rig.merged() < before + 5 {
+            assert!(steps < 2000, "runs are merged");
+            let step = if steps % 3 == 0 { Step::Maintain } else { workload.step() };
+            rig.step(&step)?;
+            steps += 1;
+        }
+        merged += rig.merged();
+        let outcome = crash_at_every_boundary(&rig, seed, 1, tally);
+        tally.take(&rig.disk);
+        outcome
+    });
+    println!("every boundary of merges: {merged} segments in merged runs; {tally}");
 }

@@ -10,6 +10,7 @@ mod boundaries;
 mod faults;
 mod groups;
 mod histories;
+mod merges;
 mod regressions;
 mod table;
 mod threads;

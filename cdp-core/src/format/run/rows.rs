@@ -223,6 +223,70 @@ impl Row for Source {
     }
 }
 
+/// A segment whose records a merged run indexes, and all that its own run would say of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MergedSource {
+    /// The segment.
+    pub segment: SegmentId,
+    /// Its ordinal.
+    pub ordinal: u64,
+    /// LSN of its first record.
+    pub first_lsn: Lsn,
+    /// LSN of its last record; the one before `first_lsn` if it has none.
+    pub last_lsn: Lsn,
+    /// Where the log ends in it, in bytes.
+    pub log_end: u64,
+    /// Timestamp of its last record; of the one before it if it has none.
+    pub last_timestamp: Timestamp,
+    /// Chain value at its last LSN.
+    pub chain: [u8; 16],
+    /// Its seal hash.
+    pub seal: [u8; 32],
+}
+
+impl Row for MergedSource {
+    const BYTES: usize = 96;
+
+    fn encode(&self, bytes: &mut [u8]) {
+        bytes[..8].copy_from_slice(&self.segment.0.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.ordinal.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.first_lsn.0.to_le_bytes());
+        bytes[24..32].copy_from_slice(&self.last_lsn.0.to_le_bytes());
+        bytes[32..40].copy_from_slice(&self.log_end.to_le_bytes());
+        bytes[40..48].copy_from_slice(&self.last_timestamp.0.to_le_bytes());
+        bytes[48..64].copy_from_slice(&self.chain);
+        bytes[64..96].copy_from_slice(&self.seal);
+    }
+
+    fn decode(bytes: &[u8]) -> MergedSource {
+        MergedSource {
+            segment: SegmentId(u64_at(bytes, 0)),
+            ordinal: u64_at(bytes, 8),
+            first_lsn: Lsn(u64_at(bytes, 16)),
+            last_lsn: Lsn(u64_at(bytes, 24)),
+            log_end: u64_at(bytes, 32),
+            last_timestamp: Timestamp(u64_at(bytes, 40)),
+            chain: array_at(bytes, 48),
+            seal: array_at(bytes, 64),
+        }
+    }
+}
+
+/// A block of a merged run's bloom filter.
+pub struct BloomBlock(pub [u8; 64]);
+
+impl Row for BloomBlock {
+    const BYTES: usize = 64;
+
+    fn encode(&self, bytes: &mut [u8]) {
+        bytes.copy_from_slice(&self.0);
+    }
+
+    fn decode(bytes: &[u8]) -> BloomBlock {
+        BloomBlock(array_at(bytes, 0))
+    }
+}
+
 /// The first entry of a page.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Fence {

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use cdp_core::device::{Change, Device};
 use cdp_core::format::marker::{MarkerClass, MarkerPayload};
 use cdp_core::ids::*;
+use cdp_core::index::IndexOptions;
 use cdp_core::io::sim::{SimClock, SimDisk};
-use cdp_core::store::{CreateOptions, Store};
+use cdp_core::store::{CreateOptions, OpenOptions, Store};
 use cdp_core::volume::{Health, Volume};
 
 use super::model::Model;
@@ -48,7 +49,10 @@ pub fn volume_name(number: usize) -> String {
 
 /// Opens the store of a disk.
 pub fn open(disk: &SimDisk, clock: &SimClock, wrap: &Wrap) -> Outcome<Store> {
-    Store::open(wrap(disk), Arc::new(clock.clone()), Path::new(STORE), "a test")
+    // Few and slow merges would not be met in short workloads; these begin early and last long.
+    let index = IndexOptions { merge_runs: 3, merge_rows: 60, ..IndexOptions::default() };
+    let options = OpenOptions { holder: "a test", index, ..OpenOptions::default() };
+    Store::open_with(wrap(disk), Arc::new(clock.clone()), Path::new(STORE), &options)
         .map_err(|error| format!("the store does not open: {error}"))
 }
 
@@ -234,7 +238,17 @@ impl Rig {
 
     /// Segments that have their run: sealed, in this store's words.
     pub fn sealed(&self) -> usize {
-        self.disk.paths().iter().filter(|path| path.ends_with(".run")).count()
+        let has_run =
+            |volume: &Arc<Volume>| volume.part_list().iter().filter(|part| part.run().is_some()).count();
+        self.volumes.iter().map(has_run).sum()
+    }
+
+    /// How many of them share a run with others.
+    pub fn merged(&self) -> usize {
+        let is_merged = |volume: &Arc<Volume>| {
+            volume.part_list().iter().filter(|part| part.merged_run().is_some()).count()
+        };
+        self.volumes.iter().map(is_merged).sum()
     }
 }
 

@@ -1,0 +1,203 @@
+//! Runs of neighbouring segments become one, in the background and a little at a time, so that a lookup goes through
+//! few of them however long the history is.
+//!
+//! Legal states on the disk, at any moment: for each sealed segment its own run, or a merged one that names it among
+//! its segments, or both, or none. A merged run is there whole or not at all. Where there are several, that with the most
+//! segments counts, if all its segments are those of the journal; the others are removed at the next opening, and
+//! what none of them knows is read from the segment.
+
+use std::sync::{Arc, OnceLock};
+
+use super::Volume;
+use super::parts::{Layer, Part, PartIndex};
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::format::run::MergedSource;
+use crate::format::segment::merged_run_file_name;
+use crate::index::{Merge, Run};
+use crate::limits::{MERGE_LEVEL_MAX, MERGE_RETRY_NS};
+
+/// The merge under way.
+#[derive(Default)]
+pub(super) struct Merging {
+    job: Option<Merge>,
+    retry_at_ns: u64,
+}
+
+impl Volume {
+    /// Merges a little. A failure is noted and tried again later: the index is as good as before.
+    pub(super) fn merge_some(&self) -> Result<()> {
+        // Somebody else is at it.
+        let Ok(mut merging) = self.merging.try_lock() else { return Ok(()) };
+        let now_ns = self.shared.clock.elapsed_ns();
+        if merging.job.is_none() && now_ns < merging.retry_at_ns {
+            return Ok(());
+        }
+        if let Err(error) = self.merge_step(&mut merging) {
+            merging.retry_at_ns = now_ns.saturating_add(MERGE_RETRY_NS);
+            if let Some(job) = merging.job.take() {
+                if error.kind() == Kind::Damaged {
+                    // Whichever cannot be read is made anew before it is merged.
+                    job.inputs().iter().filter(|run| run.verify().is_err()).for_each(|run| self.set_bad(run));
+                }
+                job.abandon();
+            }
+            self.note_error(format!("merging runs of the index: {error}; it is tried again later"));
+        }
+        Ok(())
+    }
+
+    /// Merges until nothing is left to merge; tells how far the merge under way is. For tests and tools.
+    pub fn merge_all(&self, watch: &mut dyn FnMut(u64, u64)) -> Result<()> {
+        let mut merging = self.merging.lock().expect("no panics under this lock");
+        loop {
+            self.merge_step(&mut merging)?;
+            match &merging.job {
+                Some(job) => {
+                    let (done, total) = job.progress();
+                    watch(done, total);
+                }
+                None if self.plan_merge().is_none() => return Ok(()),
+                None => {}
+            }
+        }
+    }
+
+    fn merge_step(&self, merging: &mut Merging) -> Result<()> {
+        let job = match &mut merging.job {
+            Some(job) => job,
+            None => match self.begin_merge()? {
+                Some(job) => merging.job.insert(job),
+                None => return Ok(()),
+            },
+        };
+        if let Some(run) = job.step(self.shared.index.merge_rows, &self.shared.pages)? {
+            let job = merging.job.take().expect("it was just worked on");
+            self.adopt(&job, run);
+        }
+        Ok(())
+    }
+
+    /// Gives up the merge under way, if there is one.
+    pub(super) fn abandon_merge(&self) {
+        let mut merging = self.merging.lock().expect("no panics under this lock");
+        if let Some(job) = merging.job.take() {
+            job.abandon();
+        }
+    }
+
+    /// The oldest neighbouring runs of the lowest level that has enough of them: their parts.
+    fn plan_merge(&self) -> Option<Vec<Arc<Part>>> {
+        let list = self.parts.list();
+        let levels: Vec<Option<u8>> = list.layers().map(|layer| level(&layer)).collect();
+        let layers: Vec<Layer<'_>> = list.layers().collect();
+        let count = self.shared.index.merge_runs.max(2);
+        let from = (0..MERGE_LEVEL_MAX).find_map(|wanted| {
+            let is_streak = |levels: &[Option<u8>]| levels.iter().all(|level| *level == Some(wanted));
+            levels.windows(count).position(is_streak)
+        })?;
+        Some(layers[from..from + count].iter().flat_map(|layer| layer.parts().iter().cloned()).collect())
+    }
+
+    fn begin_merge(&self) -> Result<Option<Merge>> {
+        let Some(parts) = self.plan_merge() else { return Ok(None) };
+        let mut inputs: Vec<Arc<Run>> = parts.iter().filter_map(|part| part.run().cloned()).collect();
+        inputs.dedup_by(|a, b| Arc::ptr_eq(a, b));
+        let mut sources = Vec::new();
+        for run in &inputs {
+            // A merged one may name segments that were dropped since.
+            sources.extend(run.merged_sources()?);
+            let own = |part: &&Arc<Part>| part.run().is_some_and(|own| Arc::ptr_eq(own, run));
+            if !run.is_merged() {
+                let part = parts.iter().find(own);
+                let Some(source) = part.and_then(|part| source(part)) else { return Ok(None) };
+                sources.push(source);
+            }
+        }
+        let (Some(first), Some(last)) = (sources.first(), sources.last()) else { return Ok(None) };
+        let name = merged_run_file_name(first.ordinal, last.ordinal);
+        self.refuse_unless_room(&inputs)?;
+        let run_id = self.shared.clock.random() as u64;
+        Merge::begin(self.shared.files.clone(), &self.dir.join(name), run_id, inputs, sources).map(Some)
+    }
+
+    /// The journal comes first: a merge must not take the space that writers are about to need.
+    fn refuse_unless_room(&self, inputs: &[Arc<Run>]) -> Result<()> {
+        let space = self
+            .shared
+            .files
+            .space(&self.dir)
+            .at(|| format!("volume {}: asking for free space", self.identity.name))?;
+        let needed = inputs.iter().map(|run| run.file_bytes()).sum::<u64>() + 2 * self.identity.segment_bytes;
+        if space.available < needed {
+            let context = format!("{} bytes are free, {needed} are needed", space.available);
+            return Err(Error::new(Kind::NoSpace, context));
+        }
+        Ok(())
+    }
+
+    /// Lookups go to the merged run from now on; those under way keep what they hold.
+    fn adopt(&self, job: &Merge, run: Run) {
+        let run = Arc::new(run);
+        let mut is_adopted = false;
+        self.parts.change(|parts| {
+            let own = |part: &Part| {
+                part.run().is_some_and(|run| job.inputs().iter().any(|input| Arc::ptr_eq(run, input)))
+            };
+            let within = |part: &Part| {
+                let first = part.segment.header.first_lsn;
+                run.first_lsn() <= first && first <= run.last_lsn() && part.run().is_some()
+            };
+            // Somebody may have made one of them anew meanwhile; then the merge begins anew, too.
+            is_adopted = parts.iter().filter(|part| within(part)).all(|part| own(part));
+            if is_adopted {
+                for part in parts.iter_mut().filter(|part| own(part)) {
+                    *part = Arc::new(Part {
+                        segment: part.segment.clone(),
+                        before: part.before,
+                        frozen: part.frozen.clone(),
+                        index: PartIndex::Run(run.clone()),
+                        repaired: OnceLock::new(),
+                    });
+                }
+            }
+        });
+        // A file that stays costs space only: the next opening removes it.
+        let files = &self.shared.files;
+        if is_adopted {
+            job.inputs().iter().for_each(|input| drop(files.remove(input.path())));
+        } else {
+            let _ = files.remove(run.path());
+        }
+    }
+
+    fn set_bad(&self, run: &Arc<Run>) {
+        run.set_bad();
+        for part in self.parts.list().iter() {
+            if part.run().is_some_and(|own| Arc::ptr_eq(own, run)) && !run.is_merged() {
+                part.repair();
+            }
+        }
+    }
+}
+
+/// The level of a layer that may be merged.
+fn level(layer: &Layer<'_>) -> Option<u8> {
+    let part = layer.parts().last()?;
+    let run = part.run().filter(|run| !run.is_bad() && part.repaired.get().is_none())?;
+    Some(run.header().level)
+}
+
+/// What a merged run says of a part.
+fn source(part: &Part) -> Option<MergedSource> {
+    let frozen = part.frozen.get()?;
+    Some(MergedSource {
+        segment: part.segment.header.id,
+        ordinal: part.segment.header.ordinal,
+        first_lsn: part.segment.header.first_lsn,
+        last_lsn: frozen.last.lsn,
+        log_end: frozen.end,
+        last_timestamp: frozen.last.timestamp,
+        chain: frozen.last.chain.0,
+        seal: frozen.seal_hash?,
+    })
+}
