@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::image::Format;
 use crate::report::EXIT_CODES;
 
 /// A block device you can rewind: every write goes to a journal, and any instant can be opened.
@@ -58,8 +59,14 @@ Examples:
 Without arguments it makes a store with a volume `disk` of 1 GiB where there is none, and serves it on a Unix
 socket and on loopback. SIGTERM or Ctrl-C: what is in flight is answered, the journal is sealed.")]
     Serve(Serve),
-    /// Make a volume, empty or from a raw image or a block device
-    #[command(after_help = "Examples:\n  cdp create vm1 --size 10G\n  cdp create vm2 --from old-disk.img")]
+    /// Make a volume, empty or from an image or a block device
+    #[command(after_help = "\
+Examples:
+  cdp create vm1 --size 10G
+  cdp create vm2 --from old-disk.img
+  cdp create vm3 --from old-disk.qcow2      (also vmdk, vhdx; by qemu-nbd)
+
+An image that refers to other files (a backing file) is refused.")]
     Create(Create),
     /// Change a volume's settings, while it is served
     #[command(after_help = "Examples:\n  cdp set vm1 --journal-cap 200G\n  cdp set vm1 --journal-cap none")]
@@ -154,11 +161,23 @@ Examples:
 Times and permissions are kept, set-uid bits and owners are not. Nothing is written outside of the target, whatever
 the image says. Exit code 1: some files could not be copied (they are named); 4: it is there already.")]
     Cp(Cp),
-    /// Write a volume as it was to a raw file or a block device
+    /// Show the versions of a file across markers
+    #[command(after_help = "\
+Examples:
+  cdp history disk:/etc/passwd
+  cdp history disk:/var/lib/app.db --since -2d --until before:upgrade
+
+Versions are told apart by size and time of change; each is shown with the first marker at which it is seen, its
+BLAKE3 and a point to copy. Markers are sampled and the borders between versions searched, so a year takes seconds;
+a version that came and went between two samples is missed: --every looks at each marker. Exit code 5: the file is
+at none of them.")]
+    History(History),
+    /// Write a volume as it was to an image or a block device
     #[command(after_help = "\
 Examples:
   cdp restore disk@before:upgrade old-disk.img
   cdp restore disk@10:03 /dev/sdx --force
+  cdp restore disk@-5m old-disk.qcow2        (also .vmdk, .vhdx; by qemu-img)
   cdp restore db@-5m DIRECTORY               (a group: DIRECTORY/VOL.img for each member)
 
 Sparse; read back and compared afterwards. A target that is in use or too small is refused.")]
@@ -179,6 +198,24 @@ be judged, other codes below 128 bad, 128 and above end the search. A million ma
 Exit code 0: found; 1: narrowed down to records that could not be judged, or the program ended it; 2: the ends are
 not as they were said to be; 130: stopped, and --continue goes on.")]
     Bisect(Bisect),
+    /// Run a program on a state of the past, and keep what it says
+    #[command(after_help = "\
+Examples:
+  cdp prove disk@latest-app --mount -- sh -c 'pg_amcheck-on \"$CDP_DIR\"'
+  cdp prove disk -- sh -c 'cdp cat \"disk@$CDP_POINT:/app.db\" | check-db'
+  cdp mount disk@latest-proven /mnt/past
+
+PROGRAM gets what `cdp bisect` gives, and answers as there. A good state is `latest-proven` from then on, and
+`cdp status` shows its age. On a schedule, in the configuration, run by `cdp serve`:
+
+  [volume.disk.prove]
+  every = \"24h\"
+  program = [\"/usr/local/bin/check-disk\"]
+  point = \"latest-app\"      # default: latest
+  form = \"mount\"            # or device; default: uri
+
+Exit code 0: good; 3: bad; 1: it could not be judged, nothing is kept.")]
+    Prove(Prove),
     /// Read everything back and check it
     #[command(after_help = "Example:\n  cdp verify disk\n\nThe exit code is 3 when something is damaged.")]
     Verify {
@@ -248,9 +285,12 @@ pub struct Create {
     /// Its size: 512M, 10G, 2T
     #[arg(long, required_unless_present = "from")]
     pub size: Option<String>,
-    /// A raw file or a block device that nobody writes to
+    /// An image or a block device that nobody writes to
     #[arg(long, value_name = "FILE|BLOCKDEV")]
     pub from: Option<PathBuf>,
+    /// Format of the image [default: what its first bytes say]
+    #[arg(long, value_enum, requires = "from")]
+    pub format: Option<Format>,
     /// How much the journal may take [default: all but a tenth of the filesystem]
     #[arg(long, value_name = "SIZE")]
     pub journal_cap: Option<String>,
@@ -425,6 +465,26 @@ pub struct Cp {
     pub partition: Option<u32>,
 }
 
+/// `cdp history`.
+#[derive(Debug, Args)]
+pub struct History {
+    /// Which file
+    #[arg(value_name = "VOL:/PATH")]
+    pub target: String,
+    /// From this point on [default: start]
+    #[arg(long, value_name = "POINT", allow_hyphen_values = true)]
+    pub since: Option<String>,
+    /// Up to this point [default: latest]
+    #[arg(long, value_name = "POINT", allow_hyphen_values = true)]
+    pub until: Option<String>,
+    /// Look at every marker at which something has changed
+    #[arg(long)]
+    pub every: bool,
+    /// Which partition to look into
+    #[arg(long, value_name = "N")]
+    pub partition: Option<u32>,
+}
+
 /// `cdp restore`.
 #[derive(Debug, Args)]
 pub struct Restore {
@@ -433,6 +493,9 @@ pub struct Restore {
     pub source: String,
     /// A file or a block device; for a group a directory
     pub target: PathBuf,
+    /// Format of the file [default: by the end of its name, else raw]
+    #[arg(long, value_enum)]
+    pub format: Option<Format>,
     /// Replace what is there
     #[arg(long)]
     pub force: bool,
@@ -475,6 +538,26 @@ pub struct Bisect {
     pub reset: bool,
     /// The program that judges, with its arguments
     #[arg(last = true, value_name = "PROGRAM")]
+    pub program: Vec<String>,
+}
+
+/// `cdp prove`.
+#[derive(Debug, Args)]
+pub struct Prove {
+    /// Which past
+    #[arg(value_name = "VOL[@POINT]")]
+    pub target: String,
+    /// Give the program a mounted filesystem: CDP_DIR
+    #[arg(long)]
+    pub mount: bool,
+    /// Give the program a block device: CDP_DEVICE
+    #[arg(long)]
+    pub device: bool,
+    /// Which partition to mount
+    #[arg(long, value_name = "N")]
+    pub partition: Option<u32>,
+    /// The program that judges, with its arguments
+    #[arg(last = true, required = true, value_name = "PROGRAM")]
     pub program: Vec<String>,
 }
 
@@ -526,6 +609,7 @@ A point names an instant of a volume: `disk@POINT` as an export, or in commands.
   NAME                          at a marker
   before:NAME                   right before it
   latest-app                    the newest application marker
+  latest-proven                 the newest state that `cdp prove` found good
   lsn:42                        after a record
   ns:1763719200000000000        Unix nanoseconds
 

@@ -1,11 +1,14 @@
 //! What a user sets once: the configuration file, under the environment, under the flags.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use cdp_core::error::{Error, IoContext, Kind, Result};
 use serde::Deserialize;
 
+use crate::bisect::probe::Form;
+use crate::serve::prove::ProvePlan;
 use crate::units;
 
 /// Longest configuration file, in bytes.
@@ -24,6 +27,26 @@ struct FileKeys {
     io_uring: Option<bool>,
     on_alarm: Option<PathBuf>,
     clone_cap: Option<String>,
+    #[serde(default)]
+    volume: BTreeMap<String, VolumeKeys>,
+}
+
+/// The keys of a volume.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct VolumeKeys {
+    prove: Option<ProveKeys>,
+}
+
+/// What is proved on a schedule.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ProveKeys {
+    every: String,
+    program: Vec<String>,
+    point: Option<String>,
+    form: Option<Form>,
+    partition: Option<u32>,
 }
 
 /// The settings that hold, after file, environment and flags.
@@ -45,6 +68,8 @@ pub struct Config {
     pub on_alarm: Option<PathBuf>,
     /// What a throw-away clone may hold, in bytes.
     pub clone_cap_bytes: u64,
+    /// What is proved on a schedule.
+    pub prove: Vec<ProvePlan>,
 }
 
 /// What was said on the command line or in the environment; that wins over the file.
@@ -78,7 +103,13 @@ impl Config {
             Some(text) => units::parse_size(&text)?,
             None => CLONE_CAP_BYTES,
         };
+        let prove = keys
+            .volume
+            .iter()
+            .filter_map(|(volume, keys)| Some(plan(volume, keys.prove.as_ref()?)))
+            .collect::<Result<_>>()?;
         Ok(Config {
+            prove,
             store,
             store_is_default,
             socket: keys.socket,
@@ -91,6 +122,25 @@ impl Config {
     }
 }
 
+fn plan(volume: &str, keys: &ProveKeys) -> Result<ProvePlan> {
+    let wrong = |why: &str| Error::new(Kind::Invalid, format!("[volume.{volume}.prove]: {why}"));
+    let every_ns = units::parse_duration(&keys.every)?;
+    if every_ns == 0 {
+        return Err(wrong("`every` is no time at all"));
+    }
+    if keys.program.is_empty() {
+        return Err(wrong("`program` is empty"));
+    }
+    Ok(ProvePlan {
+        volume: volume.to_owned(),
+        every_ns,
+        point: keys.point.clone().unwrap_or_else(|| "latest".to_owned()),
+        form: keys.form.unwrap_or_default(),
+        partition: keys.partition,
+        program: keys.program.clone(),
+    })
+}
+
 fn read(path: &Path) -> Result<FileKeys> {
     let place = || format!("reading the configuration {}", path.display());
     let bytes = std::fs::metadata(path).at(place)?.len();
@@ -100,7 +150,7 @@ fn read(path: &Path) -> Result<FileKeys> {
     let text = std::fs::read_to_string(path).at(place)?;
     toml::from_str(&text).map_err(|error| {
         Error::new(Kind::Invalid, format!("{}: {}", path.display(), error.to_string().trim_end()))
-            .hint("keys: store, socket, listen, insecure_plaintext, io_uring, on_alarm, clone_cap")
+            .hint("keys: store, socket, listen, insecure_plaintext, io_uring, on_alarm, clone_cap, [volume.NAME.prove]")
     })
 }
 

@@ -1,5 +1,6 @@
 //! The past of a store over NBD: from its server, or from one of our own for as long as the command lasts.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use crate::files::disk::Disk;
 use crate::host::relay::Reader;
 use crate::serve::control::Control;
 use crate::serve::exports::StoreExports;
-use crate::work::{self, Endpoints, PointInfo, Request, Response, Serving, Site, Watch};
+use crate::work::{self, Endpoints, Marks, PointInfo, Request, Response, Serving, Site, Stretch, Watch};
 
 /// Our own connections end at once.
 const SHUTDOWN_TIME: Duration = Duration::from_secs(2);
@@ -93,6 +94,31 @@ impl Reach {
             Ok(_) | Err(_) => Err(Error::new(Kind::Invalid, format!("{name} is a group"))
                 .hint("this looks into one volume: name a member")),
         }
+    }
+
+    /// The markers behind a record and up to another one, rising; and the names of those that have one.
+    pub fn marks(
+        &mut self,
+        volume: &str,
+        after: u64,
+        through: u64,
+    ) -> Result<(Vec<u64>, BTreeMap<u64, String>)> {
+        let (mut all, mut all_names) = (Vec::new(), BTreeMap::new());
+        let mut through = through;
+        loop {
+            let request = Request::Marks(Stretch { volume: volume.to_owned(), after, through });
+            let Response::Marks(Marks { lsns, names, more }) = self.ask(request, &mut |_| Ok(()))? else {
+                return Err(unexpected());
+            };
+            through = lsns.last().map_or(after, |oldest| oldest - 1);
+            all.extend(lsns);
+            all_names.extend(names);
+            if !more {
+                break;
+            }
+        }
+        all.reverse();
+        Ok((all, all_names))
     }
 
     /// The URI of an export.

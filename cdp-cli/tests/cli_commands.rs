@@ -84,7 +84,7 @@ fn errors_are_json_where_json_is_wanted() {
 #[test]
 fn every_help_has_an_example() {
     let home = Home::new();
-    let words = "serve create list status group mark log attach detach mount umount ls cat cp bisect restore verify repair delete \
+    let words = "serve create list status group mark log attach detach mount umount ls cat cp history bisect prove restore verify repair delete \
                  undelete demo doctor";
     for word in words.split_whitespace() {
         let ran = home.run(&[word, "--help"]);

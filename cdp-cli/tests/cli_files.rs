@@ -179,3 +179,50 @@ fn what_is_no_filesystem_is_named() {
     let ran = home.run(&["ls", "disk:/"]);
     assert!(ran.code == 2 && ran.err.contains("swap"), "{ran:?}");
 }
+
+/// A disk that comes from another hypervisor, and one that goes there: the same bytes.
+#[test]
+fn images_of_other_formats_come_in_and_go_out() {
+    if !images::has("qemu-img") || !images::has("qemu-nbd") {
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let raw = images::ext4(temp.path(), 32 << 20);
+    let path = |name: &str| temp.path().join(name).to_str().unwrap().to_owned();
+    let qemu =
+        |arguments: &[&str]| cdp_cli::host::command::run("qemu-img", arguments.iter().copied()).unwrap();
+    let home = Home::new();
+    home.json(&["create", "raw", "--from", raw.to_str().unwrap()]);
+    for (format, options) in
+        [("qcow2", "compat=1.1"), ("vmdk", "subformat=streamOptimized"), ("vhdx", "subformat=dynamic")]
+    {
+        let image = path(&format!("in.{format}"));
+        qemu(&["convert", "-f", "raw", "-O", format, "-o", options, raw.to_str().unwrap(), &image]);
+        let created = home.json(&["create", format, "--from", &image]);
+        assert_eq!(created["size_bytes"], 32 << 20, "{format}");
+        assert!(created["imported_bytes"].as_u64().unwrap() < 16 << 20, "holes are holes: {created}");
+        home.json(&["restore", &format!("{format}@latest"), &path("back.img"), "--force"]);
+        assert!(std::fs::read(path("back.img")).unwrap() == std::fs::read(&raw).unwrap(), "{format}");
+        // And out again, with the format by its name or by the flag.
+        let out = path(&format!("out.{format}"));
+        home.json(&["restore", "raw@latest", &out]);
+        qemu(&["compare", "-f", format, "-F", "raw", &out, raw.to_str().unwrap()]);
+        assert_eq!(home.run(&["restore", "raw@latest", &out]).code, 4, "it is there");
+        home.json(&["restore", "raw@latest", "--format", format, "--force", &path("x")]);
+        qemu(&["compare", "-f", format, "-F", "raw", &path("x"), raw.to_str().unwrap()]);
+    }
+    // Whoever made the image would choose which of our files come into the volume.
+    let over = path("over.qcow2");
+    qemu(&["create", "-q", "-f", "qcow2", "-b", raw.to_str().unwrap(), "-F", "raw", &over]);
+    let ran = home.run(&["create", "over", "--from", &over]);
+    assert!(ran.code == 4 && ran.err.contains("ext4.img"), "{ran:?}");
+    // Asked for as raw, it is a file like any other.
+    assert_eq!(home.run(&["create", "over", "--from", &over, "--format", "raw", "--size", "4M"]).code, 0);
+    let ran = home
+        .command(&["create", "no", "--from", &path("in.qcow2")])
+        .env("PATH", "/nonexistent")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&ran.stderr).into_owned();
+    assert!(!ran.status.success() && said.contains("qemu-utils"), "{said}");
+}

@@ -5,6 +5,9 @@ use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use cdp_core::error::{Error, IoContext, Kind, Result};
 use serde::{Deserialize, Serialize};
@@ -20,6 +23,10 @@ const SKIP: i32 = 125;
 /// Exit codes from here on, and signals, end the search.
 const ABORT: i32 = 128;
 
+/// A running program is looked at so often: soon at first, as many are quick.
+const POLL_MIN: Duration = Duration::from_millis(1);
+const POLL_MAX: Duration = Duration::from_millis(50);
+
 /// In which form the program gets the state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -31,6 +38,17 @@ pub enum Form {
     Device,
     /// Mounted too. Needs root.
     Mount,
+}
+
+impl Form {
+    /// As the command line says it.
+    pub fn of(mount: bool, device: bool) -> Form {
+        match (mount, device) {
+            (true, _) => Form::Mount,
+            (_, true) => Form::Device,
+            _ => Form::Uri,
+        }
+    }
 }
 
 /// What does not change from probe to probe.
@@ -52,6 +70,8 @@ pub struct Prober {
     pub state_dir: PathBuf,
     /// Who waits for a server that restarts.
     pub keeper: Keeper,
+    /// Set by whoever wants a running program ended.
+    pub stop: Arc<AtomicBool>,
 }
 
 /// A device or a mount that goes away with the probe.
@@ -157,12 +177,26 @@ impl Prober {
         let stderr = std::io::stderr().as_fd().try_clone_to_owned().at(place)?;
         let mut command = Command::new(program);
         command.args(arguments).envs(environment).stdin(Stdio::null()).stdout(Stdio::from(stderr));
-        command.status().map_err(|error| match error.kind() {
+        let started = command.spawn().map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => {
                 Error::new(Kind::NotFound, format!("there is no program {program}"))
             }
             _ => Error::io(error, place()),
-        })
+        });
+        let mut child = started?;
+        let mut pause = POLL_MIN;
+        loop {
+            if let Some(status) = child.try_wait().at(place)? {
+                return Ok(status);
+            }
+            if self.stop.load(Ordering::Relaxed) {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(Error::new(Kind::Closed, format!("{program} was ended: stopped")));
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(POLL_MAX);
+        }
     }
 }
 

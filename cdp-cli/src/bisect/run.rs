@@ -11,7 +11,7 @@ use super::state::{State, StateFile};
 use crate::door::unexpected;
 use crate::hooks::Interrupts;
 use crate::reach::Reach;
-use crate::work::stretch::{CHANGES_MAX, Change, Changes, Marks, Stretch};
+use crate::work::stretch::{CHANGES_MAX, Change, Changes, Stretch};
 use crate::work::{Request, Response};
 
 /// Told after each round: what is being searched, how many candidates are left.
@@ -55,7 +55,7 @@ impl Hunt<'_> {
         if self.state.check_ends {
             self.check_ends(good, bad, tell)?;
         }
-        let marks = self.marks(good, bad)?;
+        let (marks, _) = self.reach.marks(&self.state.volume, good, bad - 1)?;
         let row: Vec<u64> = [good].into_iter().chain(marks).chain([bad]).collect();
         let mut search = Search::new(row.len() as u64);
         self.hunt(&mut search, &|at| row[at as usize], &|_| true, "markers", tell)?;
@@ -167,25 +167,6 @@ impl Hunt<'_> {
 
     fn stretch(&self, after: u64, through: u64) -> Stretch {
         Stretch { volume: self.state.volume.clone(), after, through }
-    }
-
-    /// The markers between two records, rising.
-    fn marks(&mut self, good: u64, bad: u64) -> Result<Vec<u64>> {
-        let mut all = Vec::new();
-        let mut through = bad - 1;
-        loop {
-            let request = Request::Marks(self.stretch(good, through));
-            let Response::Marks(Marks { lsns, more, .. }) = self.reach.ask(request, &mut |_| Ok(()))? else {
-                return Err(unexpected());
-            };
-            through = lsns.last().map_or(good, |oldest| oldest - 1);
-            all.extend(lsns);
-            if !more {
-                break;
-            }
-        }
-        all.reverse();
-        Ok(all)
     }
 
     /// The changes in `(good, bad]`, which are not more than a page.

@@ -8,12 +8,10 @@ use super::Context;
 use crate::cli::{Attach, Detach};
 use crate::door::{Talk, unexpected};
 use crate::host::attach::{self, AttachOptions, Attached};
+use crate::host::attachment::STATE_DIR;
 use crate::host::keeper::Keeper;
 use crate::report;
 use crate::work::{Endpoints, PointInfo, Request, Response};
-
-/// Directory of the attachments in the store.
-const STATE_DIR: &str = "attachments";
 
 /// Attaches a volume; without one, lists what is attached.
 pub fn run(context: &Context, arguments: &Attach) -> Result<u8> {

@@ -59,6 +59,7 @@ fn search(
         program: state.program.clone(),
         state_dir: attach::state_dir(context),
         keeper: attach::keeper()?,
+        stop: Default::default(),
     };
     let together = u64::from(arguments.jobs);
     let mut hunt = Hunt { reach, prober, state, file: file.clone(), together, interrupts };
@@ -102,11 +103,7 @@ fn begun(arguments: &cli::Bisect, reach: &mut Reach, file: &StateFile) -> Result
             "to find what mended something, let the program say 0 as long as it is broken, and call that good",
         ));
     }
-    let form = match (arguments.mount, arguments.device) {
-        (true, _) => Form::Mount,
-        (_, true) => Form::Device,
-        _ => Form::Uri,
-    };
+    let form = Form::of(arguments.mount, arguments.device);
     let state = State {
         form,
         partition: arguments.partition,

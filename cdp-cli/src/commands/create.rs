@@ -21,6 +21,7 @@ pub fn run(context: &Context, arguments: &cli::Create) -> Result<u8> {
         name: arguments.volume.clone(),
         size_bytes: arguments.size.as_deref().map(parse_size).transpose()?,
         from,
+        format: arguments.format,
         journal_cap_bytes: arguments.journal_cap.as_deref().map(parse_size).transpose()?,
         marker_interval_ns: arguments.marker_interval.as_deref().map(parse_duration).transpose()?,
     };

@@ -8,12 +8,14 @@ pub mod demo;
 pub mod doctor;
 pub mod files;
 pub mod group;
+pub mod history;
 pub mod list;
 pub mod log;
 pub mod mark;
 pub mod mount;
 pub mod point;
 pub mod progress;
+pub mod prove;
 pub mod repair;
 pub mod restore;
 pub mod serve;
@@ -80,9 +82,11 @@ fn dispatch(context: &Context, command: Command) -> Result<u8> {
         Command::Umount(arguments) => mount::umount(context, &arguments),
         Command::Ls(arguments) => files::ls(context, &arguments),
         Command::Cat(arguments) => files::cat(context, &arguments),
+        Command::History(arguments) => history::run(context, &arguments),
         Command::Cp(arguments) => files::cp(context, &arguments),
         Command::Restore(arguments) => restore::run(context, &arguments),
         Command::Bisect(arguments) => bisect::run(context, &arguments),
+        Command::Prove(arguments) => prove::run(context, &arguments),
         Command::Verify { volume } => verify::run(context, volume),
         Command::Repair(arguments) => repair::run(context, &arguments),
         Command::Demo => demo::run(context),

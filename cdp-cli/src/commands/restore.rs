@@ -1,11 +1,15 @@
 //! `cdp restore`.
 
+use std::path::Path;
+
 use cdp_core::error::{Error, IoContext, Kind, Result};
 
 use super::progress::Bar;
 use super::{Context, point};
 use crate::cli;
 use crate::door::{Door, unexpected};
+use crate::image::{Format, foreign};
+use crate::reach::Reach;
 use crate::report;
 use crate::units::size;
 use crate::work::{Request, Response, Restore};
@@ -21,6 +25,10 @@ pub fn run(context: &Context, arguments: &cli::Restore) -> Result<u8> {
     }
     let path =
         std::path::absolute(&arguments.target).at(|| format!("finding {}", arguments.target.display()))?;
+    let format = arguments.format.unwrap_or_else(|| Format::of_name(&path));
+    if format != Format::Raw {
+        return super::files::within(context, |reach| as_image(context, arguments, &path, format, reach));
+    }
     let mut door = Door::open(&context.config, false)?;
     let done = restore(context, arguments, path, &mut door);
     let closed = door.close();
@@ -50,6 +58,49 @@ fn restore(
             format!("{}: {whole}, of which {data} data; read back and compared", restored.path.display())
         };
         restored.iter().map(line).collect::<Vec<_>>().join("\n")
+    });
+    Ok(report::DONE)
+}
+
+/// Through an export, which QEMU's tools read; of a group, every member in a file of its own.
+fn as_image(
+    context: &Context,
+    arguments: &cli::Restore,
+    path: &Path,
+    format: Format,
+    reach: &mut Reach,
+) -> Result<u8> {
+    let target = &arguments.source;
+    let request = Request::Resolve { target: target.clone() };
+    let Response::Points(points) = reach.ask(request, &mut |_| Ok(()))? else { return Err(unexpected()) };
+    if target.contains("+rw") {
+        return Err(Error::new(Kind::Invalid, "a clone cannot be restored: `+rw` has no meaning here"));
+    }
+    point::tell(&points);
+    let (name, _) = cdp_core::history::point::split_export(target);
+    let is_group = points.len() != 1 || points.first().is_some_and(|point| point.volume != name);
+    if is_group {
+        std::fs::create_dir_all(path).at(|| format!("making {}", path.display()))?;
+    }
+    let mut written = Vec::new();
+    for point in &points {
+        let file = match is_group {
+            true => path.join(format!("{}.{}", point.volume, format.name())),
+            false => path.to_owned(),
+        };
+        foreign::write(&reach.uri(&point.export)?, &file, format, arguments.force)?;
+        let bytes = file.metadata().at(|| format!("looking at {}", file.display()))?.len();
+        written.push(serde_json::json!({
+            "point": point, "path": file, "format": format.name(), "written_bytes": bytes,
+        }));
+    }
+    context.show(&serde_json::Value::Array(written.clone()), || {
+        let line = |row: &serde_json::Value| {
+            let bytes = size(row["written_bytes"].as_u64().unwrap_or(0));
+            let path = row["path"].as_str().unwrap_or_default();
+            format!("{path}: {}, {bytes}; read back and compared", format.name())
+        };
+        written.iter().map(line).collect::<Vec<_>>().join("\n")
     });
     Ok(report::DONE)
 }

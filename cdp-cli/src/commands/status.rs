@@ -1,6 +1,7 @@
 //! `cdp status`.
 
 use cdp_core::error::Result;
+use cdp_core::history::point::format_duration;
 
 use super::Context;
 use crate::door::{Door, unexpected};
@@ -88,6 +89,13 @@ fn volume_lines(volume: &VolumeStatus) -> Vec<String> {
         ("horizon", place(&volume.horizon)),
     ] {
         lines.extend(value.map(|value| format!("  {name:11} {value}")));
+    }
+    if let Some(proof) = &volume.proven {
+        let age = format_duration(volume.proven_age_ns.unwrap_or(0));
+        lines.push(format!(
+            "  proven      lsn:{} at {}, {age} ago, by {}",
+            proof.place.lsn, proof.place.utc, proof.program
+        ));
     }
     if let Some(cap) = volume.journal_cap_bytes {
         let full = match (volume.hours_until_full, volume.journal_rate) {

@@ -12,6 +12,7 @@ pub mod fat;
 pub mod ntfs;
 pub mod table;
 pub mod target;
+pub mod versions;
 pub mod walk;
 
 use cdp_core::error::{Error, Kind, Result};

@@ -7,6 +7,9 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+/// Where attachments are noted, in a store.
+pub const STATE_DIR: &str = "attachments";
+
 /// Layout of the state file; another number is refused.
 const FORMAT: u32 = 1;
 

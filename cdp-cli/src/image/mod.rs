@@ -1,7 +1,9 @@
-//! Raw images outside of the store: files and block devices to import from and to restore to.
+//! Images outside of the store: files and block devices to import from and to restore to.
 
+pub mod foreign;
 pub mod source;
 pub mod target;
 pub mod usage;
 
+pub use foreign::Format;
 pub use source::Source;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use cdp_core::error::{Error, IoContext, Result};
 use cdp_core::store::Store;
 
+use super::prove::{self, ProvePlan};
 use crate::work::{Site, status};
 
 /// Between two rounds of the quick duties.
@@ -30,11 +31,15 @@ pub struct Keeper {
 
 impl Keeper {
     /// Starts them.
-    pub fn start(site: Arc<Site>, on_alarm: Option<PathBuf>) -> Result<Keeper> {
+    pub fn start(site: Arc<Site>, on_alarm: Option<PathBuf>, plans: Vec<ProvePlan>) -> Result<Keeper> {
         let stop = Arc::new(AtomicBool::new(false));
         let mut keeper = Keeper { stop: stop.clone(), threads: Vec::new() };
         let (store, stopped) = (site.store.clone(), stop.clone());
         keeper.spawn("cdp tick", move || tick(&store, &stopped))?;
+        if !plans.is_empty() {
+            let (site, stopped) = (site.clone(), stop.clone());
+            keeper.spawn("cdp prove", move || prove::run(&site, &plans, &stopped))?;
+        }
         keeper.spawn("cdp maintain", move || maintain(&site, on_alarm.as_deref(), &stop))?;
         Ok(keeper)
     }

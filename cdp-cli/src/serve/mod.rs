@@ -3,6 +3,7 @@
 pub mod control;
 pub mod exports;
 pub mod keeper;
+pub mod prove;
 pub mod ready;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -151,7 +152,7 @@ impl Running {
         }
         let serving = Serving { nbd, since: SystemTime::now(), endpoints };
         let site = Arc::new(Site { store, server: Some(Arc::new(serving)) });
-        let keeper = Some(Keeper::start(site.clone(), config.on_alarm.clone())?);
+        let keeper = Some(Keeper::start(site.clone(), config.on_alarm.clone(), config.prove.clone())?);
         let control = Some(Control::start(site.clone())?);
         Ok(Running { site, news, control, keeper, runtime_dir })
     }

@@ -4,6 +4,7 @@
 pub mod groups;
 pub mod mark;
 pub mod points;
+pub mod proofs;
 pub mod repair;
 pub mod restore;
 pub mod status;
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 pub use groups::Group;
 pub use mark::{Mark, Marked};
 pub use points::PointInfo;
+pub use proofs::{KeepProof, ProofLine};
 pub use restore::{Restore, Restored};
 pub use status::Status;
 pub use stretch::{Changes, Marks, Stretch};
@@ -121,6 +123,8 @@ pub enum Request {
     Marks(Stretch),
     /// The changes between two records.
     Changes(Stretch),
+    /// Keep what a program said of a state.
+    KeepProof(KeepProof),
     /// Make a group.
     GroupCreate(Group),
     /// Add to a group.
@@ -176,6 +180,8 @@ pub enum Response {
     Marks(Marks),
     /// To `Changes`.
     Changes(Changes),
+    /// To `KeepProof`.
+    Proof(ProofLine),
     /// To `Group…`.
     Groups(Vec<Group>),
     /// To `Delete`, `Undelete` and `SetJournalCap`.
@@ -238,6 +244,7 @@ pub fn run(site: &Site, tz: Option<&str>, request: &Request, watch: &mut Watch<'
         Request::Records(log) => Response::Records(timeline::records(store, log, &zone(tz)?)?),
         Request::Marks(of) => Response::Marks(stretch::marks(store, of)?),
         Request::Changes(of) => Response::Changes(stretch::changes(store, of)?),
+        Request::KeepProof(proof) => Response::Proof(proofs::keep(store, proof)?),
         Request::GroupCreate(group) => Response::Groups(groups::add(store, group, true)?),
         Request::GroupAdd(group) => Response::Groups(groups::add(store, group, false)?),
         Request::GroupList => Response::Groups(groups::list(store)),

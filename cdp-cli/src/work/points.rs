@@ -157,6 +157,10 @@ fn instant_of(group: &str, volumes: &[Arc<Volume>], point: &Point, now: &Now) ->
             let context = format!("each member of the group {group:?} counts its own LSNs");
             return Err(Error::new(Kind::Invalid, context).hint("give an instant or a marker"));
         }
+        Point::LatestProven => {
+            let context = format!("each member of the group {group:?} has proofs of its own");
+            return Err(Error::new(Kind::Invalid, context).hint("give an instant or a marker"));
+        }
         Point::Marker(_) | Point::LatestApplication | Point::Before(_) => {
             let found = volumes
                 .iter()

@@ -11,7 +11,7 @@ use cdp_nbd::stats::Quantiles;
 use serde::{Deserialize, Serialize};
 
 use super::points::Place;
-use super::{Endpoints, Serving, Site};
+use super::{Endpoints, ProofLine, Serving, Site};
 
 /// The journal's rate is taken over at most so long a time before now, in nanoseconds.
 const RATE_NS: u64 = 3600 * 1_000_000_000;
@@ -125,6 +125,12 @@ pub struct VolumeStatus {
     pub last_error: Option<String>,
     /// What recovery found when it was opened.
     pub recovery: String,
+    /// The newest state that a program called good.
+    pub proven: Option<ProofLine>,
+    /// How old that state is, in nanoseconds.
+    pub proven_age_ns: Option<u64>,
+    /// The newest verdict of a program, when it was: not good.
+    pub disproven: Option<ProofLine>,
 }
 
 /// A place of damage.
@@ -195,6 +201,12 @@ fn reasons(volume: &VolumeStatus) -> Vec<String> {
             volume.damages.len()
         ));
     }
+    if let Some(proof) = &volume.disproven {
+        reasons.push(format!(
+            "ACT: {} says that volume {name} is not good at lsn:{} ({}).",
+            proof.program, proof.place.lsn, proof.place.utc
+        ));
+    }
     match volume.hours_until_full {
         Some(hours) if hours <= 0.0 => reasons.push(format!(
             "ACT: the journal of volume {name} is full, writes are refused; free space on the filesystem, or raise its cap."
@@ -225,6 +237,9 @@ fn failed(store: &Store) -> Vec<VolumeStatus> {
         damages: Vec::new(),
         last_error: None,
         recovery: String::new(),
+        proven: None,
+        proven_age_ns: None,
+        disproven: None,
     };
     store.failed().into_iter().map(line).collect()
 }
@@ -236,6 +251,9 @@ fn of_volume(store: &Store, volume: &Volume) -> Result<VolumeStatus> {
         Health::Closed => ("closed", None, None),
     };
     let notes = volume.notes();
+    // Not a reason to know nothing of the volume; `cdp prove` says what is wrong with them.
+    let proofs = volume.proofs().unwrap_or_default();
+    let newest_good = proofs.iter().rev().find(|proof| proof.good);
     let durable = volume.durable_lsn();
     let (tip, tip_at) = volume.tip();
     let (horizon, horizon_at) = volume.horizon();
@@ -271,6 +289,13 @@ fn of_volume(store: &Store, volume: &Volume) -> Result<VolumeStatus> {
             .collect(),
         last_error: notes.last_error,
         recovery: notes.recovery,
+        proven_age_ns: newest_good.map(|proof| store.clock().now().0.saturating_sub(proof.at.0)),
+        proven: newest_good.map(ProofLine::of),
+        disproven: proofs
+            .iter()
+            .max_by_key(|proof| proof.proved)
+            .filter(|proof| !proof.good)
+            .map(ProofLine::of),
     })
 }
 

@@ -10,6 +10,7 @@ use cdp_core::volume::{Health, Volume};
 use serde::{Deserialize, Serialize};
 
 use super::{Site, Watch};
+use crate::image::{Format, Source};
 
 /// How long clients may take to leave a volume that is deleted with force.
 const LEAVE_TIME: Duration = Duration::from_secs(10);
@@ -21,8 +22,11 @@ pub struct Create {
     pub name: String,
     /// Its size in bytes; without it, that of `from`.
     pub size_bytes: Option<u64>,
-    /// A raw file or a block device to begin with.
+    /// A file or a block device to begin with.
     pub from: Option<PathBuf>,
+    /// Its format; without it, what its first bytes say.
+    #[serde(default)]
+    pub format: Option<Format>,
     /// See [`CreateOptions`].
     pub journal_cap_bytes: Option<u64>,
     /// See [`CreateOptions`].
@@ -117,7 +121,7 @@ pub fn list(store: &Store) -> Result<Vec<VolumeLine>> {
 
 /// Makes a volume, empty or from a source.
 pub fn create(store: &Store, create: &Create, watch: &mut Watch<'_>) -> Result<Created> {
-    let mut source = create.from.as_deref().map(crate::image::Source::open).transpose()?;
+    let mut source = create.from.as_deref().map(|from| Source::open(from, create.format)).transpose()?;
     let size_bytes = match (create.size_bytes, &source) {
         (Some(size), Some(source)) if size < source.bytes() => {
             let context =

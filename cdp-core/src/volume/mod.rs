@@ -8,6 +8,7 @@ pub mod durable;
 pub mod merge;
 pub mod open;
 pub mod parts;
+pub mod proofs;
 pub mod timeline;
 pub mod upkeep;
 pub mod verify;
@@ -107,6 +108,8 @@ pub struct Volume {
     health: Mutex<Health>,
     notes: Mutex<Notes>,
     names: Mutex<timeline::Names>,
+    // Held while the file of proofs is replaced.
+    proving: Mutex<()>,
     sessions: AtomicU64,
     journal_bytes: AtomicU64,
     // As in the manifest; may change while the volume is open.

@@ -225,6 +225,7 @@ pub fn open(shared: &Shared, dir: &Path, accept: Accept) -> Result<Arc<Volume>> 
         health: Mutex::new(health),
         notes: Mutex::new(notes),
         names: Mutex::new(timeline::Names::default()),
+        proving: Mutex::new(()),
         // Every session takes at least one LSN, so that a number never comes again.
         sessions: AtomicU64::new(position.lsn.0 + 1),
         journal_bytes: AtomicU64::new(journal_bytes),

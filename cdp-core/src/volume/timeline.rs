@@ -436,6 +436,10 @@ impl Timeline for Volume {
         Ok(newest.and_then(|(lsn, _)| names.marker_at(*lsn)))
     }
 
+    fn latest_proven(&self) -> Result<Option<(Lsn, Timestamp)>> {
+        Ok(self.newest_proof()?.map(|proof| (proof.lsn, proof.at)))
+    }
+
     fn similar_markers(&self, name: &str) -> Vec<MarkerAt> {
         let names = self.names.lock().expect("no panics under this lock");
         closest_names(name, names.by_name.keys().map(String::as_str), NAMED_IN_ERRORS)

@@ -150,7 +150,7 @@ def root_image(story, size, kernel_directory=None, programs=()):
 class Guest:
     """A running machine."""
 
-    def __init__(self, story, kernel_directory, ramdisk, disk, more=()):
+    def __init__(self, story, kernel_directory, ramdisk, disk, more=(), driver="nbd"):
         self.text = ""
         self.process = subprocess.Popen(
             [
@@ -159,7 +159,7 @@ class Guest:
                 "-kernel", str(kernel_directory / "vmlinuz"), "-initrd", str(ramdisk),
                 # No self-tests and no mitigations: an emulated processor has time for neither.
                 "-append", "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on tsc=reliable no_timer_check",
-                "-blockdev", f"driver=nbd,node-name=disk,{disk}", "-device", "virtio-blk-pci,drive=disk", *more,
+                "-blockdev", f"driver={driver},node-name=disk,{disk}", "-device", "virtio-blk-pci,drive=disk", *more,
             ],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=story.log_file("guest"), cwd="/",
         )

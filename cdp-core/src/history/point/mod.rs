@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! request  = point [ "+rw" [ ":" volume-name ] ] ;   (* the first "+rw" ends the point *)
-//! point    = "start" | "latest" | "latest-app"
+//! point    = "start" | "latest" | "latest-app" | "latest-proven"
 //!          | "lsn:" integer | "ns:" integer            (* a record; Unix nanoseconds *)
 //!          | "before:" name | name                     (* a marker; the LSN before it *)
 //!          | "-" span | span " ago"                    (* elapsed time *)
@@ -53,6 +53,8 @@ pub enum Point {
     Latest,
     /// The newest application marker.
     LatestApplication,
+    /// The newest state that a program called good.
+    LatestProven,
     /// After this record.
     Lsn(Lsn),
     /// After every record with a timestamp ≤ this one.
@@ -75,7 +77,9 @@ impl Point {
     /// must not advertise multi-conn.
     pub fn is_relative(&self) -> bool {
         match self {
-            Point::Start | Point::Latest | Point::LatestApplication | Point::Ago(_) => true,
+            Point::Start | Point::Latest | Point::LatestApplication | Point::LatestProven | Point::Ago(_) => {
+                true
+            }
             Point::Instant { daily, .. } => *daily,
             Point::Lsn(_) | Point::Marker(_) | Point::Before(_) => false,
         }
@@ -89,6 +93,7 @@ impl fmt::Display for Point {
             Point::Start => f.write_str(parse::START),
             Point::Latest => f.write_str(parse::LATEST),
             Point::LatestApplication => f.write_str(parse::LATEST_APPLICATION),
+            Point::LatestProven => f.write_str(parse::LATEST_PROVEN),
             Point::Lsn(lsn) => write!(f, "{}{lsn}", parse::LSN),
             Point::Instant { at, .. } => f.write_str(&format_utc(*at)),
             Point::Ago(elapsed_ns) => write!(f, "-{}", span::text(*elapsed_ns)),

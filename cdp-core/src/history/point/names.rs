@@ -10,8 +10,18 @@ const POINT_SEPARATOR: char = '@';
 const SPECIAL: [char; 5] = ['@', '?', '#', '%', '/'];
 
 /// Words that a person may take for a time, and the keywords.
-const RESERVED: [&str; 9] =
-    ["start", "latest", "latest-app", "now", "today", "yesterday", "tomorrow", "midnight", "noon"];
+const RESERVED: [&str; 10] = [
+    "start",
+    "latest",
+    "latest-app",
+    "latest-proven",
+    "now",
+    "today",
+    "yesterday",
+    "tomorrow",
+    "midnight",
+    "noon",
+];
 
 /// Unit words that make digits before them a duration or a time of day, whether or not the grammar knows them.
 const UNIT_WORDS: [&str; 36] = [

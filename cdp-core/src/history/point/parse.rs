@@ -11,6 +11,7 @@ use crate::limits::POINT_BYTES_MAX;
 pub(super) const START: &str = "start";
 pub(super) const LATEST: &str = "latest";
 pub(super) const LATEST_APPLICATION: &str = "latest-app";
+pub(super) const LATEST_PROVEN: &str = "latest-proven";
 pub(super) const LSN: &str = "lsn:";
 pub(super) const NS: &str = "ns:";
 pub(super) const BEFORE: &str = "before:";
@@ -80,6 +81,7 @@ fn parse_point(text: &str, now: &Now) -> Result<Point> {
         START => return Ok(Point::Start),
         LATEST => return Ok(Point::Latest),
         LATEST_APPLICATION => return Ok(Point::LatestApplication),
+        LATEST_PROVEN => return Ok(Point::LatestProven),
         _ => {}
     }
     if text.trim() != text {
@@ -127,7 +129,7 @@ fn refuse(text: &str) -> Error {
     let lower = text.to_lowercase();
     let meant = match resembles(text) {
         Some(Resembles::Keyword) => match lower.as_str() {
-            START | LATEST | LATEST_APPLICATION => format!("it is written `{lower}`"),
+            START | LATEST | LATEST_APPLICATION | LATEST_PROVEN => format!("it is written `{lower}`"),
             "now" => "the newest state is `latest`".to_owned(),
             "midnight" => "it is written `today 00:00`".to_owned(),
             "noon" => "it is written `12:00`, or `yesterday 12:00`".to_owned(),

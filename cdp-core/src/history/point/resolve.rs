@@ -40,6 +40,11 @@ pub trait Timeline {
     /// The newest application marker.
     fn latest_application_marker(&self) -> Result<Option<MarkerAt>>;
 
+    /// The newest state that a program called good, with the timestamp of its record.
+    fn latest_proven(&self) -> Result<Option<(Lsn, Timestamp)>> {
+        Ok(None)
+    }
+
     /// Markers whose names are like this one, best first, a handful: for the error about an unknown name
     /// ([`super::closest_names`] ranks).
     fn similar_markers(&self, name: &str) -> Vec<MarkerAt>;
@@ -86,6 +91,7 @@ pub fn resolve(point: &Point, timeline: &dyn Timeline, now: &Now) -> Result<Reso
             history.by_instant(at, &format!("{} ago", format_duration(*elapsed_ns)))?
         }
         Point::LatestApplication => by_time(history.at_marker(&history.latest_application()?)?),
+        Point::LatestProven => by_time(history.latest_proven()?),
         Point::Marker(name) => by_time(history.at_marker(&history.named(name)?)?),
         Point::Before(name) => by_time(history.before_marker(&history.named(name)?)?),
     };
@@ -165,6 +171,13 @@ impl History<'_> {
                 self.newest(),
                 self.markers_near(self.tip.1)
             ))
+        })
+    }
+
+    fn latest_proven(&self) -> Result<(Lsn, Timestamp)> {
+        self.timeline.latest_proven()?.ok_or_else(|| {
+            Error::new(Kind::NotFound, "no state of this volume was proven good yet")
+                .hint(format!("`cdp prove VOL@POINT -- PROGRAM` does it; {}", self.newest()))
         })
     }
 

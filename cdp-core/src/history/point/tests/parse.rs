@@ -21,6 +21,7 @@ fn every_form_means_what_the_grammar_says() {
         ("start", Point::Start),
         ("latest", Point::Latest),
         ("latest-app", Point::LatestApplication),
+        ("latest-proven", Point::LatestProven),
         ("lsn:0", Point::Lsn(Lsn(0))),
         ("lsn:42", Point::Lsn(Lsn(42))),
         ("lsn:18446744073709551615", Point::Lsn(Lsn::MAX)),
@@ -238,8 +239,17 @@ fn a_refused_text_comes_back_escaped_and_cut() {
 
 #[test]
 fn only_what_may_mean_another_state_later_is_relative() {
-    for text in ["start", "latest", "latest-app", "-5m", "90s ago", "10:03", "today 10:03", "yesterday 10:03"]
-    {
+    for text in [
+        "start",
+        "latest",
+        "latest-app",
+        "latest-proven",
+        "-5m",
+        "90s ago",
+        "10:03",
+        "today 10:03",
+        "yesterday 10:03",
+    ] {
         assert!(parse(text, &now()).unwrap().point.is_relative(), "{text}");
     }
     for text in ["lsn:1", "ns:1", "upgrade", "before:upgrade", "2026-11-21T10:00:00Z", "2026-11-21 10:03"] {

@@ -17,6 +17,7 @@ fn fake() -> Fake {
         horizon: 0,
         markers: vec![("install", 1), ("upgrade", 3), ("postgres", 4)],
         application: Some("postgres"),
+        proven: Some(2),
         now: NOW,
         stepped: 0,
     }
@@ -65,6 +66,7 @@ fn every_form_finds_its_record() {
         ("start", 0, at(0), true),
         ("latest", 5, at(5), true),
         ("latest-app", 4, at(4), true),
+        ("latest-proven", 2, at(2), true),
         ("lsn:0", 0, at(0), false),
         ("lsn:2", 2, at(2), false),
         ("lsn:5", 5, at(5), false),
@@ -191,6 +193,8 @@ fn unknown_names_list_the_known_ones() {
     refused("upgrade", &fake, Kind::NotFound, &["no name is like it", "`latest`"]);
     fake.application = None;
     refused("latest-app", &fake, Kind::NotFound, &["no application marker", "`latest`"]);
+    fake.proven = None;
+    refused("latest-proven", &fake, Kind::NotFound, &["proven good", "cdp prove", "`latest`"]);
 }
 
 #[test]

@@ -10,6 +10,7 @@ pub(super) struct Fake {
     pub(super) horizon: u64,
     pub(super) markers: Vec<(&'static str, u64)>,
     pub(super) application: Option<&'static str>,
+    pub(super) proven: Option<u64>,
     /// The store's time now; elapsed time counts back from it, unless a step says otherwise.
     pub(super) now: u64,
     /// So far the clock was set forward a moment ago.
@@ -55,6 +56,10 @@ impl Timeline for Fake {
 
     fn latest_application_marker(&self) -> Result<Option<MarkerAt>> {
         self.application.map_or(Ok(None), |name| self.marker(name))
+    }
+
+    fn latest_proven(&self) -> Result<Option<(Lsn, Timestamp)>> {
+        Ok(self.proven.map(|lsn| self.at(lsn)))
     }
 
     fn similar_markers(&self, name: &str) -> Vec<MarkerAt> {
