@@ -3,17 +3,21 @@
 use cdp_core::error::{Error, Kind, Result};
 use serde_json::json;
 
+use super::compare::{self, DifferenceLine};
 use super::{Context, attach, point};
 use crate::bisect::probe::{Form, Prober};
 use crate::bisect::run::{Ending, Hunt};
 use crate::bisect::state::{End, State, StateFile};
 use crate::cli;
+use crate::files::compare::CompareOptions;
 use crate::hooks::Interrupts;
 use crate::reach::Reach;
 use crate::report;
 use crate::units::size;
 use crate::work::PointInfo;
 
+/// At the end, the files of the two states are compared if there are not more than this.
+const ENTRIES_COMPARED_MAX: usize = 100_000;
 /// So many changes are listed for people.
 const CHANGES_SHOWN: usize = 20;
 
@@ -64,14 +68,17 @@ fn search(
     let together = u64::from(arguments.jobs);
     let mut hunt = Hunt { reach, prober, state, file: file.clone(), together, interrupts };
     let ending = hunt.run(&mut |what, left| report::say(&format!("{what}: {left} left to judge")))?;
-    let (good, bad) =
-        (place(reach, arguments, ending.last_good)?, place(reach, arguments, ending.first_bad)?);
+    let (good, bad) = (
+        place(&mut *hunt.reach, arguments, ending.last_good)?,
+        place(&mut *hunt.reach, arguments, ending.first_bad)?,
+    );
     file.remove()?;
+    let files = files(&mut *hunt.reach, &good, &bad, hunt.state.partition);
     let json = json!({
         "volume": arguments.volume, "exact": ending.exact, "last_good": good, "first_bad": bad,
-        "changes": ending.changes, "probes": ending.probes,
+        "changes": ending.changes, "files": files, "probes": ending.probes,
     });
-    context.show(&json, || text(&ending, &good, &bad));
+    context.show(&json, || text(&ending, &good, &bad, files.as_deref().unwrap_or_default()));
     Ok(if ending.exact { report::DONE } else { report::FAILED })
 }
 
@@ -130,7 +137,19 @@ fn resumed(reach: &mut Reach, file: &StateFile, volume: &str) -> Result<State> {
     Ok(state)
 }
 
-fn text(ending: &Ending, good: &PointInfo, bad: &PointInfo) -> String {
+/// Which files are not the same, where that is told quickly; `None` where it is not.
+fn files(
+    reach: &mut Reach,
+    good: &PointInfo,
+    bad: &PointInfo,
+    partition: Option<u32>,
+) -> Option<Vec<DifferenceLine>> {
+    let options = CompareOptions { entries_max: ENTRIES_COMPARED_MAX, ..CompareOptions::default() };
+    let (good, bad) = (good.export_by_lsn(), bad.export_by_lsn());
+    compare::between(reach, &good, &bad, partition, options).ok()
+}
+
+fn text(ending: &Ending, good: &PointInfo, bad: &PointInfo, files: &[DifferenceLine]) -> String {
     let line = |name: &str, point: &PointInfo| format!("{name}  {}  {}", point.utc, point.export_by_lsn());
     let mut lines = vec![line("last good", good), line("first bad", bad)];
     if !ending.exact {
@@ -148,6 +167,13 @@ fn text(ending: &Ending, good: &PointInfo, bad: &PointInfo) -> String {
     }
     if ending.changes.len() > CHANGES_SHOWN {
         lines.push(format!("  … and {} more", ending.changes.len() - CHANGES_SHOWN));
+    }
+    if !files.is_empty() {
+        lines.push("files:".to_owned());
+        lines.extend(files.iter().take(CHANGES_SHOWN).map(|line| format!("  {}", line.text())));
+        if files.len() > CHANGES_SHOWN {
+            lines.push(format!("  … and {} more", files.len() - CHANGES_SHOWN));
+        }
     }
     lines.push(format!("{} probes", ending.probes));
     lines.join("\n")

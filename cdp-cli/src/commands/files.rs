@@ -152,7 +152,7 @@ pub fn ls(context: &Context, arguments: &cli::Ls) -> Result<u8> {
 }
 
 /// Control characters of a name would be commands to the terminal.
-fn printable(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     let escape = |c: char| match c.is_control() {
         true => c.escape_unicode().collect(),
         false => c.to_string(),

@@ -2,6 +2,7 @@
 
 pub mod attach;
 pub mod bisect;
+pub mod compare;
 pub mod create;
 pub mod delete;
 pub mod demo;

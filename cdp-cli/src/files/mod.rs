@@ -4,6 +4,7 @@
 //! What is on the image was written by somebody else. So every call goes through [`contain::Contained`], reads are
 //! counted ([`disk::Disk`]), and lists and depths have bounds.
 
+pub mod compare;
 pub mod contain;
 pub mod copy;
 pub mod disk;

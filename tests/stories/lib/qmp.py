@@ -11,6 +11,7 @@ class Monitor:
     """A connection to `-qmp unix:PATH,server=on,wait=off`."""
 
     def __init__(self, story, path):
+        self.events = []
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(30)
         wait_until(lambda: self._connect(path), 20, "the machine's monitor does not answer")
@@ -27,13 +28,15 @@ class Monitor:
             return False
 
     def do(self, command, **arguments):
-        """Carries a command out; gives what it returns. Events are skipped."""
+        """Carries a command out; gives what it returns. Names of events are kept."""
         self.lines.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
         self.lines.flush()
         while True:
             line = self.lines.readline()
             want(line, f"the machine ended during {command}")
             answer = json.loads(line)
+            if "event" in answer:
+                self.events.append(answer["event"])
             if "error" in answer:
                 raise Failed(f"{command}: {answer['error']['desc']}")
             if "return" in answer:
