@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use cdp_core::error::{Error, IoContext, Kind, Result};
+use cdp_core::limits::INDEX_BUDGET_BYTES;
 use serde::Deserialize;
 
 use crate::bisect::probe::Form;
@@ -15,6 +16,9 @@ use crate::units;
 const FILE_BYTES_MAX: u64 = 1 << 20;
 /// What a throw-away clone may hold where nothing else is said, in bytes.
 pub const CLONE_CAP_BYTES: u64 = 1 << 30;
+
+/// The least memory for the indexes of a store, in bytes.
+const INDEX_MEMORY_BYTES_MIN: u64 = 16 << 20;
 
 /// The keys of the file; anything else in it is refused.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -27,6 +31,7 @@ struct FileKeys {
     io_uring: Option<bool>,
     on_alarm: Option<PathBuf>,
     clone_cap: Option<String>,
+    index_memory: Option<String>,
     #[serde(default)]
     volume: BTreeMap<String, VolumeKeys>,
 }
@@ -70,6 +75,8 @@ pub struct Config {
     pub clone_cap_bytes: u64,
     /// What is proved on a schedule.
     pub prove: Vec<ProvePlan>,
+    /// Memory for the indexes of the store, in bytes.
+    pub index_memory_bytes: u64,
 }
 
 /// What was said on the command line or in the environment; that wins over the file.
@@ -108,6 +115,14 @@ impl Config {
             .iter()
             .filter_map(|(volume, keys)| Some(plan(volume, keys.prove.as_ref()?)))
             .collect::<Result<_>>()?;
+        let index_memory_bytes = match keys.index_memory {
+            Some(text) => units::parse_size(&text)?,
+            None => INDEX_BUDGET_BYTES as u64,
+        };
+        if index_memory_bytes < INDEX_MEMORY_BYTES_MIN {
+            let context = format!("index_memory of {index_memory_bytes} bytes; at least 16 MiB are needed");
+            return Err(Error::new(Kind::Invalid, context));
+        }
         Ok(Config {
             prove,
             store,
@@ -118,6 +133,7 @@ impl Config {
             io_uring: keys.io_uring.unwrap_or(true) && !overrides.no_io_uring,
             on_alarm: keys.on_alarm,
             clone_cap_bytes,
+            index_memory_bytes,
         })
     }
 }
@@ -150,7 +166,7 @@ fn read(path: &Path) -> Result<FileKeys> {
     let text = std::fs::read_to_string(path).at(place)?;
     toml::from_str(&text).map_err(|error| {
         Error::new(Kind::Invalid, format!("{}: {}", path.display(), error.to_string().trim_end()))
-            .hint("keys: store, socket, listen, insecure_plaintext, io_uring, on_alarm, clone_cap, [volume.NAME.prove]")
+            .hint("keys: store, socket, listen, insecure_plaintext, io_uring, on_alarm, clone_cap, index_memory, [volume.NAME.prove]")
     })
 }
 
@@ -195,10 +211,12 @@ mod tests {
     fn flags_win_over_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("config.toml");
-        std::fs::write(&file, "store = \"/from-file\"\nclone_cap = \"2G\"\n").unwrap();
+        std::fs::write(&file, "store = \"/from-file\"\nclone_cap = \"2G\"\nindex_memory = \"64M\"\n")
+            .unwrap();
         let overrides = Overrides { config: Some(file), store: Some("/from-flag".into()), no_io_uring: true };
         let config = Config::load(&overrides).unwrap();
         assert_eq!(config.store, Path::new("/from-flag"));
         assert_eq!((config.clone_cap_bytes, config.io_uring), (2 << 30, false));
+        assert_eq!(config.index_memory_bytes, 64 << 20);
     }
 }

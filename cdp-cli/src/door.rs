@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use cdp_core::catalog::Catalog;
 use cdp_core::error::{Error, IoContext, Kind, Result};
+use cdp_core::index::IndexOptions;
 use cdp_core::io::{SystemClock, native};
 use cdp_core::store::{OpenOptions, Store};
 use cdp_core::volume::open::Accept;
@@ -157,6 +158,9 @@ impl Door {
     }
 }
 
+/// While the index is made again, something is said once for so many segments.
+const REBUILDING_TOLD_EACH: usize = 8;
+
 /// Opens the store under its lock; with `make`, makes it if it is not there.
 pub fn open_store(config: &Config, make: bool, holder: &str) -> Result<Store> {
     open_with(config, make, &OpenOptions { holder, ..OpenOptions::default() })
@@ -186,5 +190,14 @@ fn open_with(config: &Config, make: bool, options: &OpenOptions<'_>) -> Result<S
         }
         Store::create(&*files, &*clock, &config.store)?;
     }
-    Store::open_with(files, clock, &config.store, &OpenOptions { catalog: &Catalog::open, ..*options })
+    let index = IndexOptions { budget_bytes: config.index_memory_bytes as usize, ..IndexOptions::default() };
+    let options = OpenOptions { catalog: &Catalog::open, index, rebuilding: tell_rebuilding, ..*options };
+    Store::open_with(files, clock, &config.store, &options)
+}
+
+/// Nobody should wonder why opening takes so long when the index is gone.
+fn tell_rebuilding(volume: &str, done: usize, total: usize) {
+    if done % REBUILDING_TOLD_EACH == 1 || done == total {
+        eprintln!("{volume}: making the index again from the journal, segment {done} of {total}");
+    }
 }

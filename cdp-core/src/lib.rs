@@ -9,6 +9,7 @@ pub mod catalog;
 pub mod device;
 pub mod error;
 pub mod format;
+pub mod generate;
 pub mod history;
 pub mod ids;
 pub mod index;

@@ -32,6 +32,9 @@ pub const LIVE_BYTES_MAX: usize = 64 << 20;
 /// Memory for all indexes of a store, in bytes, where the configuration says nothing else.
 pub const INDEX_BUDGET_BYTES: usize = 256 << 20;
 
+/// So many files of segments that are not written to are kept open, for the whole store.
+pub const SEGMENT_FILES_MAX: usize = 256;
+
 /// So many neighbouring runs of one level are made one of the next.
 pub const MERGE_RUNS: usize = 8;
 

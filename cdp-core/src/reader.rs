@@ -245,7 +245,7 @@ impl Reader<'_> {
                         continue;
                     }
                     gathered.push(GatheredRead {
-                        file: part.segment.file.clone(),
+                        file: part.segment.held().map_err(|error| self.cannot_read(error))?,
                         offset: (*block as u64 + 1 - run_blocks) * BLOCK_BYTES,
                         buffer: take_front(&mut rest, run_blocks),
                         result: Ok(()),

@@ -22,7 +22,7 @@ use crate::format::marker::MarkerPayload;
 use crate::history::point::{validate_marker_name, validate_volume_name};
 use crate::ids::*;
 use crate::index::{IndexOptions, PageCache};
-use crate::io::{Clock, Files, Lock, read_file, replace_file};
+use crate::io::{Clock, FilePool, Files, Lock, read_file, replace_file};
 use crate::limits::*;
 use crate::time::StoreClock;
 use crate::volume::open::{Accept, create, open};
@@ -70,6 +70,8 @@ pub struct OpenOptions<'a> {
     pub prewrite: bool,
     /// What the indexes of its volumes may take.
     pub index: IndexOptions,
+    /// See [`Shared::rebuilding`].
+    pub rebuilding: fn(&str, usize, usize),
 }
 
 impl Default for OpenOptions<'_> {
@@ -80,6 +82,7 @@ impl Default for OpenOptions<'_> {
             accept: &|_| Accept::default(),
             prewrite: false,
             index: IndexOptions::default(),
+            rebuilding: |_, _, _| {},
         }
     }
 }
@@ -156,7 +159,7 @@ impl Store {
         path: &Path,
         options: &OpenOptions<'_>,
     ) -> Result<Store> {
-        let OpenOptions { holder, catalog, accept, prewrite, index } = *options;
+        let OpenOptions { holder, catalog, accept, prewrite, index, rebuilding } = *options;
         let manifest = match read_file(&*files, &path.join(STORE_FILE), MANIFEST_BYTES_MAX) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 let context = format!("there is no store in {}", path.display());
@@ -188,9 +191,11 @@ impl Store {
             files: files.clone(),
             clock: Arc::new(StoreClock::new(clock, Timestamp(0))),
             pages: PageCache::new(index.budget_bytes / 2),
+            segments: FilePool::new(files.clone(), SEGMENT_FILES_MAX),
             prewrite,
             catalog: Arc::new(catalog(path)),
             index,
+            rebuilding,
         };
         let store = Store {
             path: path.to_owned(),

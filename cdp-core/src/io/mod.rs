@@ -5,11 +5,13 @@
 //! gathered reads) and one simulated disk ([`sim`]) that may do everything a real disk may do.
 
 pub mod clock;
+pub mod pooled;
 pub mod posix;
 pub mod sim;
 pub mod uring;
 
 pub use clock::SystemClock;
+pub use pooled::FilePool;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -114,6 +116,10 @@ pub trait File: Send + Sync {
     fn start_writeback(&self, offset: u64, len: u64);
     /// The first offset ≥ `offset` that may hold something other than a hole; `None` if there is none.
     fn next_data(&self, offset: u64) -> io::Result<Option<u64>>;
+    /// The file behind this one, held open, where the two are not the same: for many reads at once.
+    fn held(&self) -> io::Result<Option<Arc<dyn File>>> {
+        Ok(None)
+    }
     /// The descriptor, where there is one.
     fn raw_fd(&self) -> Option<std::os::fd::RawFd> {
         None

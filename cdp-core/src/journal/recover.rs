@@ -14,7 +14,7 @@ use crate::format::mark::Mark;
 use crate::format::record::Chain;
 use crate::format::segment::{Seal, segment_file_name};
 use crate::ids::*;
-use crate::io::{File, Files};
+use crate::io::{File, FilePool, Files};
 use crate::planted;
 
 /// A segment of the stream.
@@ -46,6 +46,8 @@ pub struct KnownFromRun {
 pub struct Request<'a> {
     /// The volume's directory.
     pub dir: &'a Path,
+    /// Opens the segments.
+    pub segments: &'a Arc<FilePool>,
     /// Whose journal.
     pub volume: VolumeId,
     /// When the volume was made: the timestamp of LSN 0.
@@ -118,7 +120,8 @@ fn list(files: &dyn Files, request: &Request<'_>) -> Result<Listing> {
     for ordinal in segment::list_ordinals(files, request.dir)? {
         let path = request.dir.join(segment_file_name(ordinal));
         listing.newest = ordinal;
-        let file = files.open(&path, true).at(|| format!("opening {}", path.display()))?;
+        let file = request.segments.file(&path);
+        file.held().at(|| format!("opening {}", path.display()))?;
         let first = segment::read_first_block(&*file);
         let unreadable = first.is_err();
         match first {

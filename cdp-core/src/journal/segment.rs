@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::error::{IoContext, Result};
 use crate::format::segment::{Seal, SegmentHeader, segment_file_name, segment_ordinal};
 use crate::ids::BLOCK_BYTES;
-use crate::io::{File, Files};
+use crate::io::{File, FilePool, Files};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 /// Zeros are written in pieces of this size, so that foreground writes get in between.
@@ -19,8 +19,21 @@ pub struct Segment {
     pub header: SegmentHeader,
     /// Where it stands.
     pub path: PathBuf,
-    /// The open file.
+    /// The file: open while it is written to; afterwards one of a [`FilePool`].
     pub file: Arc<dyn File>,
+}
+
+impl Segment {
+    /// The same segment with its file in the pool. Everything that was written to it must be synced.
+    pub fn pooled(&self, pool: &Arc<FilePool>) -> Arc<Segment> {
+        let file = pool.file(&self.path);
+        Arc::new(Segment { header: self.header, path: self.path.clone(), file })
+    }
+
+    /// Its file, held open for reading many pieces at once.
+    pub fn held(&self) -> io::Result<Arc<dyn File>> {
+        Ok(self.file.held()?.unwrap_or_else(|| self.file.clone()))
+    }
 }
 
 /// How a segment's space is made ahead of its use.

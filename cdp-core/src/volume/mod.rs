@@ -24,7 +24,7 @@ use crate::device::{Change, Device, Read, Stretch};
 use crate::error::{Error, Kind, Result};
 use crate::ids::*;
 use crate::index::{IndexOptions, PageCache, Visible};
-use crate::io::Files;
+use crate::io::{FilePool, Files};
 use crate::journal::append::Appender;
 use crate::journal::commit::Commit;
 use crate::journal::mark::MarkFile;
@@ -43,12 +43,17 @@ pub struct Shared {
     pub clock: Arc<StoreClock>,
     /// Pages of runs.
     pub pages: Arc<PageCache>,
+    /// Files of segments that are not written to.
+    pub segments: Arc<FilePool>,
     /// Whether segments are pre-written for small commits when a volume is opened; else only reserved.
     pub prewrite: bool,
     /// Names of markers, as a cache.
     pub catalog: Arc<Catalog>,
     /// What the index may take.
     pub index: IndexOptions,
+    /// Told of segments that are read because their run is gone: the volume's name, how many segments were looked at,
+    /// and how many there are.
+    pub rebuilding: fn(&str, usize, usize),
 }
 
 /// What never changes while a volume is open.
@@ -306,6 +311,17 @@ pub fn read_visible(volume: &Volume, visible: &Visible, size_bytes: u64, reads: 
         read.result = check_range(read.offset, read.buffer.len() as u64, size_bytes);
     }
     volume.reader(visible).read(reads);
+    if reads.iter().any(is_gone) {
+        // A segment was dropped between the look at the index and the read: the index has the answer now.
+        for read in reads.iter_mut().filter(|read| is_gone(read)) {
+            read.result = Ok(());
+            volume.reader(visible).read(std::slice::from_mut(read));
+        }
+    }
+}
+
+fn is_gone(read: &Read<'_>) -> bool {
+    read.result.as_ref().is_err_and(|error| error.kind() == Kind::NotFound)
 }
 
 impl Device for Volume {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use super::parts::{self, FreshParts, Frozen, Part, PartIndex, Parts};
 use super::upkeep::UpkeepState;
-use super::{Health, Identity, MarkState, Notes, Shared, Staged, Volume, durable, timeline};
+use super::{Health, Identity, MarkState, Notes, Shared, Staged, Volume, durable, timeline, upkeep};
 use crate::base::Base;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::manifest::{MANIFEST_BYTES_MAX, Manifest};
@@ -115,6 +115,7 @@ pub fn open(shared: &Shared, dir: &Path, accept: Accept) -> Result<Arc<Volume>> 
     let merged = open_merged_runs(shared, dir, identity.id);
     let request = Request {
         dir,
+        segments: &shared.segments,
         volume: identity.id,
         created: identity.created,
         mark,
@@ -185,7 +186,7 @@ pub fn open(shared: &Shared, dir: &Path, accept: Accept) -> Result<Arc<Volume>> 
                     reason: format!("recovery could not append to a fresh segment: {error}"),
                     hint: "free space or repair the disk under the store, then restart".to_owned(),
                 };
-                parts = open_parts(shared, dir, &recovered.stream, &merged)?;
+                parts = open_parts(shared, dir, &identity.name, &recovered.stream, &merged, false)?;
             }
         }
     }
@@ -261,7 +262,14 @@ fn health_after(name: &str, recovered: &Recovered, accept: Accept) -> Health {
     Health::ReadOnly { reason, hint }
 }
 
-fn open_parts(shared: &Shared, dir: &Path, stream: &[Found], merged: &[MergedRun]) -> Result<Vec<Arc<Part>>> {
+fn open_parts(
+    shared: &Shared,
+    dir: &Path,
+    name: &str,
+    stream: &[Found],
+    merged: &[MergedRun],
+    may_write: bool,
+) -> Result<Vec<Arc<Part>>> {
     let mut parts = Vec::with_capacity(stream.len());
     let mut at = 0;
     while let Some(found) = stream.get(at) {
@@ -269,7 +277,14 @@ fn open_parts(shared: &Shared, dir: &Path, stream: &[Found], merged: &[MergedRun
         let fitting =
             merged.iter().find_map(|merged| Some((merged, merged.sources_of(&stream[at..], at == 0)?)));
         let Some((merged, sources)) = fitting else {
-            parts.push(Arc::new(open_part(shared, dir, found)?));
+            let mut part = open_part(shared, dir, found)?;
+            if part.run().is_none() {
+                (shared.rebuilding)(name, at + 1, stream.len());
+            }
+            if may_write {
+                leave_memory(shared, dir, &mut part);
+            }
+            parts.push(Arc::new(part));
             at += 1;
             continue;
         };
@@ -287,6 +302,17 @@ fn open_parts(shared: &Shared, dir: &Path, stream: &[Found], merged: &[MergedRun
         at += sources.len();
     }
     Ok(parts)
+}
+
+/// Gives a part that was read from its sealed segment a run at once, so that however many runs are gone, one segment is
+/// in memory at a time. Where that fails it stays in memory, and upkeep tries again.
+fn leave_memory(shared: &Shared, dir: &Path, part: &mut Part) {
+    let Some(frozen) = part.frozen.get().copied().filter(|frozen| frozen.seal_hash.is_some()) else { return };
+    if part.run().is_none()
+        && let Ok(run) = upkeep::write_run(shared, dir, part.segment.header.volume, part, frozen)
+    {
+        part.index = PartIndex::Run(Arc::new(run));
+    }
 }
 
 /// A run of several segments, and what it says of them.
@@ -361,7 +387,8 @@ fn survey(
     let settled = if health == Health::Good { recovered.witness.min(newest) } else { newest };
     let mut front = recovered.stream.clone();
     recover::cut_stream(&mut front, settled)?;
-    let parts = open_parts(shared, request.dir, &front, merged)?;
+    let may_write = health == Health::Good;
+    let parts = open_parts(shared, request.dir, &identity.name, &front, merged, may_write)?;
     Ok(Survey { recovered, health, front, settled, parts })
 }
 

@@ -2,12 +2,13 @@
 //! threads here: somebody calls [`Volume::tick`] often and [`Volume::maintain`] where it may take its time.
 
 use std::io::IoSlice;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use super::parts::{self, Frozen, Part, PartIndex};
 use super::write::is_open;
-use super::{Health, Volume};
+use super::{Health, Shared, Volume};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::mark::Mark;
 use crate::format::marker::MarkerClass;
@@ -284,7 +285,8 @@ impl Volume {
         self.mark_position(frozen.last, clean_stop)?;
         let frozen = Frozen { seal_hash: Some(seal_hash), ..frozen };
         self.parts.replace(Part {
-            segment: segment.clone(),
+            // From here on it is only read.
+            segment: segment.pooled(&self.shared.segments),
             before: part.before,
             frozen: OnceLock::from(frozen),
             index: PartIndex::Run(Arc::new(self.write_run(part, frozen)?)),
@@ -329,23 +331,7 @@ impl Volume {
     }
 
     fn write_run(&self, part: &Part, frozen: Frozen) -> Result<Run> {
-        let path = self.dir.join(run_file_name(part.segment.header.ordinal));
-        let PartIndex::Live(live) = &part.index else { unreachable!("the caller looked") };
-        let live = live.read().expect("no panics under this lock");
-        let source = RunSource {
-            volume: self.identity.id,
-            segment: part.segment.header.id,
-            log_end: frozen.end,
-            chain: frozen.last.chain.0,
-            seal: frozen.seal_hash.unwrap_or_default(),
-            codec: 0,
-            live: &live.live,
-            markers: &live.events,
-            damages: &live.damages,
-        };
-        // The part is frozen: only readers share this lock.
-        Run::write(&*self.shared.files, &path, &source)?;
-        Run::open(&*self.shared.files, &path, &self.shared.pages)
+        write_run(&self.shared, &self.dir, self.identity.id, part, frozen)
     }
 
     /// Makes the next segment when half of the open one is used.
@@ -457,4 +443,31 @@ pub(super) fn hash_segment(previous: &[u8; 32], part: &Part, end: u64) -> std::i
         at += step as u64;
     }
     Ok(*hasher.finalize().as_bytes())
+}
+
+/// Writes the run of a part that is in memory and takes no more records.
+pub(super) fn write_run(
+    shared: &Shared,
+    dir: &Path,
+    volume: VolumeId,
+    part: &Part,
+    frozen: Frozen,
+) -> Result<Run> {
+    let path = dir.join(run_file_name(part.segment.header.ordinal));
+    let PartIndex::Live(live) = &part.index else { unreachable!("the caller looked") };
+    let live = live.read().expect("no panics under this lock");
+    let source = RunSource {
+        volume,
+        segment: part.segment.header.id,
+        log_end: frozen.end,
+        chain: frozen.last.chain.0,
+        seal: frozen.seal_hash.unwrap_or_default(),
+        codec: 0,
+        live: &live.live,
+        markers: &live.events,
+        damages: &live.damages,
+    };
+    // The part is frozen: only readers share this lock.
+    Run::write(&*shared.files, &path, &source)?;
+    Run::open(&*shared.files, &path, &shared.pages)
 }

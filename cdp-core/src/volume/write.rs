@@ -8,12 +8,15 @@ use super::check_range;
 use super::parts::{OpenPart, Part, PartIndex};
 use crate::device::Change;
 use crate::error::{Error, Kind, Result};
+use crate::format::bytes::crc32;
 use crate::format::record::{RecordKind, flags};
+use crate::generate::{Generated, ZERO_PAYLOAD};
 use crate::ids::*;
 use crate::journal::append::{Appender, Draft};
 use crate::limits::{LIVE_BYTES_MAX, REQUEST_BYTES_MAX, UNSYNCED_BYTES_MAX};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
+static ZERO_BLOCK_CRC: std::sync::LazyLock<u32> = std::sync::LazyLock::new(|| crc32(&[0; BLOCK]));
 /// So often an edge block is read again because somebody changed it meanwhile, before it is read with
 /// everybody else kept out.
 const EDGE_TRIES: u32 = 3;
@@ -117,6 +120,35 @@ impl Volume {
             }
         }
         self.append_drafts(&mut drafts, &mut slots, results);
+    }
+
+    /// Appends generated changes, see [`crate::generate`]: their payload is zeros that are not looked at.
+    pub fn apply_generated(&self, changes: &[Generated]) -> Result<()> {
+        self.refuse_unless_writable()?;
+        self.wait_for_write_out()?;
+        let mut drafts: Vec<Draft<'_>> = Vec::with_capacity(changes.len());
+        for change in changes {
+            let (kind, extent, payload_blocks) = match change {
+                Generated::Write(extent) => (RecordKind::Write, extent, extent.blocks as usize),
+                Generated::Trim(extent) => (RecordKind::Trim, extent, 0),
+            };
+            check_range(extent.start.0 * BLOCK_BYTES, extent.blocks * BLOCK_BYTES, self.identity.size_bytes)?;
+            drafts.push(Draft {
+                kind,
+                flags: 0,
+                session: SessionId(1),
+                lba: extent.start.0,
+                blocks: extent.blocks,
+                head_skip: 0,
+                tail_skip: 0,
+                parts: [&ZERO_PAYLOAD[..payload_blocks * BLOCK], &[], &[]],
+                crcs: vec![*ZERO_BLOCK_CRC; payload_blocks],
+            });
+        }
+        let mut slots: Vec<usize> = (0..drafts.len()).collect();
+        let mut results: Vec<Result<Lsn>> = drafts.iter().map(|_| Ok(Lsn::ZERO)).collect();
+        self.append_drafts(&mut drafts, &mut slots, &mut results);
+        results.into_iter().collect::<Result<Vec<Lsn>>>().map(drop)
     }
 
     fn check_change(&self, change: &Change<'_>, offset: u64, len: u64) -> Result<()> {

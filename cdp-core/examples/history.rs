@@ -1,0 +1,194 @@
+//! What a long history costs. `cargo run --release -p cdp-core --example history -- generate DIR CHANGES`, then
+//! `… -- merge DIR`, then `… -- measure DIR`. As root, `measure` drops the kernel's caches for the cold figures.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cdp_core::device::{Device, Read};
+use cdp_core::generate::{HistoryOptions, history};
+use cdp_core::history::point::Timeline;
+use cdp_core::ids::{BLOCK_BYTES, Lsn, Timestamp};
+use cdp_core::index::IndexOptions;
+use cdp_core::io::{SystemClock, native};
+use cdp_core::store::{OpenOptions, Store};
+use cdp_core::view::View;
+use cdp_core::volume::Volume;
+
+type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
+
+const VIEWS: u64 = 64;
+
+fn random(state: &mut u64) -> u64 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11
+}
+
+fn rss_mib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap_or_default();
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) >> 10
+}
+
+fn descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
+}
+
+fn drop_caches() -> bool {
+    std::fs::write("/proc/sys/vm/drop_caches", "3").is_ok()
+}
+
+fn open(path: &Path) -> Outcome<(Store, Arc<Volume>)> {
+    let index = IndexOptions::default();
+    let options = OpenOptions { holder: "a measurement", index, ..OpenOptions::default() };
+    let store = Store::open_with(native(true), Arc::new(SystemClock), path, &options)?;
+    let volume = store.volume("disk")?;
+    Ok((store, volume))
+}
+
+fn read_4k(device: &dyn Device, block: u64) -> Outcome {
+    let mut buffer = [0; 4096];
+    let mut reads = [Read { offset: block * BLOCK_BYTES, buffer: &mut buffer, result: Ok(()) }];
+    device.read(&mut reads);
+    let [read] = reads;
+    Ok(read.result?)
+}
+
+/// Sorted; the middle, the 99th of a hundred, and the worst.
+fn spread(mut times: Vec<Duration>) -> String {
+    times.sort_unstable();
+    let at = |percent: usize| times[(times.len() - 1) * percent / 100];
+    format!("p50 {:?}, p99 {:?}, worst {:?}", at(50), at(99), at(100))
+}
+
+fn reads_per_second(device: &dyn Device, state: &mut u64) -> Outcome<f64> {
+    let blocks = device.size_bytes() / BLOCK_BYTES;
+    let began = Instant::now();
+    let mut done = 0u64;
+    while began.elapsed() < Duration::from_secs(2) {
+        for _ in 0..64 {
+            read_4k(device, random(state) % blocks)?;
+        }
+        done += 64;
+    }
+    Ok(done as f64 / began.elapsed().as_secs_f64())
+}
+
+fn generate(path: &Path, changes: u64) -> Outcome {
+    let options = HistoryOptions {
+        changes,
+        size_bytes: 1 << 40,
+        segment_bytes: 128 << 20,
+        seed: 1,
+        duration_ns: 30 * 24 * 3_600_000_000_000,
+        marker_every: changes.div_ceil(1000).max(1),
+    };
+    let began = Instant::now();
+    let mut told = 0;
+    history(native(false), path, &options, &mut |done| {
+        if done >= told + changes / 10 {
+            told = done;
+            eprintln!("{done} changes, {:?}", began.elapsed());
+        }
+    })?;
+    println!("| generate {changes} changes | {:?} |", began.elapsed());
+    Ok(())
+}
+
+fn merge(path: &Path) -> Outcome {
+    let (store, volume) = open(path)?;
+    let began = Instant::now();
+    let layers = volume.part_list().layers().len();
+    let mut most = 0;
+    volume.merge_all(&mut |_, _| most = most.max(rss_mib()))?;
+    println!(
+        "| merge {layers} runs to {} | {:?}, at most {most} MiB resident |",
+        volume.part_list().layers().len(),
+        began.elapsed()
+    );
+    store.close()?;
+    Ok(())
+}
+
+fn index_bytes(path: &Path) -> Outcome<u64> {
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(path.join("volumes/disk"))? {
+        let entry = entry?;
+        if entry.path().extension().is_some_and(|end| end == "run") {
+            bytes += entry.metadata()?.len();
+        }
+    }
+    Ok(bytes)
+}
+
+fn measure(path: &Path) -> Outcome {
+    let is_cold = drop_caches();
+    let began = Instant::now();
+    let (_store, volume) = open(path)?;
+    let opened = began.elapsed();
+    let tip = volume.tip_lsn().0;
+    let mut state = 0x1234_5678_9abc_def1;
+    println!(
+        "| history | {tip} records, {} segments, {} layers |",
+        volume.part_list().len(),
+        volume.part_list().layers().len()
+    );
+    println!("| open the store{} | {opened:?} |", if is_cold { ", caches dropped" } else { "" });
+    println!("| after opening | {} MiB resident, {} descriptors |", rss_mib(), descriptors());
+    println!("| index on disk | {:.1} bytes for each record |", index_bytes(path)? as f64 / tip as f64);
+    let begin = volume.timestamp_of(Lsn(1))?.0;
+    let end = volume.timestamp_of(Lsn(tip))?.0;
+    let blocks = volume.size_bytes() / BLOCK_BYTES;
+    let first_byte = |state: &mut u64| -> Outcome<Duration> {
+        let at = Timestamp(begin + random(state) % (end - begin));
+        let block = random(state) % (blocks / 16);
+        let began = Instant::now();
+        let view = View::new(volume.clone(), volume.lsn_at(at)?);
+        read_4k(&view, block)?;
+        Ok(began.elapsed())
+    };
+    if is_cold {
+        let mut cold = Vec::new();
+        for _ in 0..20 {
+            drop_caches();
+            cold.push(first_byte(&mut state)?);
+        }
+        println!("| any instant to its first byte, caches dropped | {} |", spread(cold));
+    }
+    let warm = (0..1000).map(|_| first_byte(&mut state)).collect::<Outcome<Vec<_>>>()?;
+    println!("| any instant to its first byte, warm | {} |", spread(warm[500..].to_vec()));
+    reads_per_second(&*volume, &mut state)?;
+    let live = reads_per_second(&*volume, &mut state)?;
+    println!("| random 4 KiB reads, live | {live:.0}/s |");
+    for percent in [99, 90, 50, 10] {
+        let view = View::new(volume.clone(), Lsn(tip / 100 * percent));
+        reads_per_second(&view, &mut state)?;
+        let rate = reads_per_second(&view, &mut state)?;
+        println!("| at {percent} % of the history | {rate:.0}/s, {:.0} % of live |", rate / live * 100.0);
+    }
+    let views: Vec<View> = (1..=VIEWS).map(|n| View::new(volume.clone(), Lsn(tip / VIEWS * n))).collect();
+    for view in &views {
+        for _ in 0..500 {
+            read_4k(view, random(&mut state) % blocks)?;
+        }
+    }
+    println!(
+        "| {VIEWS} views open and read from | {} MiB resident, {} descriptors |",
+        rss_mib(),
+        descriptors()
+    );
+    Ok(())
+}
+
+fn main() -> Outcome {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words[..] {
+        ["generate", dir, changes] => generate(&PathBuf::from(dir), changes.parse()?),
+        ["merge", dir] => merge(&PathBuf::from(dir)),
+        ["measure", dir] => measure(&PathBuf::from(dir)),
+        _ => Err("generate DIR CHANGES | merge DIR | measure DIR".into()),
+    }
+}
