@@ -56,6 +56,8 @@ fn the_newest_good_state_is_a_point() {
     };
     check(&home);
     assert_eq!(home.run(&["status"]).code, 3, "somebody should look at the newest state");
+    let log = home.run(&["log", "disk"]).out;
+    assert!(log.contains("= proof good") && log.contains("= proof NOT good"), "{log}");
     served.stop();
     check(&home);
     // Without a server too, and the program finds its store.

@@ -100,6 +100,7 @@ fn interval_line(interval: &Interval, most: u64, zoomed: bool) -> String {
 fn event_line(event: &EventRow) -> String {
     let sign = match event.kind.as_str() {
         "marker" => "*",
+        "proof" => "=",
         "clock-step" | "damaged" => "!",
         "attached" => ">",
         "left" => "<",

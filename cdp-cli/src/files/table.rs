@@ -77,7 +77,11 @@ pub fn read(disk: &Disk) -> Result<Vec<Slot>> {
         };
         Slot { partition: Some(found.number), start: found.start, bytes, holds }
     };
-    Ok(partitions::read(&prefix).into_iter().map(slot).collect())
+    let mut sector = |at| {
+        let mut bytes = vec![0; 512];
+        disk.read_exact_at(at, &mut bytes).ok().map(|()| bytes)
+    };
+    Ok(partitions::read(&prefix, &mut sector).into_iter().map(slot).collect())
 }
 
 /// `None` for a partition table.

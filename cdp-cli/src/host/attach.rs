@@ -184,7 +184,8 @@ fn look(device: &Path, partition: Option<Partition>) -> Result<(Content, Option<
 
 /// The whole disk, else the first partition that holds a filesystem; `NotFound` says what is there instead.
 pub(crate) fn find_filesystem(device: &Path, number: Option<u32>, name: &str) -> Result<Found> {
-    let partitions = partitions::read(&device::bytes_at(device, 0, superblock::PROBE_BYTES)?);
+    let prefix = device::bytes_at(device, 0, superblock::PROBE_BYTES)?;
+    let partitions = partitions::read(&prefix, &mut |at| device::bytes_at(device, at, 512).ok());
     if let Some(number) = number {
         let wanted = partitions.into_iter().find(|partition| partition.number == number);
         let wanted =

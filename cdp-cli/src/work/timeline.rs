@@ -412,6 +412,14 @@ fn events(volume: &Volume, first: Lsn, last: Lsn) -> Result<(Vec<EventRow>, usiz
         return Err(error);
     }
     rows.reverse();
+    // What programs said of states lies beside the history, not in it. Proofs that cannot be read have no row.
+    for proof in volume.proofs().unwrap_or_default() {
+        if proof.lsn > first && proof.lsn <= last {
+            let text = format!("{}, says {}", if proof.good { "good" } else { "NOT good" }, proof.program);
+            rows.push(event_line(volume, (proof.lsn, proof.at), "proof", text, None));
+        }
+    }
+    rows.sort_by_key(|row| row.lsn);
     Ok((rows, left_out))
 }
 
