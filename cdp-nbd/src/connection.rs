@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::budget::Buffer;
-use crate::exports::{OpenExport, Peer};
-use crate::handshake::{Handshake, Negotiated, Step};
+use crate::exports::Peer;
+use crate::handshake::{Handshake, Negotiated, Opened, Step};
 use crate::limits::{
     BUFFER_BYTES, BUFFER_BYTES_MIN, HANDSHAKE_REPLY_BYTES, HANDSHAKE_TIME, IDLE_TIME, LARGE_KEPT_ROUNDS,
     LARGE_STEP_BYTES, LARGE_WAIT, RECEIVE_EXACT_BYTES, ROUND_REQUESTS_MAX,
@@ -25,10 +25,10 @@ const MOVE_BYTES: usize = 4096;
 /// Serves one client until either side has had enough. Errors of the socket end it and mean nothing else.
 pub fn serve(wire: &Wire<'_>, client: &Client, shared: &Shared) {
     let ended = match shake_hands(wire, client, shared) {
-        Ok(Some((rest, negotiated, export))) => {
-            client.opened(&export.canonical_name);
-            tracing::debug!(peer = %client.peer, export = export.canonical_name, "connected");
-            transmit(wire, client, shared, &rest, negotiated, &export)
+        Ok(Some((rest, negotiated, opened))) => {
+            client.opened(&opened.export.canonical_name);
+            tracing::debug!(peer = %client.peer, export = opened.export.canonical_name, "connected");
+            transmit(wire, client, shared, &rest, negotiated, &opened)
             // The export is dropped here, after the last reply.
         }
         Ok(None) => {
@@ -40,7 +40,7 @@ pub fn serve(wire: &Wire<'_>, client: &Client, shared: &Shared) {
     tracing::debug!(peer = %client.peer, ended = ?ended.err(), "disconnected");
 }
 
-type Entered = (Vec<u8>, Negotiated, OpenExport);
+type Entered = (Vec<u8>, Negotiated, Opened);
 
 /// `None` when the connection is over; else what was agreed on, and bytes that came behind it.
 fn shake_hands(wire: &Wire<'_>, client: &Client, shared: &Shared) -> io::Result<Option<Entered>> {
@@ -74,9 +74,9 @@ fn shake_hands(wire: &Wire<'_>, client: &Client, shared: &Shared) -> io::Result<
                     wire.send(&out, Some(progress + option_time))?;
                     return Ok(None);
                 }
-                Step::Transmission(n, negotiated, export) => {
+                Step::Transmission(n, negotiated, opened) => {
                     used += n;
-                    break Some((negotiated, export));
+                    break Some((negotiated, opened));
                 }
             }
         };
@@ -84,8 +84,8 @@ fn shake_hands(wire: &Wire<'_>, client: &Client, shared: &Shared) -> io::Result<
         let until = (progress + option_time).min(began + HANDSHAKE_TIME);
         wire.send(&out, Some(until))?;
         out.clear();
-        if let Some((negotiated, export)) = entered {
-            return Ok(Some((input, negotiated, export)));
+        if let Some((negotiated, opened)) = entered {
+            return Ok(Some((input, negotiated, opened)));
         }
         let mut buffer = [0; 4096];
         let until = grace.until(client).into_iter().chain([until]).min();
@@ -184,12 +184,14 @@ fn transmit(
     shared: &Shared,
     rest: &[u8],
     negotiated: Negotiated,
-    export: &OpenExport,
+    opened: &Opened,
 ) -> io::Result<()> {
+    let Opened { export, bitmaps } = opened;
     let device = &export.device;
     let mut session = Session::new(negotiated, device.size_bytes(), device.is_read_only());
     let mut executor =
-        Executor::new(Arc::clone(device), export.session, negotiated, Arc::clone(&shared.budget));
+        Executor::new(Arc::clone(device), export.session, negotiated, Arc::clone(&shared.budget))
+            .with_bitmaps(bitmaps.clone());
     let mut input =
         Input { buffer: Buffer::new(Arc::clone(&shared.budget)), start: 0, end: 0, was_full: false };
     if !rest.is_empty() {

@@ -8,6 +8,8 @@ use cdp_core::device::Device;
 use cdp_core::error::Error;
 use cdp_core::ids::SessionId;
 
+use crate::contexts::{BitmapInfo, Bitmaps};
+
 /// Who is at the other end.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Peer {
@@ -70,6 +72,8 @@ pub struct OpenExport {
     pub description: String,
     /// Whether several connections to this name see the same device with one cache.
     pub multi_conn: bool,
+    /// Its dirty bitmaps, if it has any.
+    pub bitmaps: Option<Arc<dyn Bitmaps>>,
     /// Dropped when the connection ends, after the last reply.
     pub on_close: Option<Box<dyn Send>>,
 }
@@ -98,6 +102,19 @@ pub trait Exports: Send + Sync {
 
     /// Opens an export for one connection.
     fn open(&self, name: &str, peer: &Peer) -> Result<OpenExport, Error>;
+
+    /// The dirty bitmap of this name (without `qemu:dirty-bitmap:`) on an export; `None` if the export has none of that
+    /// name. [`cdp_core::error::Kind::Invalid`] for a name that none can have.
+    fn bitmap(&self, export: &str, name: &str, peer: &Peer) -> Result<Option<BitmapInfo>, Error> {
+        let _ = (export, name, peer);
+        Ok(None)
+    }
+
+    /// Names of bitmaps of an export for its lists; there may be more.
+    fn bitmaps(&self, export: &str, peer: &Peer) -> Result<Vec<String>, Error> {
+        let _ = (export, peer);
+        Ok(Vec::new())
+    }
 
     /// Opens an export about which the client asked just before. The protocol wants the same answer: a point
     /// that is relative should mean the instant that `info` named.

@@ -8,8 +8,13 @@
 //! ```
 //! A peer that breaks a rule which leaves no way to answer is disconnected from any state.
 
+mod ask;
+
+use std::sync::Arc;
+
 use cdp_core::error::{Error, Kind};
 
+use crate::contexts::{Bitmap, BitmapInfo, Contexts, open_all};
 use crate::exports::{ExportInfo, Exports, OpenExport, Peer};
 use crate::limits::{
     BLOCK_BYTES_PREFERRED, LIST_EXPORTS_MAX, OPTION_BYTES_MAX, OPTION_SKIP_BYTES_MAX,
@@ -17,10 +22,12 @@ use crate::limits::{
 };
 use crate::option::{InfoOption, MetaOption, export_name};
 use crate::proto::{
-    BASE_ALLOCATION, BASE_ALLOCATION_ID, Cursor, EXPORT_NAME_ZEROES, MAGIC, OPTION_HEADER_BYTES,
-    OPTION_MAGIC, OPTION_REPLY_MAGIC, handshake_flag, info, option, reply, transmission_flag,
+    BASE_ALLOCATION, BASE_ALLOCATION_ID, BITMAP_ID_FIRST, Cursor, DIRTY_BITMAP, EXPORT_NAME_ZEROES, MAGIC,
+    OPTION_HEADER_BYTES, OPTION_MAGIC, OPTION_REPLY_MAGIC, handshake_flag, info, option, reply,
+    transmission_flag,
 };
 use crate::reply::clip;
+use ask::Asked;
 
 /// What both sides agreed on for the transmission phase.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -29,8 +36,8 @@ pub struct Negotiated {
     pub structured: bool,
     /// All headers are the 32-byte ones; implies chunks.
     pub extended: bool,
-    /// `base:allocation` was selected.
-    pub allocation: bool,
+    /// The metadata contexts that were selected.
+    pub contexts: Contexts,
 }
 
 /// What came of the bytes.
@@ -42,7 +49,22 @@ pub enum Step {
     /// Send what there is to send, then close.
     Close,
     /// So many were used up; what follows belongs to the transmission phase.
-    Transmission(usize, Negotiated, OpenExport),
+    Transmission(usize, Negotiated, Opened),
+}
+
+/// An export with the dirty bitmaps that were selected on it, in their order.
+pub struct Opened {
+    /// The export.
+    pub export: OpenExport,
+    /// What [`ContextKind::Bitmap`](crate::contexts::ContextKind::Bitmap) counts.
+    pub bitmaps: Vec<Arc<dyn Bitmap>>,
+}
+
+/// What SET_META_CONTEXT selected, and on which export.
+struct Selected {
+    export: String,
+    allocation: bool,
+    bitmaps: Vec<BitmapInfo>,
 }
 
 #[derive(Clone, Copy)]
@@ -65,8 +87,8 @@ pub struct Handshake {
     no_zeroes: bool,
     structured: bool,
     extended: bool,
-    /// The export whose `base:allocation` was selected last.
-    allocation_of: Option<String>,
+    /// The contexts that were selected last.
+    selected: Option<Selected>,
     /// Data and answer of an INFO that came just before.
     info_before: Option<(Vec<u8>, ExportInfo)>,
     shutting_down: bool,
@@ -84,7 +106,7 @@ impl Handshake {
             no_zeroes: false,
             structured: false,
             extended: false,
-            allocation_of: None,
+            selected: None,
             info_before: None,
             shutting_down: false,
         }
@@ -195,7 +217,7 @@ impl Handshake {
             false => (reply::ERR_UNSUP, "this option is not supported"),
         };
         if option == option::SET_META_CONTEXT {
-            self.allocation_of = None;
+            self.selected = None;
         }
         self.info_before = None;
         self.state = State::Skip { remaining: len as usize, option, reply, text };
@@ -212,15 +234,17 @@ impl Handshake {
     ) -> Step {
         // This option has no way to say no but to hang up. With extended headers it is forbidden.
         let (false, Ok(name)) = (self.extended, export_name(data)) else { return Step::Close };
-        let Ok(export) = exports.open(name, peer) else { return Step::Close };
+        let Ok(opened) = exports.open(name, peer).and_then(|export| self.with_bitmaps(name, export)) else {
+            return Step::Close;
+        };
         let negotiated = self.negotiated(name);
-        let info = export.info();
+        let info = opened.export.info();
         out.extend(info.size_bytes.to_be_bytes());
         out.extend(transmission_flags(&info, negotiated).to_be_bytes());
         if !self.no_zeroes {
             out.extend([0; EXPORT_NAME_ZEROES]);
         }
-        Step::Transmission(used, negotiated, export)
+        Step::Transmission(used, negotiated, opened)
     }
 
     fn go(
@@ -239,15 +263,15 @@ impl Handshake {
                 return Step::Consumed(used);
             }
         };
-        let opened = match info_before.filter(|(before, _)| before == data) {
+        let export = match info_before.filter(|(before, _)| before == data) {
             Some((_, info)) => exports.open_after_info(request.name, &info, peer),
             None => exports.open(request.name, peer),
         };
-        match opened {
-            Ok(export) => {
+        match export.and_then(|export| self.with_bitmaps(request.name, export)) {
+            Ok(opened) => {
                 let negotiated = self.negotiated(request.name);
-                put_info(out, option::GO, &request.wanted, &export.info(), negotiated);
-                Step::Transmission(used, negotiated, export)
+                put_info(out, option::GO, &request.wanted, &opened.export.info(), negotiated);
+                Step::Transmission(used, negotiated, opened)
             }
             Err(error) => {
                 put_refusal(out, option::GO, &error);
@@ -306,7 +330,7 @@ impl Handshake {
         let setting = number == option::SET_META_CONTEXT;
         if setting {
             // What was selected before is gone, also when this fails.
-            self.allocation_of = None;
+            self.selected = None;
         }
         if !self.structured && !self.extended {
             return put(out, number, reply::ERR_INVALID, &[b"structured replies have to be agreed on first"]);
@@ -318,23 +342,45 @@ impl Handshake {
         if let Err(error) = exports.info(request.name, peer) {
             return put_refusal(out, number, &error);
         }
-        let listed = !setting && (request.queries == 0 || request.base_wildcard);
-        if request.allocation || listed {
-            let id = if setting { BASE_ALLOCATION_ID } else { 0 };
-            put(out, number, reply::META_CONTEXT, &[&id.to_be_bytes(), BASE_ALLOCATION.as_bytes()]);
+        let mut asked = Asked::new(request, exports, peer);
+        let found = match setting {
+            true => asked.select(),
+            false => asked.list(),
+        };
+        let (allocation, bitmaps) = match found {
+            Ok(found) => found,
+            Err(refused) => return refused.put(out, number),
+        };
+        // The number of a context means nothing in a list.
+        let id = |id: u32| if setting { id } else { 0 }.to_be_bytes();
+        if allocation {
+            put(out, number, reply::META_CONTEXT, &[&id(BASE_ALLOCATION_ID), BASE_ALLOCATION.as_bytes()]);
         }
-        if setting && request.allocation {
-            self.allocation_of = Some(request.name.to_owned());
+        for (bitmap, place) in bitmaps.iter().zip(BITMAP_ID_FIRST..) {
+            let name = [DIRTY_BITMAP.as_bytes(), bitmap.name.as_bytes()].concat();
+            put(out, number, reply::META_CONTEXT, &[&id(place), &name]);
+        }
+        if setting {
+            self.selected = Some(Selected { export: request.name.to_owned(), allocation, bitmaps });
         }
         put(out, number, reply::ACK, &[]);
     }
 
+    fn selected(&self, export: &str) -> Option<&Selected> {
+        self.selected.as_ref().filter(|selected| selected.export == export)
+    }
+
+    fn with_bitmaps(&self, name: &str, export: OpenExport) -> Result<Opened, Error> {
+        let selected = self.selected(name).map_or(&[][..], |selected| &selected.bitmaps);
+        let bitmaps = open_all(export.bitmaps.as_deref(), selected)?;
+        Ok(Opened { export, bitmaps })
+    }
+
     fn negotiated(&self, name: &str) -> Negotiated {
-        Negotiated {
-            structured: self.structured,
-            extended: self.extended,
-            allocation: self.allocation_of.as_deref() == Some(name),
-        }
+        let contexts = self.selected(name).map_or(Contexts::default(), |selected| {
+            Contexts::new(selected.allocation, selected.bitmaps.len())
+        });
+        Negotiated { structured: self.structured, extended: self.extended, contexts }
     }
 }
 
@@ -368,7 +414,7 @@ pub fn transmission_flags(info: &ExportInfo, negotiated: Negotiated) -> u16 {
     if negotiated.structured || negotiated.extended {
         flags |= flag::SEND_DF;
     }
-    if negotiated.extended && negotiated.allocation {
+    if negotiated.extended && !negotiated.contexts.is_empty() {
         flags |= flag::BLOCK_STATUS_PAYLOAD;
     }
     flags

@@ -6,6 +6,7 @@
 
 pub mod budget;
 mod connection;
+pub mod contexts;
 pub mod exports;
 pub mod handshake;
 pub mod limits;
@@ -20,5 +21,6 @@ pub mod server;
 pub mod stats;
 mod wire;
 
+pub use contexts::{Bitmap, BitmapInfo, Bitmaps};
 pub use exports::{ExportInfo, ExportSummary, Exports, OpenExport, Peer};
 pub use server::{ClientInfo, Options, Server};

@@ -91,7 +91,13 @@ pub const HOLE_SCAN_STRETCHES_MAX: usize = 64;
 /// Holes shorter than this go as data, in bytes.
 pub const HOLE_BYTES_MIN: u64 = 4096;
 
-/// Extents in one block status reply.
+/// Dirty bitmaps that one connection may select.
+pub const BITMAPS_MAX: usize = 8;
+
+/// Dirty bitmaps that are looked for by name for one option; a client that asks for more is refused.
+pub const BITMAP_QUERIES_MAX: usize = 64;
+
+/// Extents of each context in one block status reply.
 pub const STATUS_EXTENTS_MAX: usize = 16_384;
 
 /// How long requests are still answered ESHUTDOWN when the server goes down.
@@ -112,6 +118,8 @@ pub const SOCKET_PATH_BYTES_MAX: usize = 107;
 const _: () = assert!(PAYLOAD_BYTES_ADVERTISED <= PAYLOAD_BYTES_MAX);
 const _: () = assert!(cdp_core::limits::REQUEST_BYTES_MAX <= u32::MAX as u64);
 const _: () = assert!(PIECE_BYTES_MAX + 1024 < BUFFER_BYTES);
+// Contexts are bits of a number.
+const _: () = assert!(crate::proto::BITMAP_ID_FIRST as usize + BITMAPS_MAX <= u32::BITS as usize);
 // A block status reply fits in a reply buffer: 16 bytes an extent and its headers.
 const _: () = assert!(STATUS_EXTENTS_MAX * 16 + 1024 < BUFFER_BYTES);
 // One option with all its data fits; and the unsupported part of a GO with the longest name does too.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::budget::Budget;
 use crate::exports::{Exports, OpenExport, Peer};
-use crate::handshake::{Handshake, Step};
+use crate::handshake::{Handshake, Opened, Step};
 use crate::limits::LARGE_BYTES_TOTAL;
 use crate::request::{Decoded, Request, Session};
 use crate::round::{Class, Executor, Outlet};
@@ -66,11 +66,12 @@ impl Machine {
                         self.phase = Phase::Closed;
                         None
                     }
-                    Step::Transmission(n, negotiated, export) => {
+                    Step::Transmission(n, negotiated, Opened { export, bitmaps }) => {
                         let device = &export.device;
                         let session = Session::new(negotiated, device.size_bytes(), device.is_read_only());
                         let budget = Budget::new(LARGE_BYTES_TOTAL);
-                        let executor = Executor::new(Arc::clone(device), export.session, negotiated, budget);
+                        let executor = Executor::new(Arc::clone(device), export.session, negotiated, budget)
+                            .with_bitmaps(bitmaps);
                         let executor = Box::new(executor);
                         self.phase = Phase::Transmission { session, executor, _export: export };
                         Some(n)

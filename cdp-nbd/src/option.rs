@@ -1,7 +1,7 @@
 //! The data of handshake options: parsed from what a client sent, every length checked.
 
 use crate::limits::STRING_BYTES_MAX;
-use crate::proto::{BASE_ALLOCATION, Cursor};
+use crate::proto::{BASE_ALLOCATION, Cursor, DIRTY_BITMAP, QEMU_NAMESPACE};
 
 /// Why the data of an option is refused, for people.
 pub type Malformed = &'static str;
@@ -20,12 +20,24 @@ pub struct InfoOption<'a> {
 pub struct MetaOption<'a> {
     /// Which export.
     pub name: &'a str,
-    /// How many queries came.
-    pub queries: u32,
-    /// Whether one of them names `base:allocation`.
-    pub allocation: bool,
-    /// Whether one of them is the wildcard `base:`.
-    pub base_wildcard: bool,
+    count: u32,
+    /// The queries, each checked.
+    rest: &'a [u8],
+}
+
+/// What a client asks about contexts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Query<'a> {
+    /// `base:allocation`.
+    Allocation,
+    /// `base:`: all of that namespace.
+    AllOfBase,
+    /// `qemu:` or `qemu:dirty-bitmap:`: all bitmaps.
+    AllBitmaps,
+    /// `qemu:dirty-bitmap:` and a name.
+    Bitmap(&'a str),
+    /// Something that we do not know; the protocol wants it skipped.
+    Unknown,
 }
 
 /// A name as the protocol allows it.
@@ -62,24 +74,55 @@ impl<'a> InfoOption<'a> {
 }
 
 impl<'a> MetaOption<'a> {
-    /// Reads the data of LIST_META_CONTEXT or SET_META_CONTEXT. Queries that we do not know are skipped, as
-    /// the protocol wants it.
+    /// Reads the data of LIST_META_CONTEXT or SET_META_CONTEXT.
     pub fn parse(data: &'a [u8]) -> Result<MetaOption<'a>, Malformed> {
         let mut cursor = Cursor(data);
         let name = counted_name(&mut cursor)?;
-        let queries = cursor.u32().ok_or("too short for the number of queries")?;
-        let mut option = MetaOption { name, queries, allocation: false, base_wildcard: false };
-        for _ in 0..queries {
+        let count = cursor.u32().ok_or("too short for the number of queries")?;
+        let rest = cursor.0;
+        for _ in 0..count {
             let len = cursor.u32().ok_or("fewer queries than announced")?;
-            let query = cursor.bytes(len as usize).ok_or("a query is longer than the option")?;
-            option.allocation |= query == BASE_ALLOCATION.as_bytes();
-            option.base_wildcard |= query == b"base:";
+            query(cursor.bytes(len as usize).ok_or("a query is longer than the option")?)?;
         }
         if !cursor.0.is_empty() {
             return Err("bytes left over behind the queries");
         }
-        Ok(option)
+        Ok(MetaOption { name, count, rest })
     }
+
+    /// Whether nothing is asked; in LIST that means: all there is.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// What is asked, in the client's order.
+    pub fn queries(&self) -> impl Iterator<Item = Query<'a>> + use<'a> {
+        let mut cursor = Cursor(self.rest);
+        std::iter::from_fn(move || {
+            let len = cursor.u32()?;
+            query(cursor.bytes(len as usize)?).ok()
+        })
+    }
+}
+
+fn query(bytes: &[u8]) -> Result<Query<'_>, Malformed> {
+    let bitmap = bytes.strip_prefix(DIRTY_BITMAP.as_bytes());
+    Ok(match (bytes, bitmap) {
+        (_, Some(b"")) => Query::AllBitmaps,
+        _ if bytes == QEMU_NAMESPACE.as_bytes() => Query::AllBitmaps,
+        _ if bytes == BASE_ALLOCATION.as_bytes() => Query::Allocation,
+        (b"base:", _) => Query::AllOfBase,
+        (_, Some(name)) => {
+            if bytes.len() > STRING_BYTES_MAX {
+                return Err("the name of a dirty bitmap is longer than 4096 bytes");
+            }
+            if name.contains(&0) {
+                return Err("the name of a dirty bitmap contains NUL");
+            }
+            Query::Bitmap(str::from_utf8(name).map_err(|_| "the name of a dirty bitmap is not UTF-8")?)
+        }
+        _ => Query::Unknown,
+    })
 }
 
 #[cfg(test)]
@@ -109,6 +152,35 @@ mod tests {
         assert!(MetaOption::parse(&meta).is_err());
         meta.extend(u32::MAX.to_be_bytes());
         assert!(MetaOption::parse(&meta).is_err());
+    }
+
+    // Whoever sends a query that is no text must not get a context for it, and what we do not know is skipped.
+    #[test]
+    fn queries_are_told_apart() {
+        let data = |query: &[u8]| {
+            let mut data = vec![0, 0, 0, 0, 0, 0, 0, 1];
+            data.extend((query.len() as u32).to_be_bytes());
+            data.extend(query);
+            data
+        };
+        let long = [DIRTY_BITMAP.as_bytes(), &[b'x'; STRING_BYTES_MAX]].concat();
+        for (bytes, expected) in [
+            (&b"base:allocation"[..], Some(Query::Allocation)),
+            (b"base:", Some(Query::AllOfBase)),
+            (b"qemu:", Some(Query::AllBitmaps)),
+            (b"qemu:dirty-bitmap:", Some(Query::AllBitmaps)),
+            (b"qemu:dirty-bitmap:before:a b", Some(Query::Bitmap("before:a b"))),
+            (b"qemu:allocation-depth", Some(Query::Unknown)),
+            (b"", Some(Query::Unknown)),
+            (&[0xff; 9], Some(Query::Unknown)),
+            (b"qemu:dirty-bitmap:\xff", None),
+            (b"qemu:dirty-bitmap:a\0", None),
+            (&long, None),
+        ] {
+            let data = data(bytes);
+            let parsed = MetaOption::parse(&data).ok().map(|option| option.queries().collect::<Vec<_>>());
+            assert_eq!(parsed, expected.map(|query| vec![query]), "{bytes:?}");
+        }
     }
 
     #[test]

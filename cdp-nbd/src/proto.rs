@@ -131,10 +131,18 @@ pub mod errno {
     pub const ESHUTDOWN: u32 = 108;
 }
 
-/// The one metadata context that is offered.
+/// The metadata context that every export has.
 pub const BASE_ALLOCATION: &str = "base:allocation";
 /// Its number on the wire.
 pub const BASE_ALLOCATION_ID: u32 = 1;
+/// Asks for a list of all contexts of QEMU's namespace.
+pub const QEMU_NAMESPACE: &str = "qemu:";
+/// Begins the name of a dirty bitmap, as QEMU defined it; alone, asks for a list of them.
+pub const DIRTY_BITMAP: &str = "qemu:dirty-bitmap:";
+/// Number of the first bitmap that was selected; the others follow.
+pub const BITMAP_ID_FIRST: u32 = 2;
+/// qemu:dirty-bitmap: changed.
+pub const STATE_DIRTY: u32 = 1 << 0;
 /// base:allocation: a hole.
 pub const STATE_HOLE: u32 = 1 << 0;
 /// base:allocation: reads as zeros.

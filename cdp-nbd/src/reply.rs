@@ -6,8 +6,8 @@ use crate::budget::Buffer;
 use crate::handshake::Negotiated;
 use crate::limits::{BUFFER_BYTES, ERROR_TEXT_BYTES_MAX};
 use crate::proto::{
-    BASE_ALLOCATION_ID, CHUNK_DONE, EXTENDED_HEADER_BYTES, EXTENDED_REPLY_MAGIC, SIMPLE_REPLY_BYTES,
-    SIMPLE_REPLY_MAGIC, STRUCTURED_HEADER_BYTES, STRUCTURED_REPLY_MAGIC, chunk, errno,
+    CHUNK_DONE, EXTENDED_HEADER_BYTES, EXTENDED_REPLY_MAGIC, SIMPLE_REPLY_BYTES, SIMPLE_REPLY_MAGIC,
+    STRUCTURED_HEADER_BYTES, STRUCTURED_REPLY_MAGIC, chunk, errno,
 };
 use crate::request::Refusal;
 
@@ -175,19 +175,19 @@ impl Encoder {
         out.put(&len.to_be_bytes());
     }
 
-    /// A block status of `base:allocation`: lengths in bytes and flags.
-    pub fn status(&self, out: &mut ReplyBuffer, to: To, extents: &[(u64, u32)]) {
+    /// A block status of the context with this number: lengths in bytes and flags. Each context has a chunk.
+    pub fn status(&self, out: &mut ReplyBuffer, to: To, id: u32, extents: &[(u64, u32)], last: bool) {
         if self.extended {
-            self.chunk(out, to, CHUNK_DONE, chunk::BLOCK_STATUS_EXT, 8 + extents.len() * 16);
-            out.put(&BASE_ALLOCATION_ID.to_be_bytes());
+            self.chunk(out, to, done(last), chunk::BLOCK_STATUS_EXT, 8 + extents.len() * 16);
+            out.put(&id.to_be_bytes());
             out.put(&(extents.len() as u32).to_be_bytes());
             for (len, flags) in extents {
                 out.put(&len.to_be_bytes());
                 out.put(&u64::from(*flags).to_be_bytes());
             }
         } else {
-            self.chunk(out, to, CHUNK_DONE, chunk::BLOCK_STATUS, 4 + extents.len() * 8);
-            out.put(&BASE_ALLOCATION_ID.to_be_bytes());
+            self.chunk(out, to, done(last), chunk::BLOCK_STATUS, 4 + extents.len() * 8);
+            out.put(&id.to_be_bytes());
             for (len, flags) in extents {
                 // A compact request asks for less than 4 GiB, so no extent of its reply is longer.
                 out.put(&u32::try_from(*len).unwrap_or(u32::MAX).to_be_bytes());

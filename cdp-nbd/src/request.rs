@@ -4,9 +4,17 @@ use std::borrow::Cow;
 
 use cdp_core::device::Change;
 
+use crate::contexts::Contexts;
 use crate::handshake::Negotiated;
-use crate::limits::{PAYLOAD_BYTES_MAX, PAYLOAD_SKIP_BYTES_MAX};
-use crate::proto::{BASE_ALLOCATION_ID, Cursor, RequestHeader, command, command_flag, errno};
+use crate::limits::{BITMAPS_MAX, PAYLOAD_BYTES_MAX, PAYLOAD_SKIP_BYTES_MAX};
+use crate::proto::{Cursor, RequestHeader, command, command_flag, errno};
+
+/// Bytes of a block status request's payload before the contexts' numbers.
+const STATUS_LENGTH_BYTES: u64 = 8;
+/// And of each number.
+const CONTEXT_ID_BYTES: u64 = 4;
+/// All bitmaps and `base:allocation`.
+const STATUS_PAYLOAD_BYTES_MAX: u64 = STATUS_LENGTH_BYTES + CONTEXT_ID_BYTES * (BITMAPS_MAX as u64 + 1);
 
 /// Why a request fails: an error number of the protocol and a text for people.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -48,8 +56,8 @@ pub enum Command<'a> {
         len: u64,
         /// One extent only.
         one: bool,
-        /// Of `base:allocation`; without it the answer is empty.
-        allocation: bool,
+        /// Of these; without any the answer is empty.
+        contexts: Contexts,
     },
     /// Nothing to do but to say so.
     Done,
@@ -244,7 +252,8 @@ impl Session {
         let with_payload = flags & command_flag::PAYLOAD_LEN != 0;
         if header.command == command::BLOCK_STATUS && with_payload {
             // The length is the payload's; what the query is about stands in the payload.
-            if !matches!(len, 8 | 12) {
+            let is_whole = len % CONTEXT_ID_BYTES == 0;
+            if !is_whole || !(STATUS_LENGTH_BYTES..=STATUS_PAYLOAD_BYTES_MAX).contains(&len) {
                 return Err(invalid("the payload of the block status request has a wrong length"));
             }
             return Ok(Checked::StatusPayload { one: flags & command_flag::REQ_ONE != 0 });
@@ -277,7 +286,7 @@ impl Session {
             command::BLOCK_STATUS => {
                 self.check_status(len)?;
                 let one = flags & command_flag::REQ_ONE != 0;
-                Checked::Plain(Command::Status { len, one, allocation: true })
+                Checked::Plain(Command::Status { len, one, contexts: self.negotiated.contexts })
             }
             _ => return Err(invalid("unknown command")),
         })
@@ -291,7 +300,7 @@ impl Session {
                 (command_flag::PAYLOAD_LEN, command_flag::PAYLOAD_LEN)
             }
             command::WRITE_ZEROES => (command_flag::NO_HOLE | command_flag::FAST_ZERO, 0),
-            command::BLOCK_STATUS if self.negotiated.extended && self.negotiated.allocation => {
+            command::BLOCK_STATUS if self.negotiated.extended && !self.negotiated.contexts.is_empty() => {
                 (command_flag::REQ_ONE | command_flag::PAYLOAD_LEN, 0)
             }
             command::BLOCK_STATUS => (command_flag::REQ_ONE, 0),
@@ -320,7 +329,7 @@ impl Session {
     }
 
     fn check_status(&self, len: u64) -> Result<(), Refusal> {
-        if !self.negotiated.allocation {
+        if self.negotiated.contexts.is_empty() {
             return Err(invalid("no metadata context was selected"));
         }
         if len == 0 {
@@ -332,17 +341,25 @@ impl Session {
     fn status_payload(&self, payload: &[u8], offset: u64, one: bool) -> Command<'static> {
         let mut cursor = Cursor(payload);
         let len = cursor.u64().unwrap_or(0);
-        let id = cursor.u32();
+        let mut contexts = Contexts::default();
         let refused = self
             .check_range(command::BLOCK_STATUS, offset, len)
             .and_then(|()| self.check_status(len))
-            .and_then(|()| match id {
-                Some(id) if id != BASE_ALLOCATION_ID => Err(invalid("unknown metadata context")),
-                _ => Ok(()),
+            .and_then(|()| {
+                while let Some(id) = cursor.u32() {
+                    if !self.negotiated.contexts.has(id) {
+                        return Err(invalid("unknown metadata context"));
+                    }
+                    if contexts.has(id) {
+                        return Err(invalid("a metadata context is asked for twice"));
+                    }
+                    contexts = contexts.with(id);
+                }
+                Ok(())
             });
         match refused {
             Err(refusal) => Command::Refused(refusal),
-            Ok(()) => Command::Status { len, one, allocation: id.is_some() },
+            Ok(()) => Command::Status { len, one, contexts },
         }
     }
 }

@@ -11,12 +11,13 @@ use cdp_core::error::{Error, Kind, Result};
 use cdp_core::ids::{Lsn, SessionId};
 
 use crate::budget::{Budget, Buffer};
+use crate::contexts::{Bitmap, ContextKind, Contexts};
 use crate::handshake::Negotiated;
 use crate::limits::{
     HOLE_BYTES_MIN, HOLE_SCAN_BYTES_MIN, HOLE_SCAN_STRETCHES_MAX, LARGE_WAIT, PIECE_BYTES_MAX,
     STATUS_EXTENTS_MAX,
 };
-use crate::proto::{STATE_HOLE, STATE_ZERO, errno};
+use crate::proto::{STATE_DIRTY, STATE_HOLE, STATE_ZERO, errno};
 use crate::reply::{Encoder, ReplyBuffer, SMALL_REPLY_BYTES, To, change_refusal, read_refusal};
 use crate::request::{Command, Refusal, Request};
 
@@ -57,6 +58,7 @@ struct Slot {
 pub struct Executor {
     device: Arc<dyn Device>,
     session: SessionId,
+    bitmaps: Vec<Arc<dyn Bitmap>>,
     encoder: Encoder,
     replies: ReplyBuffer,
     slots: Vec<Slot>,
@@ -76,12 +78,19 @@ impl Executor {
         Executor {
             device,
             session,
+            bitmaps: Vec::new(),
             encoder: Encoder::new(negotiated),
             replies: ReplyBuffer::new(Buffer::new(budget)),
             slots: Vec::new(),
             results: Vec::new(),
             failed: None,
         }
+    }
+
+    /// The same, with the dirty bitmaps that were selected, in their order.
+    pub fn with_bitmaps(mut self, bitmaps: Vec<Arc<dyn Bitmap>>) -> Executor {
+        self.bitmaps = bitmaps;
+        self
     }
 
     /// Gives back the memory that is not in use between two rounds.
@@ -125,8 +134,8 @@ impl Executor {
                     self.read(number, to, *len, *whole, outlet)?;
                     read = (read.0 + 1, read.1 + len);
                 }
-                Command::Status { len, one, allocation } => {
-                    self.status(to, *len, *one, *allocation, outlet)?;
+                Command::Status { len, one, contexts } => {
+                    self.status(to, *len, *one, *contexts, outlet)?;
                 }
             }
         }
@@ -309,29 +318,59 @@ impl Executor {
         to: To,
         len: u64,
         one: bool,
-        allocation: bool,
+        contexts: Contexts,
         outlet: &mut dyn Outlet,
     ) -> io::Result<()> {
-        if !allocation {
+        if contexts.is_empty() {
             self.encoder.nothing(&mut self.replies, to);
             return Ok(());
         }
         let count_max = if one { 1 } else { STATUS_EXTENTS_MAX };
-        let stretches = match self.device.extents(to.offset, len, count_max) {
-            Ok(stretches) => stretches,
-            Err(error) => {
-                self.encoder.failure(&mut self.replies, to, &read_refusal(&error));
-                return Ok(());
-            }
-        };
-        let extents = status_extents(&stretches, len, count_max);
-        self.make_room(SMALL_REPLY_BYTES + extents.len() * 16, outlet)?;
-        match extents.is_empty() {
-            // Nobody is to be left without progress: "not known to be a hole" is always true.
-            true => self.encoder.status(&mut self.replies, to, &[(len, 0)]),
-            false => self.encoder.status(&mut self.replies, to, &extents),
+        let mut left = contexts.iter().count();
+        for (id, kind) in contexts.iter() {
+            left -= 1;
+            let extents = match self.status_of(kind, to.offset, len, count_max) {
+                Ok(extents) => extents,
+                Err(error) => {
+                    self.make_room(SMALL_REPLY_BYTES, outlet)?;
+                    self.encoder.failure(&mut self.replies, to, &read_refusal(&error));
+                    return Ok(());
+                }
+            };
+            self.make_room(SMALL_REPLY_BYTES + extents.len() * 16, outlet)?;
+            self.encoder.status(&mut self.replies, to, id, &extents, left == 0);
         }
         Ok(())
+    }
+
+    /// Extents of one context: at most `count_max`, at least one, together at most `len` bytes.
+    fn status_of(
+        &self,
+        kind: ContextKind,
+        offset: u64,
+        len: u64,
+        count_max: usize,
+    ) -> Result<Vec<(u64, u32)>> {
+        let extents = match kind {
+            ContextKind::Allocation => {
+                let stretches = self.device.extents(offset, len, count_max)?;
+                clipped(stretches.iter().map(|stretch| (stretch.len, state(stretch.content))), len, count_max)
+            }
+            ContextKind::Bitmap(place) => {
+                let bitmap = self.bitmaps.get(place).ok_or_else(|| {
+                    Error::new(Kind::Io, "a dirty bitmap was selected that the connection does not have")
+                })?;
+                let stretches = bitmap.stretches(offset, len, count_max)?;
+                let flags = |dirty| if dirty { STATE_DIRTY } else { 0 };
+                clipped(stretches.iter().map(|(len, dirty)| (*len, flags(*dirty))), len, count_max)
+            }
+        };
+        Ok(match (extents.is_empty(), kind) {
+            (false, _) => extents,
+            // Nobody is to be left without progress: "not known to be a hole" and "perhaps changed" are always true.
+            (true, ContextKind::Allocation) => vec![(len, 0)],
+            (true, ContextKind::Bitmap(_)) => vec![(len, STATE_DIRTY)],
+        })
     }
 
     /// Fills the data that was laid out and sends everything.
@@ -406,22 +445,26 @@ fn change_bytes(change: &Change<'_>) -> u64 {
     }
 }
 
-/// What the protocol says of these stretches: at most `count_max` extents, together at most `len` bytes.
-fn status_extents(stretches: &[Stretch], len: u64, count_max: usize) -> Vec<(u64, u32)> {
+/// At most `count_max` extents, together at most `len` bytes.
+fn clipped(stretches: impl Iterator<Item = (u64, u32)>, len: u64, count_max: usize) -> Vec<(u64, u32)> {
     let mut left = len;
-    let mut extents = Vec::with_capacity(stretches.len().min(count_max));
-    for stretch in stretches.iter().take(count_max) {
-        let len = stretch.len.min(left);
+    let mut extents = Vec::new();
+    for (len, flags) in stretches.take(count_max) {
+        let len = len.min(left);
         if len == 0 {
             break;
         }
         left -= len;
-        let flags = match stretch.content {
-            Content::Data => 0,
-            Content::Zero => STATE_ZERO,
-            Content::Hole => STATE_HOLE | STATE_ZERO,
-        };
         extents.push((len, flags));
     }
     extents
+}
+
+/// What `base:allocation` says of it.
+fn state(content: Content) -> u32 {
+    match content {
+        Content::Data => 0,
+        Content::Zero => STATE_ZERO,
+        Content::Hole => STATE_HOLE | STATE_ZERO,
+    }
 }

@@ -273,12 +273,36 @@ impl Client {
     }
 
     pub fn status_reply(&mut self) -> Result<Vec<(u64, u64)>, u32> {
+        let (id, extents, done) = self.status_chunk()?;
+        assert_eq!(id, proto::BASE_ALLOCATION_ID);
+        assert!(done);
+        Ok(extents)
+    }
+
+    /// All contexts of a block status reply, by their numbers.
+    pub fn status_of_all(&mut self, flags: u16, offset: u64, len: u64) -> Result<Statuses, u32> {
+        self.request(flags, proto::command::BLOCK_STATUS, offset, len, &[]);
+        self.status_chunks()
+    }
+
+    pub fn status_chunks(&mut self) -> Result<Statuses, u32> {
+        let mut all = Statuses::new();
+        loop {
+            let (id, extents, done) = self.status_chunk()?;
+            assert!(all.insert(id, extents).is_none(), "context {id} comes twice");
+            if done {
+                return Ok(all);
+            }
+        }
+    }
+
+    fn status_chunk(&mut self) -> Result<(u32, Vec<(u64, u64)>, bool), u32> {
         let reply = self.reply(0);
         if reply.errno != 0 {
             return Err(reply.errno);
         }
         let mut cursor = Cursor(&reply.payload);
-        assert_eq!(cursor.u32(), Some(proto::BASE_ALLOCATION_ID));
+        let id = cursor.u32().unwrap();
         let mut extents = Vec::new();
         if self.extended {
             assert_eq!(reply.kind, Some(proto::chunk::BLOCK_STATUS_EXT));
@@ -293,7 +317,7 @@ impl Client {
             }
         }
         assert!(cursor.0.is_empty());
-        Ok(extents)
+        Ok((id, extents, reply.done))
     }
 
     pub fn disconnect(&mut self) {
@@ -301,6 +325,9 @@ impl Client {
         assert!(self.is_closed());
     }
 }
+
+/// Extents of each context.
+pub type Statuses = std::collections::BTreeMap<u32, Vec<(u64, u64)>>;
 
 /// Data of INFO and GO.
 pub fn info_data(name: &str, wanted: &[u16]) -> Vec<u8> {

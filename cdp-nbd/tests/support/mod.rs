@@ -15,7 +15,7 @@ use std::time::Duration;
 use cdp_core::device::{Change, Content, Device, Read, Stretch};
 use cdp_core::error::{Error, Kind, Result};
 use cdp_core::ids::{BLOCK_BYTES, Lsn, SessionId};
-use cdp_nbd::{ExportInfo, ExportSummary, Exports, OpenExport, Peer};
+use cdp_nbd::{Bitmap, BitmapInfo, Bitmaps, ExportInfo, ExportSummary, Exports, OpenExport, Peer};
 
 /// `None` is a zero that is kept allocated.
 type Block = Option<Box<[u8]>>;
@@ -223,9 +223,36 @@ pub struct MemoryExports {
     pub devices: Vec<(String, Arc<MemoryDevice>)>,
     pub opened: Arc<AtomicUsize>,
     pub open: Arc<AtomicUsize>,
+    pub looked_for: Arc<AtomicUsize>,
 }
 
 struct Closed(Arc<AtomicUsize>);
+
+/// Bitmaps in which every second stretch of so many bytes is dirty; the first is.
+struct Stripes;
+
+struct Stripe(u64);
+
+impl Bitmaps for Stripes {
+    fn open(&self, key: &str) -> Result<Arc<dyn Bitmap>> {
+        let bytes = key.strip_prefix("every ").and_then(|bytes| bytes.parse().ok());
+        let bytes = bytes.ok_or_else(|| Error::new(Kind::NotFound, format!("no key {key}")))?;
+        Ok(Arc::new(Stripe(bytes)))
+    }
+}
+
+impl Bitmap for Stripe {
+    fn stretches(&self, offset: u64, len: u64, stretches_max: usize) -> Result<Vec<(u64, bool)>> {
+        let (mut at, end) = (offset, offset + len);
+        let mut found = Vec::new();
+        while at < end && found.len() < stretches_max {
+            let until = end.min((at / self.0 + 1) * self.0);
+            found.push((until - at, (at / self.0).is_multiple_of(2)));
+            at = until;
+        }
+        Ok(found)
+    }
+}
 
 impl Drop for Closed {
     fn drop(&mut self) {
@@ -236,7 +263,7 @@ impl Drop for Closed {
 impl MemoryExports {
     pub fn new(devices: Vec<(&str, Arc<MemoryDevice>)>) -> MemoryExports {
         let devices = devices.into_iter().map(|(name, device)| (name.to_owned(), device)).collect();
-        MemoryExports { devices, opened: Arc::default(), open: Arc::default() }
+        MemoryExports { devices, opened: Arc::default(), open: Arc::default(), looked_for: Arc::default() }
     }
 
     fn find(&self, name: &str) -> Result<&(String, Arc<MemoryDevice>)> {
@@ -277,7 +304,28 @@ impl Exports for MemoryExports {
             canonical_name: name.clone(),
             description: "in memory".to_owned(),
             multi_conn: true,
+            bitmaps: device.read_only.then(|| Arc::new(Stripes) as Arc<dyn Bitmaps>),
             on_close: Some(Box::new(Closed(Arc::clone(&self.open)))),
         })
+    }
+
+    /// A bitmap is called by a number of bytes; what cannot be a number cannot be one.
+    fn bitmap(&self, export: &str, name: &str, _: &Peer) -> Result<Option<BitmapInfo>> {
+        self.looked_for.fetch_add(1, Ordering::SeqCst);
+        let (_, device) = self.find(export)?;
+        if !device.read_only {
+            return Ok(None);
+        }
+        let bytes: u64 =
+            name.parse().map_err(|_| Error::new(Kind::Invalid, format!("{name:?} is no number")))?;
+        match bytes {
+            0 => Err(Error::new(Kind::NotFound, "there is no bitmap 0").hint("there is 4096")),
+            _ => Ok(Some(BitmapInfo { name: name.to_owned(), key: format!("every {bytes}") })),
+        }
+    }
+
+    fn bitmaps(&self, export: &str, _: &Peer) -> Result<Vec<String>> {
+        let (_, device) = self.find(export)?;
+        Ok(if device.read_only { vec!["4096".to_owned(), "8192".to_owned()] } else { Vec::new() })
     }
 }

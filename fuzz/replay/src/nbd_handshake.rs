@@ -7,11 +7,12 @@ use std::sync::Arc;
 use cdp_core::device::Device;
 use cdp_core::error::{Error, Kind};
 use cdp_core::ids::SessionId;
+use cdp_nbd::contexts::{BitmapInfo, Bitmaps};
 use cdp_nbd::exports::{ExportInfo, ExportSummary, Exports, OpenExport, Peer};
-use cdp_nbd::handshake::{Handshake, Negotiated, Step};
+use cdp_nbd::handshake::{Handshake, Negotiated, Opened, Step};
 
 use crate::bytes::{be32, be64};
-use crate::ram::Ram;
+use crate::ram::{AllDirty, Ram};
 
 const GREETING_BYTES: usize = 18;
 const REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
@@ -62,7 +63,7 @@ fn converse(bytes: &[u8], cut: usize) -> (Vec<u8>, End) {
                 at += used;
             }
             Step::Close => return (out, End::Closed),
-            Step::Transmission(used, negotiated, export) => {
+            Step::Transmission(used, negotiated, Opened { export, .. }) => {
                 assert!(used <= available - at, "used {used} of {}", available - at);
                 return (out, End::Open(at + used, negotiated, export.canonical_name));
             }
@@ -128,7 +129,24 @@ impl Exports for Shelf {
             canonical_name: canonical.to_owned(),
             description: String::new(),
             multi_conn: true,
+            bitmaps: (canonical == VIEW).then(|| Arc::new(AllDirty) as Arc<dyn Bitmaps>),
             on_close: None,
         })
+    }
+
+    fn bitmap(&self, export: &str, name: &str, _peer: &Peer) -> Result<Option<BitmapInfo>, Error> {
+        assert!(!name.contains('\0') && !name.is_empty(), "a name that is none gets through");
+        match (export, name.chars().next()) {
+            (VIEW, Some('a'..='m')) => {
+                Ok(Some(BitmapInfo { name: name.to_owned(), key: name.to_uppercase() }))
+            }
+            (VIEW, Some('n'..='z')) => Err(Error::new(Kind::NotFound, "no such point")),
+            (VIEW, _) => Err(Error::new(Kind::Invalid, "no point at all")),
+            _ => Ok(None),
+        }
+    }
+
+    fn bitmaps(&self, export: &str, _peer: &Peer) -> Result<Vec<String>, Error> {
+        Ok(if export == VIEW { vec!["before".to_owned(), "early".to_owned()] } else { Vec::new() })
     }
 }

@@ -10,13 +10,14 @@ use std::sync::Arc;
 use cdp_core::device::Change;
 use cdp_core::ids::SessionId;
 use cdp_nbd::budget::Budget;
+use cdp_nbd::contexts::Contexts;
 use cdp_nbd::handshake::Negotiated;
 use cdp_nbd::limits::{LARGE_BYTES_TOTAL, ROUND_REQUESTS_MAX};
 use cdp_nbd::request::{Command, Decoded, Request, Session};
 use cdp_nbd::round::{Class, Executor, Outlet};
 
 use crate::bytes::{be16, be32, be64};
-use crate::ram::{self, Ram};
+use crate::ram::{self, AllDirty, Ram};
 
 const DISK_BYTES: usize = 64 << 10;
 
@@ -33,7 +34,10 @@ pub fn run(data: &[u8]) {
     let negotiated = Negotiated {
         structured: structured || extended,
         extended,
-        allocation: agreed & 4 != 0 && (structured || extended),
+        contexts: match structured || extended {
+            true => Contexts::new(agreed & 4 != 0, usize::from(agreed >> 4 & 3)),
+            false => Contexts::default(),
+        },
     };
     let read_only = agreed & 8 != 0;
     let whole = converse(bytes, bytes.len().max(1), negotiated, read_only);
@@ -74,7 +78,8 @@ fn converse(bytes: &[u8], cut: usize, negotiated: Negotiated, read_only: bool) -
     let mut model = vec![0; DISK_BYTES];
     let mut session = Session::new(negotiated, DISK_BYTES as u64, read_only);
     let mut executor =
-        Executor::new(device.clone(), SessionId(1), negotiated, Budget::new(LARGE_BYTES_TOTAL));
+        Executor::new(device.clone(), SessionId(1), negotiated, Budget::new(LARGE_BYTES_TOTAL))
+            .with_bitmaps(vec![Arc::new(AllDirty), Arc::new(AllDirty), Arc::new(AllDirty)]);
     let mut mouth = Mouth(Vec::new());
     let mut requests = Vec::new();
     let (mut at, mut available, mut open) = (0, 0, true);

@@ -1,11 +1,12 @@
 //! A small device in memory, so simple that it is right.
 
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cdp_core::device::{Change, Content, Device, Read, Stretch};
 use cdp_core::error::{Error, Kind, Result};
 use cdp_core::ids::{Lsn, SessionId};
+use cdp_nbd::contexts::{Bitmap, Bitmaps};
 
 const BLOCK_BYTES: usize = 4096;
 
@@ -98,5 +99,20 @@ impl Device for Ram {
             at = end;
         }
         Ok(stretches)
+    }
+}
+
+/// Dirty bitmaps, and one of them, that say that everything changed.
+pub(crate) struct AllDirty;
+
+impl Bitmaps for AllDirty {
+    fn open(&self, _key: &str) -> Result<Arc<dyn Bitmap>> {
+        Ok(Arc::new(AllDirty))
+    }
+}
+
+impl Bitmap for AllDirty {
+    fn stretches(&self, _offset: u64, len: u64, _stretches_max: usize) -> Result<Vec<(u64, bool)>> {
+        Ok(vec![(len, true)])
     }
 }
