@@ -18,7 +18,8 @@ Begin with:
   cdp serve                    a volume at once, no configuration
   cdp demo                     what it is good for, in 15 seconds
   cdp help exit-codes          what the exit codes mean
-  cdp help points              how to name an instant"
+  cdp help points              how to name an instant
+  cdp help backups             incremental backups with the tools you have"
 )]
 pub struct Cli {
     #[command(flatten)]
@@ -109,6 +110,16 @@ Examples:
 Every row carries a point to copy: the state right before it. The bars show what was written: `#` where nothing
 was before, `o` over other data, `-` trimmed or zeroed.")]
     Log(Log),
+    /// List the extents that differ between two points
+    #[command(after_help = "\
+Examples:
+  cdp diff disk@before:upgrade disk@latest
+  cdp diff disk -1h -5m --json
+  cdp diff disk@monday disk@tuesday --summary --content
+
+From the index alone, whatever the two points are; nothing has to be declared beforehand. A block counts that was
+written in between, also with the same bytes; with --content only if its bytes differ.")]
+    Diff(Diff),
     /// Make a volume a block device, and mount the filesystem on it
     #[command(after_help = "\
 Examples:
@@ -371,6 +382,26 @@ pub struct Log {
     pub count: Option<u32>,
 }
 
+/// `cdp diff`.
+#[derive(Debug, Args)]
+pub struct Diff {
+    /// A volume or a group; with its first point here, the second one follows as VOL@POINT
+    #[arg(value_name = "VOL[@POINT]|GROUP[@POINT]")]
+    pub first: String,
+    /// The point to compare with, or the first of two
+    #[arg(value_name = "VOL@POINT|POINT", allow_hyphen_values = true)]
+    pub second: Option<String>,
+    /// The second of two points; where it is left out, the newest state
+    #[arg(value_name = "POINT", allow_hyphen_values = true)]
+    pub third: Option<String>,
+    /// Leave out blocks whose bytes are the same
+    #[arg(long)]
+    pub content: bool,
+    /// Only how much it is
+    #[arg(long)]
+    pub summary: bool,
+}
+
 /// `cdp attach`.
 #[derive(Debug, Args)]
 pub struct Attach {
@@ -592,9 +623,23 @@ pub fn help_page(topic: &str) -> Option<&'static str> {
     match topic {
         "exit-codes" => Some(EXIT_CODES),
         "points" => Some(POINTS),
+        "backups" => Some(BACKUPS),
         _ => None,
     }
 }
+
+/// What `cdp help backups` says.
+pub const BACKUPS: &str = "\
+Incremental backups by any client that knows QEMU's dirty bitmaps. Every point of a volume is the name of a bitmap: it
+marks what changed between that point and the export. Nothing has to be declared beforehand.
+
+  cdp mark disk monday; …; cdp mark disk tuesday
+  nbdinfo --map=qemu:dirty-bitmap:monday \"$uri/disk@tuesday?socket=…\"
+  qemu-img map --output=json --image-opts \\
+    driver=nbd,server.type=unix,server.path=…,export=disk@tuesday,x-dirty-bitmap=qemu:dirty-bitmap:monday
+
+`disk@tuesday+since:monday` offers that bitmap and no other, for clients that take the only one there is. In a URI it
+is escaped: disk@tuesday%2Bsince:monday. In QEMU's map a changed extent is the one with \"data\": false.";
 
 /// What `cdp help points` says.
 pub const POINTS: &str = "\
@@ -613,5 +658,6 @@ A point names an instant of a volume: `disk@POINT` as an export, or in commands.
   lsn:42                        after a record
   ns:1763719200000000000        Unix nanoseconds
 
+`disk@POINT+since:POINT` is an export that tells its clients what changed since the second point (`cdp help backups`).
 `+rw` behind a point asks for a throw-away writable clone: `disk@-5m+rw`. In a URI a point is escaped
 (`cdp log` prints both forms): nbd+unix:///disk@-5m?socket=…";

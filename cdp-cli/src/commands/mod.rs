@@ -6,6 +6,7 @@ pub mod compare;
 pub mod create;
 pub mod delete;
 pub mod demo;
+pub mod diff;
 pub mod doctor;
 pub mod files;
 pub mod group;
@@ -77,6 +78,7 @@ fn dispatch(context: &Context, command: Command) -> Result<u8> {
         Command::Delete(arguments) => delete::run(context, &arguments),
         Command::Undelete { volume } => delete::undelete(context, volume),
         Command::Log(arguments) => log::run(context, &arguments),
+        Command::Diff(arguments) => diff::run(context, &arguments),
         Command::Attach(arguments) => attach::run(context, &arguments),
         Command::Detach(arguments) => attach::detach(context, &arguments),
         Command::Mount(arguments) => mount::run(context, &arguments),

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use cdp_core::device::Device;
 use cdp_core::error::{Error, Kind, Result};
-use cdp_core::history::point::{CloneRequest, Timeline, Zone, format_utc, split_export};
-use cdp_core::ids::SessionId;
+use cdp_core::history::point::{CloneRequest, SINCE, Timeline, Zone, format_utc, split_export, split_since};
+use cdp_core::ids::{Lsn, SessionId};
 use cdp_core::store::Store;
 use cdp_core::view::{ThrowAway, View};
 use cdp_core::volume::Volume;
-use cdp_nbd::{ExportInfo, ExportSummary, Exports, OpenExport, Peer};
+use cdp_nbd::{BitmapInfo, Bitmaps, ExportInfo, ExportSummary, Exports, OpenExport, Peer};
 
+use super::bitmaps::{self, PointBitmaps};
 use crate::units;
 use crate::work::points::{self, Target};
 
@@ -28,7 +29,8 @@ pub struct StoreExports {
 /// What a name stands for.
 enum Found {
     Live(Arc<Volume>),
-    Past(Target),
+    /// A point, and the one since which the changes are shown.
+    Past(Target, Option<Target>),
 }
 
 /// Writes the end of a session into the history when the connection is over.
@@ -56,7 +58,16 @@ impl StoreExports {
         let volume = if volume.is_empty() { self.default_volume()? } else { self.store.volume(volume)? };
         match point {
             None => Ok(Found::Live(volume)),
-            Some(point) => points::of_volume(&self.store, volume, point, &Zone::system()?).map(Found::Past),
+            Some(text) => {
+                let (point, since) = split_since(text);
+                let target = points::of_volume(&self.store, volume.clone(), point, &Zone::system()?)?;
+                let since = since.map(|text| bitmaps::target(&self.store, &volume, text)).transpose()?;
+                if target.request.clone.is_some() && since.is_some() {
+                    let context = format!("a clone of `{point}` has no changes to show");
+                    return Err(Error::new(Kind::Invalid, context).hint("leave `+rw` or `+since:` out"));
+                }
+                Ok(Found::Past(target, since))
+            }
         }
     }
 
@@ -73,10 +84,13 @@ impl Found {
     fn canonical_name(&self) -> Result<String> {
         match self {
             Found::Live(volume) => Ok(volume.name().to_owned()),
-            Found::Past(target) => {
+            Found::Past(target, since) => {
                 let suffix = match &target.request.clone {
-                    None => "",
-                    Some(CloneRequest::Private) => "+rw",
+                    None => match since {
+                        Some(since) => format!("{SINCE}{}", since.resolved.absolute_name),
+                        None => String::new(),
+                    },
+                    Some(CloneRequest::Private) => "+rw".to_owned(),
                     Some(CloneRequest::Shared(name)) => {
                         let context = format!("a shared clone `+rw:{name}` cannot be made yet");
                         return Err(Error::new(Kind::Invalid, context)
@@ -98,7 +112,7 @@ impl Found {
                 canonical_name,
                 description: describe_live(volume),
             },
-            Found::Past(target) => {
+            Found::Past(target, since) => {
                 let clone = target.request.clone.is_some();
                 ExportInfo {
                     size_bytes: target.volume.identity().size_bytes,
@@ -106,7 +120,7 @@ impl Found {
                     // Four connections to `-5m` would see four instants; four clones are four disks.
                     multi_conn: !target.resolved.relative && !clone,
                     canonical_name,
-                    description: describe_past(target),
+                    description: describe_past(target, since.as_ref()),
                 }
             }
         })
@@ -121,9 +135,13 @@ fn describe_live(volume: &Volume) -> String {
     )
 }
 
-fn describe_past(target: &Target) -> String {
+fn describe_past(target: &Target, since: Option<&Target>) -> String {
     let kind = if target.request.clone.is_some() { "throw-away clone of" } else { "as of" };
-    format!("{kind} {} (lsn:{})", format_utc(target.resolved.at), target.resolved.lsn)
+    let since = since.map(|since| {
+        format!(", with the changes since {} (lsn:{})", format_utc(since.resolved.at), since.resolved.lsn)
+    });
+    let since = since.unwrap_or_default();
+    format!("{kind} {} (lsn:{}){since}", format_utc(target.resolved.at), target.resolved.lsn)
 }
 
 impl Exports for StoreExports {
@@ -161,16 +179,22 @@ impl Exports for StoreExports {
     fn open(&self, name: &str, peer: &Peer) -> Result<OpenExport> {
         let found = self.find(name)?;
         let info = found.info()?;
+        let mut bitmaps: Option<Arc<dyn Bitmaps>> = None;
         let (device, session, on_close): (Arc<dyn Device>, _, Option<Box<dyn Send>>) = match found {
             Found::Live(volume) => {
                 let id = volume.open_session(&format!("{peer}, {}", info.canonical_name))?;
                 let session = Session { volume: volume.clone(), id };
+                bitmaps = Some(Arc::new(PointBitmaps::of_live(&self.store, &volume)));
                 (volume, id, Some(Box::new(session)))
             }
-            Found::Past(target) => {
+            Found::Past(target, _) => {
                 let view = View::new(target.volume, target.resolved.lsn);
                 match target.request.clone {
-                    None => (Arc::new(view), SessionId::STORE, None),
+                    None => {
+                        let view = Arc::new(view);
+                        bitmaps = Some(Arc::new(PointBitmaps::of_view(&self.store, &view)));
+                        (view, SessionId::STORE, None)
+                    }
                     Some(_) => {
                         let (store, cap) = (&self.store, self.clone_cap_bytes);
                         let random = store.clock().random();
@@ -186,7 +210,26 @@ impl Exports for StoreExports {
             canonical_name: info.canonical_name,
             description: info.description,
             multi_conn: info.multi_conn,
+            bitmaps,
             on_close,
+        })
+    }
+
+    fn bitmap(&self, export: &str, name: &str, _peer: &Peer) -> Result<Option<BitmapInfo>> {
+        match self.find(export)? {
+            Found::Past(target, _) if target.request.clone.is_some() => Ok(None),
+            Found::Past(Target { volume, .. }, _) | Found::Live(volume) => {
+                bitmaps::find(&self.store, &volume, name).map(Some)
+            }
+        }
+    }
+
+    fn bitmaps(&self, export: &str, _peer: &Peer) -> Result<Vec<String>> {
+        Ok(match self.find(export)? {
+            Found::Past(_, Some(since)) => vec![bitmaps::listed_name(&since)],
+            Found::Past(target, None) if target.request.clone.is_some() => Vec::new(),
+            Found::Past(target, None) => bitmaps::listed_names(&target.volume, target.resolved.lsn),
+            Found::Live(volume) => bitmaps::listed_names(&volume, Lsn::MAX),
         })
     }
 
@@ -194,7 +237,7 @@ impl Exports for StoreExports {
         let mut export = match self.find(name)? {
             Found::Live(_) => return self.open(name, peer),
             // What the client was told, not what the point means by now.
-            Found::Past(_) => self.open(&info.canonical_name, peer)?,
+            Found::Past(..) => self.open(&info.canonical_name, peer)?,
         };
         export.multi_conn = info.multi_conn;
         Ok(export)

@@ -1,5 +1,6 @@
 //! `cdp serve`: a store's volumes over NBD, and the control socket for the other commands.
 
+pub mod bitmaps;
 pub mod control;
 pub mod exports;
 pub mod keeper;

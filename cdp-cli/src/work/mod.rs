@@ -1,6 +1,7 @@
 //! What the commands do with a store, whoever has it open: the server, or the command itself. One function, so
 //! that both ways give the same answer.
 
+pub mod diff;
 pub mod groups;
 pub mod mark;
 pub mod points;
@@ -22,6 +23,7 @@ use cdp_core::history::point::Zone;
 use cdp_core::store::Store;
 use serde::{Deserialize, Serialize};
 
+pub use diff::{Diff, DiffPage};
 pub use groups::Group;
 pub use mark::{Mark, Marked};
 pub use points::PointInfo;
@@ -125,6 +127,8 @@ pub enum Request {
     Changes(Stretch),
     /// Keep what a program said of a state.
     KeepProof(KeepProof),
+    /// What differs between two points.
+    Diff(Diff),
     /// Make a group.
     GroupCreate(Group),
     /// Add to a group.
@@ -182,6 +186,8 @@ pub enum Response {
     Changes(Changes),
     /// To `KeepProof`.
     Proof(ProofLine),
+    /// To `Diff`.
+    Diff(DiffPage),
     /// To `Group…`.
     Groups(Vec<Group>),
     /// To `Delete`, `Undelete` and `SetJournalCap`.
@@ -245,6 +251,7 @@ pub fn run(site: &Site, tz: Option<&str>, request: &Request, watch: &mut Watch<'
         Request::Marks(of) => Response::Marks(stretch::marks(store, of)?),
         Request::Changes(of) => Response::Changes(stretch::changes(store, of)?),
         Request::KeepProof(proof) => Response::Proof(proofs::keep(store, proof)?),
+        Request::Diff(diff) => Response::Diff(diff::page(store, diff, &zone(tz)?)?),
         Request::GroupCreate(group) => Response::Groups(groups::add(store, group, true)?),
         Request::GroupAdd(group) => Response::Groups(groups::add(store, group, false)?),
         Request::GroupList => Response::Groups(groups::list(store)),

@@ -177,8 +177,10 @@ impl Volume {
         }
         let extents_max = extents_max.max(1);
         let reader = self.reader(difference.relevant());
-        let versions = LOOK_VERSIONS_MAX / reader.parts.len().max(1);
-        let versions = versions.clamp(PART_VERSIONS_MIN, PART_VERSIONS_MAX);
+        let versions_max = LOOK_VERSIONS_MAX / reader.parts.len().max(1);
+        let versions_max = versions_max.clamp(PART_VERSIONS_MIN, PART_VERSIONS_MAX);
+        // Who wants one extent should not wait for thousands.
+        let mut versions = extents_max.saturating_mul(2).clamp(PART_VERSIONS_MIN, versions_max);
         let mut next = within;
         for _ in 0..PAGE_LOOKS_MAX {
             if next.blocks == 0 || page.extents.len() > extents_max {
@@ -189,6 +191,7 @@ impl Volume {
                 page.push(version.extent.start.0, version.extent.end());
             }
             next = Extent::new(search.extent().end(), next.end());
+            versions = (versions * 2).min(versions_max);
         }
         page.end = next.start.0;
         Ok(page.cut(extents_max))

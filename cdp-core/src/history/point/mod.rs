@@ -4,6 +4,7 @@
 //! error that says what was understood and names texts that can be copied.
 //!
 //! ```text
+//! export   = request | point "+since:" point ;        (* the second: with the changes since it, over NBD *)
 //! request  = point [ "+rw" [ ":" volume-name ] ] ;   (* the first "+rw" ends the point *)
 //! point    = "start" | "latest" | "latest-app" | "latest-proven"
 //!          | "lsn:" integer | "ns:" integer            (* a record; Unix nanoseconds *)
@@ -38,7 +39,9 @@ use std::fmt;
 
 use crate::ids::{Lsn, Timestamp};
 
-pub use names::{closest_names, escape_uri, split_export, validate_marker_name, validate_volume_name};
+pub use names::{
+    SINCE, closest_names, escape_uri, split_export, split_since, validate_marker_name, validate_volume_name,
+};
 pub use parse::parse;
 pub use resolve::{MarkerAt, Resolved, Timeline, resolve};
 pub use span::format_duration;

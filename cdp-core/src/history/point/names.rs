@@ -6,6 +6,9 @@ use crate::limits::NAME_BYTES_MAX;
 /// Between the volume and the point in an export name.
 const POINT_SEPARATOR: char = '@';
 
+/// Between the point that is exported and the one since which changes are shown.
+pub const SINCE: &str = "+since:";
+
 /// Characters with a meaning in export names, URIs or paths.
 const SPECIAL: [char; 5] = ['@', '?', '#', '%', '/'];
 
@@ -139,6 +142,15 @@ pub fn split_export(name: &str) -> (&str, Option<&str>) {
     match name.split_once(POINT_SEPARATOR) {
         Some((volume, point)) => (volume, Some(point)),
         None => (name, None),
+    }
+}
+
+/// The text of a point with what stands behind [`SINCE`], if that is in it: `disk@POINT+since:POINT` is the first point
+/// with the changes since the second. No marker's name holds a colon, so there is one way to read it.
+pub fn split_since(point: &str) -> (&str, Option<&str>) {
+    match point.split_once(SINCE) {
+        Some((point, since)) => (point, Some(since)),
+        None => (point, None),
     }
 }
 
