@@ -39,6 +39,8 @@ enum Op {
     },
     /// Seals what can be sealed and writes runs.
     Maintain,
+    /// Merges all runs that can be merged.
+    Merge,
     /// Kills the server and starts it again.
     Restart,
 }
@@ -63,6 +65,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (range(), any::<bool>()).prop_map(|((offset, len), hole)| Op::Zero { offset, len, hole }),
         2 => range().prop_map(|(offset, len)| Op::Trim { offset, len }),
         3 => Just(Op::Maintain),
+        1 => Just(Op::Merge),
         1 => Just(Op::Restart),
     ]
 }
@@ -192,6 +195,10 @@ proptest! {
                 Op::Maintain => {
                     volume.flush().unwrap();
                     volume.maintain().unwrap();
+                    continue;
+                }
+                Op::Merge => {
+                    volume.merge_all(&mut |_, _| {}).unwrap();
                     continue;
                 }
                 Op::Restart => {

@@ -29,8 +29,13 @@ pub struct StoreExports {
 /// What a name stands for.
 enum Found {
     Live(Arc<Volume>),
-    /// A point, and the one since which the changes are shown.
-    Past(Target, Option<Target>),
+    Past(Box<Past>),
+}
+
+/// A point, and the one since which the changes are shown.
+struct Past {
+    target: Target,
+    since: Option<Target>,
 }
 
 /// Writes the end of a session into the history when the connection is over.
@@ -66,7 +71,7 @@ impl StoreExports {
                     let context = format!("a clone of `{point}` has no changes to show");
                     return Err(Error::new(Kind::Invalid, context).hint("leave `+rw` or `+since:` out"));
                 }
-                Ok(Found::Past(target, since))
+                Ok(Found::Past(Box::new(Past { target, since })))
             }
         }
     }
@@ -84,7 +89,8 @@ impl Found {
     fn canonical_name(&self) -> Result<String> {
         match self {
             Found::Live(volume) => Ok(volume.name().to_owned()),
-            Found::Past(target, since) => {
+            Found::Past(past) => {
+                let Past { target, since } = &**past;
                 let suffix = match &target.request.clone {
                     None => match since {
                         Some(since) => format!("{SINCE}{}", since.resolved.absolute_name),
@@ -112,7 +118,8 @@ impl Found {
                 canonical_name,
                 description: describe_live(volume),
             },
-            Found::Past(target, since) => {
+            Found::Past(past) => {
+                let Past { target, since } = &**past;
                 let clone = target.request.clone.is_some();
                 ExportInfo {
                     size_bytes: target.volume.identity().size_bytes,
@@ -187,7 +194,8 @@ impl Exports for StoreExports {
                 bitmaps = Some(Arc::new(PointBitmaps::of_live(&self.store, &volume)));
                 (volume, id, Some(Box::new(session)))
             }
-            Found::Past(target, _) => {
+            Found::Past(past) => {
+                let target = past.target;
                 let view = View::new(target.volume, target.resolved.lsn);
                 match target.request.clone {
                     None => {
@@ -217,19 +225,20 @@ impl Exports for StoreExports {
 
     fn bitmap(&self, export: &str, name: &str, _peer: &Peer) -> Result<Option<BitmapInfo>> {
         match self.find(export)? {
-            Found::Past(target, _) if target.request.clone.is_some() => Ok(None),
-            Found::Past(Target { volume, .. }, _) | Found::Live(volume) => {
-                bitmaps::find(&self.store, &volume, name).map(Some)
-            }
+            Found::Past(past) if past.target.request.clone.is_some() => Ok(None),
+            Found::Past(past) => bitmaps::find(&self.store, &past.target.volume, name).map(Some),
+            Found::Live(volume) => bitmaps::find(&self.store, &volume, name).map(Some),
         }
     }
 
     fn bitmaps(&self, export: &str, _peer: &Peer) -> Result<Vec<String>> {
         Ok(match self.find(export)? {
-            Found::Past(_, Some(since)) => vec![bitmaps::listed_name(&since)],
-            Found::Past(target, None) if target.request.clone.is_some() => Vec::new(),
-            Found::Past(target, None) => bitmaps::listed_names(&target.volume, target.resolved.lsn),
             Found::Live(volume) => bitmaps::listed_names(&volume, Lsn::MAX),
+            Found::Past(past) => match *past {
+                Past { since: Some(since), .. } => vec![bitmaps::listed_name(&since)],
+                Past { target, .. } if target.request.clone.is_some() => Vec::new(),
+                Past { target, .. } => bitmaps::listed_names(&target.volume, target.resolved.lsn),
+            },
         })
     }
 

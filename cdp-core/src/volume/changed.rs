@@ -177,7 +177,7 @@ impl Volume {
         }
         let extents_max = extents_max.max(1);
         let reader = self.reader(difference.relevant());
-        let versions_max = LOOK_VERSIONS_MAX / reader.parts.len().max(1);
+        let versions_max = LOOK_VERSIONS_MAX / reader.parts.layers().len().max(1);
         let versions_max = versions_max.clamp(PART_VERSIONS_MIN, PART_VERSIONS_MAX);
         // Who wants one extent should not wait for thousands.
         let mut versions = extents_max.saturating_mul(2).clamp(PART_VERSIONS_MIN, versions_max);

@@ -296,7 +296,7 @@ impl Client {
         }
     }
 
-    fn status_chunk(&mut self) -> Result<(u32, Vec<(u64, u64)>, bool), u32> {
+    fn status_chunk(&mut self) -> Result<StatusChunk, u32> {
         let reply = self.reply(0);
         if reply.errno != 0 {
             return Err(reply.errno);
@@ -325,6 +325,9 @@ impl Client {
         assert!(self.is_closed());
     }
 }
+
+/// A context's number, its extents, and whether nothing follows.
+type StatusChunk = (u32, Vec<(u64, u64)>, bool);
 
 /// Extents of each context.
 pub type Statuses = std::collections::BTreeMap<u32, Vec<(u64, u64)>>;
