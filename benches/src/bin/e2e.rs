@@ -181,6 +181,9 @@ impl Bench<'_> {
             let ledger = Ledger::new(self.size);
             load::fill(&self.target(&server, &ledger, EXPORT), self.size)
                 .map_err(|error| format!("filling the device of {}: {error}", kind.name()))?;
+            // Also what makes reads warm: whether a server keeps in memory what was written is its own affair.
+            load::verify(&self.target(&server, &ledger, EXPORT), self.size)
+                .map_err(|error| format!("reading the device of {} back: {error}", kind.name()))?;
             servers.push((server, ledger));
         }
         for (number, result) in results.iter_mut().enumerate() {

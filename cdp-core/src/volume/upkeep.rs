@@ -29,7 +29,7 @@ const HAND_OVER_BYTES: u64 = 4 << 20;
 const STREAM_BYTES_PER_SYNC: u64 = 1 << 20;
 /// So many full segments may wait for their seal while a stream comes in, because hashing competes with the
 /// clients for the processors. Beyond it sealing gets all the time it wants. A restart reads what waits.
-const SEAL_BACKLOG: usize = 8;
+const SEAL_BACKLOG: usize = 4;
 /// So much appended from one call of [`Volume::maintain`] to the next is a stream.
 const BUSY_BYTES: u64 = 32 << 20;
 
