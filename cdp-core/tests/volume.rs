@@ -189,3 +189,42 @@ fn a_full_journal_goes_on_when_its_cap_is_raised() {
     let store = open(&disk.crash_power(5), &clock);
     assert_eq!(read(&*store.volume("disk").unwrap(), 0, 4), [0xaa; 4]);
 }
+
+/// A database that commits in small steps behind somebody's bulk load must not pay for the kind of segment that the load
+/// left behind, and the journal must not lose a segment's space each time.
+#[test]
+fn commits_behind_a_stream_go_on_in_written_space() {
+    let (disk, clock) = (SimDisk::new(9), SimClock::new(9));
+    Store::create(&disk, &clock, Path::new(STORE)).unwrap();
+    let store = open(&disk, &clock);
+    let sizes = CreateOptions { segment_bytes: 4 << 20, ..CreateOptions::new(8 << 20) };
+    store.create_volume("disk", &sizes, None).unwrap();
+    let volume = store.volume("disk").unwrap();
+    write(&*volume, 0, &[1; 1 << 20]);
+    volume.maintain().unwrap();
+    let commit = |times: u64| {
+        for n in 0..times {
+            write(&*volume, n * 4096, &[n as u8 + 2; 4096]);
+            volume.flush().unwrap();
+        }
+    };
+    commit(10);
+    volume.maintain().unwrap();
+    assert_eq!(volume.part_list().len(), 1, "a few commits change nothing");
+    commit(40);
+    volume.maintain().unwrap();
+    assert_eq!(volume.part_list().len(), 2, "commits go on in a segment made for them");
+    commit(40);
+    volume.maintain().unwrap();
+    assert_eq!(volume.part_list().len(), 2, "once is enough");
+    let held = volume.journal_bytes();
+    assert!(held < 4 * (4 << 20), "the first segment is cut behind its seal: {held} bytes");
+    for n in 0..40 {
+        assert_eq!(read(&*volume, n * 4096, 4096), [n as u8 + 2; 4096]);
+    }
+    drop((volume, store));
+    let store = open(&disk, &clock);
+    let volume = store.volume("disk").unwrap();
+    assert_eq!(read(&*volume, 39 * 4096, 4096), [41; 4096]);
+    assert_eq!(read(&*volume, 40 * 4096, 4096), [1; 4096]);
+}

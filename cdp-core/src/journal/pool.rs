@@ -15,8 +15,9 @@ pub struct Pool {
     files: Arc<dyn Files>,
     dir: PathBuf,
     bytes: u64,
-    prepared: VecDeque<u64>,
+    prepared: VecDeque<(u64, Fill)>,
     next_ordinal: u64,
+    newest_fill: Fill,
 }
 
 impl Pool {
@@ -28,12 +29,35 @@ impl Pool {
         prepared: VecDeque<u64>,
         next_ordinal: u64,
     ) -> Pool {
-        Pool { files, dir, bytes, prepared, next_ordinal }
+        // How an earlier process made them is not known.
+        let prepared = prepared.into_iter().map(|ordinal| (ordinal, Fill::Reserved)).collect();
+        Pool { files, dir, bytes, prepared, next_ordinal, newest_fill: Fill::Reserved }
     }
 
     /// How many are ready.
     pub fn ready(&self) -> usize {
         self.prepared.len()
+    }
+
+    /// How the segment was made that was taken last.
+    pub fn newest_fill(&self) -> Fill {
+        self.newest_fill
+    }
+
+    /// Whether a segment is ready whose space is written.
+    pub fn has_written(&self) -> bool {
+        self.prepared.iter().any(|(_, fill)| *fill == Fill::Written)
+    }
+
+    /// Removes what is ready in front of the first segment whose space is written; gives their number, or `None`,
+    /// and removes nothing, if there is no written one.
+    pub fn prefer_written(&mut self) -> Option<u64> {
+        let reserved = self.prepared.iter().position(|(_, fill)| *fill == Fill::Written)?;
+        for (ordinal, _) in self.prepared.drain(..reserved) {
+            // A leftover costs space only; the next opening removes it.
+            let _ = self.files.remove(&self.dir.join(segment_file_name(ordinal)));
+        }
+        Some(reserved as u64)
     }
 
     /// Size of a segment in bytes.
@@ -50,10 +74,10 @@ impl Pool {
 
     /// A segment is ready for use. One whose time has passed, because a later one is in use already, is
     /// removed.
-    pub fn add(&mut self, ordinal: u64, newest_used: u64) {
+    pub fn add(&mut self, ordinal: u64, fill: Fill, newest_used: u64) {
         if ordinal > newest_used {
-            let at = self.prepared.partition_point(|other| *other < ordinal);
-            self.prepared.insert(at, ordinal);
+            let at = self.prepared.partition_point(|(other, _)| *other < ordinal);
+            self.prepared.insert(at, (ordinal, fill));
         } else {
             // A leftover costs space only; the next opening removes it.
             let _ = self.files.remove(&self.dir.join(segment_file_name(ordinal)));
@@ -64,12 +88,12 @@ impl Pool {
     /// The header is not written yet, so that the segment does not count until [`publish`].
     pub fn take(&mut self, mut header: SegmentHeader, fill: Fill) -> Result<Arc<Segment>> {
         loop {
-            let ordinal = match self.prepared.pop_front() {
-                Some(ordinal) => ordinal,
+            let (ordinal, fill) = match self.prepared.pop_front() {
+                Some(ready) => ready,
                 None => {
                     let ordinal = self.claim_ordinal();
                     segment::prepare(&*self.files, &self.dir, ordinal, self.bytes, fill)?;
-                    ordinal
+                    (ordinal, fill)
                 }
             };
             let path = self.dir.join(segment_file_name(ordinal));
@@ -79,6 +103,7 @@ impl Pool {
             if matches!(first, FirstBlock::Unused) && bytes == self.bytes {
                 header.ordinal = ordinal;
                 header.bytes = bytes;
+                self.newest_fill = fill;
                 return Ok(Arc::new(Segment { header, path, file }));
             }
         }

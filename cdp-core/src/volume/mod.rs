@@ -3,6 +3,7 @@
 //! Lock order: `merging` → `append` → `pool` → `parts` (a part's own lock last). `commit` is never held while another is
 //! taken. Nobody does I/O while holding `parts`.
 
+mod ahead;
 pub mod changed;
 pub mod durable;
 pub mod merge;

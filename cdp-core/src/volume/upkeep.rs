@@ -17,7 +17,6 @@ use crate::format::segment::{Seal, run_file_name};
 use crate::ids::*;
 use crate::index::{Run, RunSource};
 use crate::journal::append::{Draft, Position};
-use crate::journal::segment::{self, Fill};
 use crate::limits::{MARK_INTERVAL_NS, UNSYNCED_BYTES_MAX, UNSYNCED_NS_MAX};
 use crate::time::ClockStep;
 
@@ -25,8 +24,6 @@ use crate::time::ClockStep;
 const HASH_STEP_BYTES: u64 = 1 << 20;
 /// So much must have been appended for the disk to be told to begin with it before the sync.
 const HAND_OVER_BYTES: u64 = 4 << 20;
-/// Mean bytes per sync from which a load counts as a stream, for which segments are not pre-written.
-const STREAM_BYTES_PER_SYNC: u64 = 1 << 20;
 /// So many full segments may wait for their seal while a stream comes in, because hashing competes with the
 /// clients for the processors. Beyond it sealing gets all the time it wants. A restart reads what waits.
 const SEAL_BACKLOG: usize = 4;
@@ -43,6 +40,8 @@ pub(super) struct UpkeepState {
     handed_over: (SegmentId, u64),
     // Where the journal ended at the call of `maintain` before: the segment's ordinal, the offset in it.
     end_before: (u64, u64),
+    // The same for the look at the commits, and the syncs of that segment until then.
+    pub(super) commits_before: (u64, u64, u64),
 }
 
 impl UpkeepState {
@@ -53,6 +52,7 @@ impl UpkeepState {
             mark_at_ns: now_ns,
             handed_over: Default::default(),
             end_before: Default::default(),
+            commits_before: Default::default(),
         }
     }
 }
@@ -147,6 +147,7 @@ impl Volume {
         }
         // Ahead of the sealing: a writer may be waiting for it soon.
         self.make_segment_ahead()?;
+        self.serve_commits_from_written_space()?;
         let list = self.parts.list();
         for part in list.iter().filter(|part| part.repaired.get().is_some()) {
             self.write_run_anew(part)?;
@@ -332,37 +333,6 @@ impl Volume {
 
     fn write_run(&self, part: &Part, frozen: Frozen) -> Result<Run> {
         write_run(&self.shared, &self.dir, self.identity.id, part, frozen)
-    }
-
-    /// Makes the next segment when half of the open one is used.
-    fn make_segment_ahead(&self) -> Result<()> {
-        let fill = {
-            let append = self.append.lock().expect("no panics under this lock");
-            let Some(appender) = append.as_ref() else { return Ok(()) };
-            let used = appender.end - BLOCK_BYTES;
-            if used * 2 < self.identity.segment_bytes {
-                return Ok(());
-            }
-            let syncs = self.staged.lock().expect("no panics under this lock").syncs;
-            if used / syncs.max(1) >= STREAM_BYTES_PER_SYNC { Fill::Reserved } else { Fill::Written }
-        };
-        let (ordinal, bytes) = {
-            let mut pool = self.pool.lock().expect("no panics under this lock");
-            if pool.ready() > 0 || self.refuse_beyond_cap(pool.segment_bytes()).is_err() {
-                return Ok(());
-            }
-            (pool.claim_ordinal(), pool.segment_bytes())
-        };
-        segment::prepare(&*self.shared.files, &self.dir, ordinal, bytes, fill)?;
-        let append = self.append.lock().expect("no panics under this lock");
-        let newest_used = append.as_ref().map_or(u64::MAX, |appender| appender.segment.header.ordinal);
-        let mut pool = self.pool.lock().expect("no panics under this lock");
-        let before = pool.ready();
-        pool.add(ordinal, newest_used);
-        if pool.ready() > before {
-            self.journal_bytes.fetch_add(bytes, Ordering::Relaxed);
-        }
-        Ok(())
     }
 
     /// Ends service: syncs everything, seals the open segment, marks a clean stop. Further writes are refused.
