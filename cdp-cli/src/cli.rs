@@ -227,6 +227,36 @@ PROGRAM gets what `cdp bisect` gives, and answers as there. A good state is `lat
 
 Exit code 0: good; 3: bad; 1: it could not be judged, nothing is kept.")]
     Prove(Prove),
+    /// Set a volume or a group back to an instant, at once and whatever its size; it can be taken back
+    #[command(after_help = "\
+Examples:
+  cdp rollback disk@before:upgrade
+  cdp undo disk
+  cdp rollback disk@-5m --force; cdp resume disk
+
+It is a record like any other: every instant before it can still be looked at and gone back to. The state that is left
+keeps the marker before-rollback-N. While clients have the volume open it is refused, for what they hold in their
+caches is of another state; --force closes their connections and keeps the volume closed until `cdp resume`.")]
+    Rollback(Rollback),
+    /// Take the newest rollback back
+    #[command(
+        after_help = "Example:\n  cdp undo disk\n\nAn undo is a rollback too: a second one takes the first back."
+    )]
+    Undo(Undo),
+    /// Open a volume or a group to clients again, after a rollback with --force
+    #[command(after_help = "Example:\n  cdp resume disk")]
+    Resume {
+        /// A volume or a group
+        #[arg(value_name = "VOL|GROUP")]
+        target: String,
+    },
+    /// Make a volume larger; its past keeps the size it had
+    #[command(after_help = "\
+Example:
+  cdp grow disk 20G
+
+Clients see the new size when they connect again; the filesystem on it has to be told (resize2fs, xfs_growfs).")]
+    Grow(Grow),
     /// Read everything back and check it
     #[command(after_help = "Example:\n  cdp verify disk\n\nThe exit code is 3 when something is damaged.")]
     Verify {
@@ -590,6 +620,37 @@ pub struct Prove {
     /// The program that judges, with its arguments
     #[arg(last = true, required = true, value_name = "PROGRAM")]
     pub program: Vec<String>,
+}
+
+/// `cdp rollback`.
+#[derive(Debug, Args)]
+pub struct Rollback {
+    /// Which state
+    #[arg(value_name = "VOL@POINT|GROUP@POINT")]
+    pub target: String,
+    /// Close its clients' connections, and keep it closed until `cdp resume`
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `cdp undo`.
+#[derive(Debug, Args)]
+pub struct Undo {
+    /// A volume or a group
+    #[arg(value_name = "VOL|GROUP")]
+    pub target: String,
+    /// Close its clients' connections, and keep it closed until `cdp resume`
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `cdp grow`.
+#[derive(Debug, Args)]
+pub struct Grow {
+    /// Which volume
+    pub volume: String,
+    /// Its new size: 20G, 2T
+    pub size: String,
 }
 
 /// `cdp repair`.

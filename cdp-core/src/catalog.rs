@@ -1,5 +1,5 @@
-//! The catalog: named markers by volume, in `sled`. A cache of what stands in the journal, so that opening a
-//! volume need not read its whole history for names. The only file that names `sled`.
+//! The catalog: named markers, rollbacks and resizes by volume, in `sled`. A cache of what stands in the journal, so that opening a
+//! volume need not read its whole history for them. The only file that names `sled`.
 //!
 //! Nothing here is believed without a check: every value carries a CRC, and what is said of a volume counts
 //! only if the sealed segment it was complete through is there, with the same chain value. Any error, panic
@@ -10,16 +10,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use crate::format::bytes::{Cursor, crc32, put_text};
-use crate::format::record::Chain;
+use crate::format::record::{Chain, RecordKind};
+use crate::format::turn::Turn;
+use crate::history::course::TurnAt;
 use crate::ids::*;
 
 const DIR: &str = "catalog";
 /// `sled` takes a multiple of what it is told.
 const CACHE_BYTES: u64 = 4 << 20;
 const VERSION: u8 = 1;
-/// Keys: volume id, then this byte for the completeness value, or the next one and the LSN of a name.
+/// Keys: volume id, then this byte for the completeness value, the next one and the LSN of a name, or the last one
+/// for all rollbacks and resizes.
 const KEY_COMPLETE: u8 = 0;
 const KEY_NAME: u8 = 1;
+const KEY_TURNS: u8 = 2;
 
 /// Up to where the catalog knows the names of a volume: the end of a sealed segment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,6 +47,17 @@ pub struct CatalogName {
     pub class: u8,
     /// Its name.
     pub name: String,
+}
+
+/// What is known of a volume up to some segment's end.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Known {
+    /// That end.
+    pub complete: Complete,
+    /// Its named markers, oldest first.
+    pub names: Vec<CatalogName>,
+    /// Its rollbacks and resizes, oldest first.
+    pub turns: Vec<TurnAt>,
 }
 
 /// The opened catalog, or none: then every question is answered with "unknown".
@@ -94,13 +109,16 @@ impl Catalog {
         outcome
     }
 
-    /// What is known of a volume's names.
-    pub fn names(&self, volume: VolumeId) -> Option<(Complete, Vec<CatalogName>)> {
+    /// What is known of a volume.
+    pub fn known(&self, volume: VolumeId) -> Option<Known> {
         self.guarded(|db| {
             let Some(complete) = db.get(key(volume, KEY_COMPLETE, Lsn::ZERO)).ok()? else {
                 return Some(None);
             };
             let complete = decode_complete(&complete)?;
+            // One value for all of them: a rollback that is missing would show another disk.
+            let Some(turns) = db.get(key(volume, KEY_TURNS, Lsn::ZERO)).ok()? else { return Some(None) };
+            let turns = decode_turns(&turns, complete)?;
             let mut names = Vec::new();
             for row in db.scan_prefix(prefix(volume, KEY_NAME)) {
                 let (key, value) = row.ok()?;
@@ -112,13 +130,13 @@ impl Catalog {
                     names.push(name);
                 }
             }
-            Some(Some((complete, names)))
+            Some(Some(Known { complete, names, turns }))
         })
         .flatten()
     }
 
-    /// Learns all names of a volume up to `complete`.
-    pub fn learn(&self, volume: VolumeId, complete: Complete, names: &[CatalogName]) {
+    /// Learns all names, rollbacks and resizes of a volume up to `complete`.
+    pub fn learn(&self, volume: VolumeId, complete: Complete, names: &[CatalogName], turns: &[TurnAt]) {
         self.guarded(|db| {
             let mut batch = sled::Batch::default();
             for row in db.scan_prefix(prefix(volume, KEY_NAME)) {
@@ -127,6 +145,7 @@ impl Catalog {
             for name in names.iter().filter(|name| name.lsn <= complete.lsn) {
                 batch.insert(&key(volume, KEY_NAME, name.lsn)[..], encode_name(name));
             }
+            batch.insert(&key(volume, KEY_TURNS, Lsn::ZERO)[..], encode_turns(turns, complete));
             batch.insert(&key(volume, KEY_COMPLETE, Lsn::ZERO)[..], encode_complete(complete));
             db.apply_batch(batch).ok()
         });
@@ -202,4 +221,32 @@ fn decode_name(value: &[u8]) -> Option<CatalogName> {
         class: *cursor.take(1)?.first()?,
         name: cursor.text()?.to_owned(),
     })
+}
+
+/// The chain value of the end they are complete through, then for each: LSN, timestamp, kind, length, bytes.
+fn encode_turns(turns: &[TurnAt], complete: Complete) -> Vec<u8> {
+    let mut body = vec![VERSION];
+    body.extend_from_slice(&complete.chain.0);
+    for turn in turns.iter().filter(|turn| turn.lsn <= complete.lsn) {
+        let copy = turn.turn.encode_copy();
+        body.extend_from_slice(&turn.lsn.0.to_le_bytes());
+        body.extend_from_slice(&turn.at.0.to_le_bytes());
+        body.push(turn.turn.kind() as u8);
+        body.extend_from_slice(&(copy.len() as u16).to_le_bytes());
+        body.extend_from_slice(&copy);
+    }
+    sealed(body)
+}
+
+fn decode_turns(value: &[u8], complete: Complete) -> Option<Vec<TurnAt>> {
+    let mut cursor = unsealed(value)?;
+    (cursor.take(16)? == complete.chain.0).then_some(())?;
+    let mut turns = Vec::new();
+    while !cursor.is_empty() {
+        let (lsn, at) = (Lsn(cursor.u64()?), Timestamp(cursor.u64()?));
+        let kind = RecordKind::from_u8(*cursor.take(1)?.first()?)?;
+        let len = usize::from(cursor.u16()?);
+        turns.push(TurnAt { lsn, at, turn: Turn::decode_copy(kind, cursor.take(len)?)? });
+    }
+    Some(turns)
 }

@@ -307,11 +307,12 @@ impl Store {
         let identity = Identity {
             name: name.to_owned(),
             id,
-            size_bytes: options.size_bytes,
+            first_size_bytes: options.size_bytes,
             created: self.shared.clock.take(1),
             segment_bytes: options.segment_bytes,
             journal_cap_bytes: options.journal_cap_bytes,
             marker_interval_ns: options.marker_interval_ns,
+            held: None,
         };
         let fresh = volumes_dir.join(format!("{UNFINISHED_PREFIX}{id}"));
         let made = files.create_dir(&fresh).at(|| format!("making {}", fresh.display())).and_then(|()| {

@@ -27,7 +27,7 @@ impl View {
     /// Opens the state at `lsn`. Reads nothing, replays nothing.
     pub fn new(volume: Arc<Volume>, lsn: Lsn) -> View {
         let visible = volume.visible(lsn);
-        let size_bytes = volume.identity().size_bytes;
+        let size_bytes = volume.size_at(lsn);
         View { volume, visible, size_bytes, lsn }
     }
 

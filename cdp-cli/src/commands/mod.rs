@@ -20,6 +20,7 @@ pub mod progress;
 pub mod prove;
 pub mod repair;
 pub mod restore;
+pub mod rewind;
 pub mod serve;
 pub mod set;
 pub mod status;
@@ -90,6 +91,10 @@ fn dispatch(context: &Context, command: Command) -> Result<u8> {
         Command::Restore(arguments) => restore::run(context, &arguments),
         Command::Bisect(arguments) => bisect::run(context, &arguments),
         Command::Prove(arguments) => prove::run(context, &arguments),
+        Command::Rollback(arguments) => rewind::rollback(context, &arguments),
+        Command::Undo(arguments) => rewind::undo(context, &arguments),
+        Command::Resume { target } => rewind::resume(context, target),
+        Command::Grow(arguments) => rewind::grow(context, &arguments),
         Command::Verify { volume } => verify::run(context, volume),
         Command::Repair(arguments) => repair::run(context, &arguments),
         Command::Demo => demo::run(context),

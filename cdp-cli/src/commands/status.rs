@@ -106,6 +106,16 @@ fn volume_lines(volume: &VolumeStatus) -> Vec<String> {
         };
         lines.push(format!("  journal     {} of {}{full}", size(volume.journal_bytes), size(cap)));
     }
+    if let Some(rollback) = &volume.rolled_back {
+        let asked = match rollback.asked.as_str() {
+            "" => "an undo".to_owned(),
+            asked => format!("to {asked}"),
+        };
+        lines.push(format!(
+            "  rolled back {asked} (lsn:{}), by lsn:{} at {}; the state before: {}@{}",
+            rollback.to_lsn, rollback.at.lsn, rollback.at.utc, volume.name, rollback.marker
+        ));
+    }
     for damage in &volume.damages {
         lines.push(format!("  damage      lsn:{}: blocks {}+{}", damage.lsn, damage.lba, damage.blocks));
     }

@@ -9,9 +9,11 @@ use cdp_core::ids::{Lsn, SessionId};
 use cdp_core::store::Store;
 use cdp_core::view::{ThrowAway, View};
 use cdp_core::volume::Volume;
+use cdp_core::volume::client::Client;
 use cdp_nbd::{BitmapInfo, Bitmaps, ExportInfo, ExportSummary, Exports, OpenExport, Peer};
 
 use super::bitmaps::{self, PointBitmaps};
+use crate::host::relay::ROLLED_BACK;
 use crate::units;
 use crate::work::points::{self, Target};
 
@@ -62,7 +64,10 @@ impl StoreExports {
         let (volume, point) = split_export(name);
         let volume = if volume.is_empty() { self.default_volume()? } else { self.store.volume(volume)? };
         match point {
-            None => Ok(Found::Live(volume)),
+            None => {
+                volume.refuse_if_held()?;
+                Ok(Found::Live(volume))
+            }
             Some(text) => {
                 let (point, since) = split_since(text);
                 let target = points::of_volume(&self.store, volume.clone(), point, &Zone::system()?)?;
@@ -112,7 +117,7 @@ impl Found {
         let canonical_name = self.canonical_name()?;
         Ok(match self {
             Found::Live(volume) => ExportInfo {
-                size_bytes: volume.identity().size_bytes,
+                size_bytes: volume.size_bytes(),
                 read_only: volume.is_read_only(),
                 multi_conn: true,
                 canonical_name,
@@ -122,7 +127,7 @@ impl Found {
                 let Past { target, since } = &**past;
                 let clone = target.request.clone.is_some();
                 ExportInfo {
-                    size_bytes: target.volume.identity().size_bytes,
+                    size_bytes: target.volume.size_at(target.resolved.lsn),
                     read_only: !clone,
                     // Four connections to `-5m` would see four instants; four clones are four disks.
                     multi_conn: !target.resolved.relative && !clone,
@@ -135,11 +140,14 @@ impl Found {
 }
 
 fn describe_live(volume: &Volume) -> String {
-    format!(
-        "{}, live, made {}",
-        units::size(volume.identity().size_bytes),
-        format_utc(volume.identity().created)
-    )
+    let rolled_back = match volume.rolled_back() {
+        Lsn::ZERO => String::new(),
+        // Whoever held the disk before that holds stale caches; `attach` looks for these words.
+        lsn => format!(", {ROLLED_BACK}{lsn}"),
+    };
+    let held = if volume.held().is_some() { ", closed to clients" } else { "" };
+    let (size, made) = (units::size(volume.size_bytes()), format_utc(volume.identity().created));
+    format!("{size}, live, made {made}{held}{rolled_back}")
 }
 
 fn describe_past(target: &Target, since: Option<&Target>) -> String {
@@ -189,10 +197,11 @@ impl Exports for StoreExports {
         let mut bitmaps: Option<Arc<dyn Bitmaps>> = None;
         let (device, session, on_close): (Arc<dyn Device>, _, Option<Box<dyn Send>>) = match found {
             Found::Live(volume) => {
+                let client = Client::admit(volume.clone())?;
                 let id = volume.open_session(&format!("{peer}, {}", info.canonical_name))?;
                 let session = Session { volume: volume.clone(), id };
                 bitmaps = Some(Arc::new(PointBitmaps::of_live(&self.store, &volume)));
-                (volume, id, Some(Box::new(session)))
+                (Arc::new(client), id, Some(Box::new(session)))
             }
             Found::Past(past) => {
                 let target = past.target;

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use cdp_core::device::Device;
 use cdp_core::history::point::Timeline;
 use cdp_core::volume::Volume;
 use serde::Serialize;
@@ -53,7 +54,7 @@ pub fn print(config: &Config, site: &Site, news: &[String], json: bool) {
     }
     report::print(&format!("serving {}", config.store.display()));
     for volume in &volumes {
-        report::print(&format!("\n  {}  {}", volume.name(), units::size(volume.identity().size_bytes)));
+        report::print(&format!("\n  {}  {}", volume.name(), units::size(volume.size_bytes())));
         for uri in [endpoints.unix_uri(volume.name()), endpoints.tcp_uri(volume.name())].into_iter().flatten()
         {
             report::print(&format!("    {uri}"));
@@ -132,7 +133,7 @@ fn filesystem_lines(volume: &Volume, endpoints: &Endpoints, cdp: &str) -> Vec<St
             format!("{cdp} attach {name} /mnt/{name}"),
         ];
     }
-    let make = format!("truncate -s {} fs.img && mkfs.ext4 -q fs.img", volume.identity().size_bytes);
+    let make = format!("truncate -s {} fs.img && mkfs.ext4 -q fs.img", volume.size_bytes());
     if find("mkfs.ext4").is_some() && find("nbdcopy").is_some() {
         return vec![format!("{make} && nbdcopy fs.img {uri}")];
     }

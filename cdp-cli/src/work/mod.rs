@@ -8,6 +8,7 @@ pub mod points;
 pub mod proofs;
 pub mod repair;
 pub mod restore;
+pub mod rewind;
 pub mod status;
 pub mod stretch;
 pub mod timeline;
@@ -29,6 +30,7 @@ pub use mark::{Mark, Marked};
 pub use points::PointInfo;
 pub use proofs::{KeepProof, ProofLine};
 pub use restore::{Restore, Restored};
+pub use rewind::{Rewound, Rollback, Undo};
 pub use status::Status;
 pub use stretch::{Changes, Marks, Stretch};
 pub use timeline::{Log, Records, Timeline};
@@ -149,6 +151,22 @@ pub enum Request {
         /// In bytes; without it, all but a tenth of the filesystem.
         cap_bytes: Option<u64>,
     },
+    /// Set back to a point.
+    Rollback(Rollback),
+    /// Take the newest rollback back.
+    Undo(Undo),
+    /// Open to clients again.
+    Resume {
+        /// A volume or a group.
+        target: String,
+    },
+    /// Make a volume larger.
+    Grow {
+        /// Which volume.
+        volume: String,
+        /// Its new size in bytes.
+        size_bytes: u64,
+    },
     /// Bring it back.
     Undelete {
         /// Which.
@@ -190,7 +208,11 @@ pub enum Response {
     Diff(DiffPage),
     /// To `Group…`.
     Groups(Vec<Group>),
-    /// To `Delete`, `Undelete` and `SetJournalCap`.
+    /// To `Rollback` and `Undo`.
+    Rewound(Vec<Rewound>),
+    /// To `Resume`.
+    Resumed(Vec<VolumeLine>),
+    /// To `Delete`, `Undelete`, `Grow` and `SetJournalCap`.
     Volume(VolumeLine),
 }
 
@@ -259,6 +281,10 @@ pub fn run(site: &Site, tz: Option<&str>, request: &Request, watch: &mut Watch<'
         Request::SetJournalCap { volume, cap_bytes } => {
             Response::Volume(volumes::set_journal_cap(store, volume, *cap_bytes)?)
         }
+        Request::Rollback(rollback) => Response::Rewound(rewind::rollback(site, rollback, &zone(tz)?)?),
+        Request::Undo(undo) => Response::Rewound(rewind::undo(site, undo)?),
+        Request::Resume { target } => Response::Resumed(rewind::resume(site, target)?),
+        Request::Grow { volume, size_bytes } => Response::Volume(rewind::grow(site, volume, *size_bytes)?),
         Request::Undelete { volume } => Response::Volume(volumes::undelete(store, volume)?),
     })
 }

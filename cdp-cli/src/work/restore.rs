@@ -61,7 +61,7 @@ pub fn restore(
             false => request.path.clone(),
         };
         let point = target.info()?;
-        let size_bytes = target.volume.identity().size_bytes;
+        let size_bytes = target.volume.size_at(target.resolved.lsn);
         let view = View::new(target.volume, target.resolved.lsn);
         let written_bytes = target::Target::open(&path, size_bytes, request.force)?.fill(&view, watch)?;
         restored.push(Restored { point, path, size_bytes, written_bytes });

@@ -2,10 +2,14 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use cdp_core::device::Device;
 use cdp_core::error::{IoContext, Result};
+use cdp_core::format::turn::Turn;
+use cdp_core::history::course::TurnAt;
 use cdp_core::history::point::{Timeline, format_utc};
 use cdp_core::ids::Timestamp;
 use cdp_core::store::Store;
+use cdp_core::volume::rollback::MARKER_PREFIX;
 use cdp_core::volume::{Health, Volume};
 use cdp_nbd::stats::Quantiles;
 use serde::{Deserialize, Serialize};
@@ -97,7 +101,7 @@ pub struct LatencyStatus {
 pub struct VolumeStatus {
     /// Its name.
     pub name: String,
-    /// `good`, `read-only`, `closed`, `failed`.
+    /// `good`, `held` (closed to clients until it is resumed), `read-only`, `closed`, `failed`.
     pub state: String,
     /// Why, where it is not good.
     pub why: Option<String>,
@@ -121,6 +125,9 @@ pub struct VolumeStatus {
     pub hours_until_full: Option<f64>,
     /// Places of damage that are known.
     pub damages: Vec<DamageStatus>,
+    /// Its newest rollback.
+    #[serde(default)]
+    pub rolled_back: Option<RollbackStatus>,
     /// The newest error of the storage.
     pub last_error: Option<String>,
     /// What recovery found when it was opened.
@@ -131,6 +138,19 @@ pub struct VolumeStatus {
     pub proven_age_ns: Option<u64>,
     /// The newest verdict of a program, when it was: not good.
     pub disproven: Option<ProofLine>,
+}
+
+/// A rollback.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RollbackStatus {
+    /// Its record.
+    pub at: Place,
+    /// The record whose state the volume had then.
+    pub to_lsn: u64,
+    /// The point as it was asked for; nothing for an undo.
+    pub asked: String,
+    /// The marker of the state that was left.
+    pub marker: String,
 }
 
 /// A place of damage.
@@ -189,9 +209,13 @@ fn calm(site: &Site, volumes: &[VolumeStatus]) -> String {
 fn reasons(volume: &VolumeStatus) -> Vec<String> {
     let mut reasons = Vec::new();
     let name = &volume.name;
-    if volume.state == "failed" || volume.state == "read-only" {
+    if ["failed", "read-only", "held"].contains(&volume.state.as_str()) {
         let why = volume.why.as_deref().unwrap_or("no reason is known");
-        let what = if volume.state == "failed" { "cannot be opened" } else { "takes no writes" };
+        let what = match volume.state.as_str() {
+            "failed" => "cannot be opened",
+            "held" => "is closed to clients",
+            _ => "takes no writes",
+        };
         let remedy = volume.remedy.as_ref().map(|remedy| format!("; {remedy}")).unwrap_or_default();
         reasons.push(format!("ACT: volume {name} {what}: {why}{remedy}."));
     }
@@ -235,6 +259,7 @@ fn failed(store: &Store) -> Vec<VolumeStatus> {
         journal_rate: None,
         hours_until_full: None,
         damages: Vec::new(),
+        rolled_back: None,
         last_error: None,
         recovery: String::new(),
         proven: None,
@@ -246,7 +271,14 @@ fn failed(store: &Store) -> Vec<VolumeStatus> {
 
 fn of_volume(store: &Store, volume: &Volume) -> Result<VolumeStatus> {
     let (state, why, remedy) = match volume.health() {
-        Health::Good => ("good", None, None),
+        Health::Good => match volume.held() {
+            Some(held) => {
+                let why = format!("since {}: {}", format_utc(held.since), held.why);
+                let remedy = format!("`cdp resume {}` opens it again", volume.name());
+                ("held", Some(why), Some(remedy))
+            }
+            None => ("good", None, None),
+        },
         Health::ReadOnly { reason, hint } => ("read-only", Some(reason), Some(hint)),
         Health::Closed => ("closed", None, None),
     };
@@ -273,7 +305,7 @@ fn of_volume(store: &Store, volume: &Volume) -> Result<VolumeStatus> {
         state: state.to_owned(),
         why,
         remedy,
-        size_bytes: volume.identity().size_bytes,
+        size_bytes: volume.size_bytes(),
         tip: Some(Place::new(tip, tip_at)),
         horizon: Some(Place::new(horizon, horizon_at)),
         durable: Some(Place::new(durable, volume.timestamp_of(durable)?)),
@@ -287,6 +319,7 @@ fn of_volume(store: &Store, volume: &Volume) -> Result<VolumeStatus> {
             .take(DAMAGES_MAX)
             .map(|(lsn, extent)| DamageStatus { lsn: lsn.0, lba: extent.start.0, blocks: extent.blocks })
             .collect(),
+        rolled_back: volume.course().newest_rollback().and_then(rollback_status),
         last_error: notes.last_error,
         recovery: notes.recovery,
         proven_age_ns: newest_good.map(|proof| store.clock().now().0.saturating_sub(proof.at.0)),
@@ -296,6 +329,16 @@ fn of_volume(store: &Store, volume: &Volume) -> Result<VolumeStatus> {
             .max_by_key(|proof| proof.proved)
             .filter(|proof| !proof.good)
             .map(ProofLine::of),
+    })
+}
+
+fn rollback_status(rollback: &TurnAt) -> Option<RollbackStatus> {
+    let Turn::Rollback { to, number, asked, .. } = &rollback.turn else { return None };
+    Some(RollbackStatus {
+        at: Place::new(rollback.lsn, rollback.at),
+        to_lsn: to.0,
+        asked: asked.clone(),
+        marker: format!("{MARKER_PREFIX}{number}"),
     })
 }
 

@@ -8,6 +8,7 @@ use cdp_core::device::{Content, Device};
 use cdp_core::error::{Error, Kind, Result};
 use cdp_core::format::marker::MarkerClass;
 use cdp_core::format::record::{RecordHeader, RecordKind};
+use cdp_core::format::turn::Turn;
 use cdp_core::history::point::{Timeline as _, Zone, escape_uri, format_utc, split_export};
 use cdp_core::ids::{BLOCK_BYTES, Lsn, SessionId, Timestamp};
 use cdp_core::store::Store;
@@ -371,6 +372,10 @@ impl Written {
     fn was_data(&self, block: u64) -> Result<bool> {
         let Some(view) = &self.before else { return Ok(false) };
         let offset = block * BLOCK_BYTES;
+        if offset >= view.size_bytes() {
+            // It has grown since.
+            return Ok(false);
+        }
         let len = BLOCK_BYTES.min(view.size_bytes() - offset);
         let stretches = view.extents(offset, len, STRETCHES_MAX)?;
         Ok(stretches.iter().any(|stretch| stretch.content == Content::Data))
@@ -451,9 +456,18 @@ fn event_row(volume: &Volume, event: &cdp_core::volume::timeline::Event) -> Opti
             ("attached", format!("session {}: {peer}", session.0), None)
         }
         EventKind::SessionClose { session } => ("left", format!("session {}", session.0), None),
+        EventKind::Turn(turn) => (turn.kind().word(), turn_text(turn), None),
         EventKind::Other(kind) => (kind.word(), String::new(), None),
     };
     Some(event_line(volume, (event.lsn, event.at), kind, text, name))
+}
+
+fn turn_text(turn: &Turn) -> String {
+    match turn {
+        Turn::Rollback { to, undo: true, .. } => format!("the rollback before was undone: back to lsn:{to}"),
+        Turn::Rollback { to, asked, .. } => format!("rolled back to {asked} (lsn:{to})"),
+        Turn::Resize { size_bytes } => format!("grew to {}", crate::units::size(*size_bytes)),
+    }
 }
 
 fn event_line(

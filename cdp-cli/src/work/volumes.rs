@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use cdp_core::device::Device;
 use cdp_core::error::{Error, Kind, Result};
 use cdp_core::history::point::{Timeline, format_utc};
 use cdp_core::store::{CreateOptions, Store};
@@ -51,7 +52,7 @@ pub struct Created {
 pub struct VolumeLine {
     /// Its name.
     pub name: String,
-    /// `good`, `read-only`, `closed`, `failed`, `deleted`.
+    /// `good`, `held` (closed to clients until it is resumed), `read-only`, `closed`, `failed`, `deleted`.
     pub state: String,
     /// Why, where it is not good.
     pub why: Option<String>,
@@ -72,7 +73,10 @@ impl VolumeLine {
     pub fn of(volume: &Volume) -> VolumeLine {
         let (lsn, at) = volume.tip();
         let (state, why) = match volume.health() {
-            Health::Good => ("good", None),
+            Health::Good => match volume.held() {
+                Some(held) => ("held", Some(held.why)),
+                None => ("good", None),
+            },
             Health::ReadOnly { reason, .. } => ("read-only", Some(reason)),
             Health::Closed => ("closed", None),
         };
@@ -80,7 +84,7 @@ impl VolumeLine {
             name: volume.name().to_owned(),
             state: state.to_owned(),
             why,
-            size_bytes: Some(volume.identity().size_bytes),
+            size_bytes: Some(volume.size_bytes()),
             tip_lsn: Some(lsn.0),
             tip_utc: Some(format_utc(at)),
             journal_bytes: Some(volume.journal_bytes()),
@@ -156,7 +160,7 @@ pub fn create(store: &Store, create: &Create, watch: &mut Watch<'_>) -> Result<C
     Ok(Created {
         name: identity.name.clone(),
         id: identity.id.to_string(),
-        size_bytes: identity.size_bytes,
+        size_bytes: identity.first_size_bytes,
         imported_bytes,
     })
 }

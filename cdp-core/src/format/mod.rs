@@ -8,3 +8,4 @@ pub mod marker;
 pub mod record;
 pub mod run;
 pub mod segment;
+pub mod turn;

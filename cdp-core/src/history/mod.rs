@@ -1,3 +1,4 @@
-//! What happened when: markers, the timeline, and the points people type.
+//! What happened when: markers, the timeline, the points people type, rollbacks and resizes.
 
+pub mod course;
 pub mod point;

@@ -101,6 +101,8 @@ pub struct Appender {
     pub position: Position,
     /// Epoch for new records.
     pub epoch: EpochNumber,
+    // The newest record is a rollback: segments end there, so that no part of the index straddles one.
+    is_ended: bool,
     header_buffer: Vec<u8>,
 }
 
@@ -119,12 +121,15 @@ static ZEROS: [u8; BLOCK] = [0; BLOCK];
 impl Appender {
     /// Continues in `segment` at `end`.
     pub fn new(segment: Arc<Segment>, end: u64, position: Position, epoch: EpochNumber) -> Appender {
-        Appender { segment, end, position, epoch, header_buffer: Vec::new() }
+        Appender { segment, end, position, epoch, is_ended: false, header_buffer: Vec::new() }
     }
 
     /// How many drafts of the front fit into one batch in this segment, and the batch's length in blocks.
-    /// The last block of the segment is kept for the seal.
+    /// The last block of the segment is kept for the seal. Nothing fits behind a rollback.
     pub fn fitting(&self, drafts: &[Draft<'_>]) -> (usize, u64) {
+        if self.is_ended {
+            return (0, 0);
+        }
         let room = (self.segment.header.bytes - BLOCK_BYTES).saturating_sub(self.end) / BLOCK_BYTES;
         let mut payload_blocks = 0;
         let mut fit = (0, 0);
@@ -197,6 +202,7 @@ impl Appender {
         }
         self.end += blocks * BLOCK_BYTES;
         self.position = position;
+        self.is_ended = records.last().is_some_and(|record| record.kind == RecordKind::Rollback);
         Ok(())
     }
 
@@ -211,7 +217,7 @@ impl Appender {
         let header_blocks = batch_header_blocks(records.len());
         let blocks = header_blocks + records.iter().map(|r| r.header.payload_blocks()).sum::<u64>();
         let first_lsn = self.position.lsn.next();
-        if self.end + (blocks + 1) * BLOCK_BYTES > self.segment.header.bytes {
+        if self.is_ended || self.end + (blocks + 1) * BLOCK_BYTES > self.segment.header.bytes {
             return Err(Error::new(Kind::NoSpace, format!("no room to append {first_lsn:?} again")));
         }
         let batch = BatchHeader {
@@ -237,6 +243,7 @@ impl Appender {
             payload_block += header.payload_blocks() as u32;
             self.position = Position { lsn: header.lsn, chain: header.chain, timestamp: header.timestamp };
         }
+        self.is_ended = records.last().is_some_and(|record| record.header.kind == RecordKind::Rollback);
         self.end += blocks * BLOCK_BYTES;
         Ok(())
     }

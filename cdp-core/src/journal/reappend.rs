@@ -12,7 +12,7 @@ use super::append::{Appender, Position, Verbatim};
 use super::pool::{self, Pool};
 use super::segment::{Fill, Segment};
 use crate::error::{IoContext, Kind, Result};
-use crate::format::record::batch_header_blocks;
+use crate::format::record::{RecordKind, batch_header_blocks};
 use crate::format::segment::SegmentHeader;
 use crate::ids::*;
 
@@ -106,7 +106,10 @@ pub fn reappend(
         };
         tail(&mut |record| {
             let payload = record.payload.len().next_multiple_of(BLOCK_BYTES as usize);
-            let full = collected.len() == RECORDS_PER_BATCH
+            // A rollback is the last record of its segment, so of its batch.
+            let ended = collected.last().is_some_and(|last| last.header.kind == RecordKind::Rollback);
+            let full = ended
+                || collected.len() == RECORDS_PER_BATCH
                 || bytes + payload > BYTES_PER_BATCH
                 || bytes + payload > segment_bytes;
             if full {

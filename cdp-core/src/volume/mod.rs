@@ -1,15 +1,17 @@
 //! A volume: one journal, its index, its base. The one owner of their state.
 //!
 //! Lock order: `merging` → `append` → `pool` → `parts` (a part's own lock last). `commit` is never held while another is
-//! taken. Nobody does I/O while holding `parts`.
+//! taken. Nobody does I/O while holding `parts` or `course`.
 
 mod ahead;
 pub mod changed;
+pub mod client;
 pub mod durable;
 pub mod merge;
 pub mod open;
 pub mod parts;
 pub mod proofs;
+pub mod rollback;
 pub mod timeline;
 pub mod upkeep;
 pub mod verify;
@@ -17,12 +19,13 @@ pub mod write;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 
 use crate::base::Base;
 use crate::catalog::Catalog;
 use crate::device::{Change, Device, Read, Stretch};
 use crate::error::{Error, Kind, Result};
+use crate::history::course::Course;
 use crate::ids::*;
 use crate::index::{IndexOptions, PageCache, Visible};
 use crate::io::{FilePool, Files};
@@ -57,15 +60,16 @@ pub struct Shared {
     pub rebuilding: fn(&str, usize, usize),
 }
 
-/// What never changes while a volume is open.
+/// What the manifest says. [`Volume::identity`] gives it as it was when the volume was opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// Its name in the store.
     pub name: String,
     /// Its name everywhere.
     pub id: VolumeId,
-    /// Its size in bytes.
-    pub size_bytes: u64,
+    /// The size in bytes that it was made with. What it has now, [`Device::size_bytes`] tells; what it had at an
+    /// instant, [`Volume::size_at`].
+    pub first_size_bytes: u64,
     /// When it was made: the timestamp of LSN 0.
     pub created: Timestamp,
     /// Size of its journal segments in bytes.
@@ -75,6 +79,8 @@ pub struct Identity {
     pub journal_cap_bytes: Option<u64>,
     /// A periodic marker is set so often, in nanoseconds, when something was written; 0 = never.
     pub marker_interval_ns: u64,
+    /// It was closed to clients, until somebody opens it again. As of the opening: [`Volume::held`] knows.
+    pub held: Option<rollback::Held>,
 }
 
 /// How a volume is doing.
@@ -116,10 +122,15 @@ pub struct Volume {
     names: Mutex<timeline::Names>,
     // Held while the file of proofs is replaced.
     proving: Mutex<()>,
+    // Rollbacks and resizes. A leaf among the locks.
+    course: RwLock<Course>,
+    // The tip's size, as the course has it.
+    size_bytes: AtomicU64,
     sessions: AtomicU64,
     journal_bytes: AtomicU64,
-    // As in the manifest; may change while the volume is open.
-    journal_cap_bytes: Mutex<Option<u64>>,
+    // What the manifest says now. Held while it is written.
+    manifest: Mutex<Identity>,
+    door: rollback::Door,
 }
 
 /// What was written and not yet synced.
@@ -164,7 +175,7 @@ pub struct SegmentSpan {
 }
 
 impl Volume {
-    /// What never changes.
+    /// What the manifest said when it was opened.
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
@@ -231,7 +242,7 @@ impl Volume {
 
     /// What it may take, in bytes.
     pub fn journal_cap_bytes(&self) -> Result<u64> {
-        if let Some(cap) = *self.journal_cap_bytes.lock().expect("no panics under this lock") {
+        if let Some(cap) = self.manifest.lock().expect("no panics under this lock").journal_cap_bytes {
             return Ok(cap);
         }
         let space = self.shared.files.space(&self.dir).map_err(|error| {
@@ -248,10 +259,16 @@ impl Volume {
     /// Changes what the journal may take; `None`: what leaves a tenth of the filesystem free. Durable when this
     /// returns, and holds for the next segment that is needed.
     pub fn set_journal_cap(&self, cap_bytes: Option<u64>) -> Result<()> {
-        let mut cap = self.journal_cap_bytes.lock().expect("no panics under this lock");
-        let identity = Identity { journal_cap_bytes: cap_bytes, ..self.identity.clone() };
-        open::write_manifest(&self.shared, &self.dir, &identity)?;
-        *cap = cap_bytes;
+        self.change_manifest(|manifest| manifest.journal_cap_bytes = cap_bytes)
+    }
+
+    /// Changes what the manifest says; durable when this returns.
+    pub(crate) fn change_manifest(&self, change: impl FnOnce(&mut Identity)) -> Result<()> {
+        let mut manifest = self.manifest.lock().expect("no panics under this lock");
+        let mut changed = manifest.clone();
+        change(&mut changed);
+        open::write_manifest(&self.shared, &self.dir, &changed)?;
+        *manifest = changed;
         Ok(())
     }
 
@@ -268,7 +285,22 @@ impl Volume {
 
     /// Which records the state at `lsn` consists of.
     pub fn visible(&self, lsn: Lsn) -> Visible {
-        Visible::through(lsn)
+        self.course.read().expect("no panics under this lock").visible(lsn)
+    }
+
+    /// How large it was after this record, in bytes.
+    pub fn size_at(&self, lsn: Lsn) -> u64 {
+        self.course.read().expect("no panics under this lock").size_at(lsn)
+    }
+
+    /// The largest size it ever had, in bytes.
+    pub fn largest_size_bytes(&self) -> u64 {
+        self.course.read().expect("no panics under this lock").largest_size()
+    }
+
+    /// Its rollbacks and resizes.
+    pub fn course(&self) -> Course {
+        self.course.read().expect("no panics under this lock").clone()
     }
 
     fn refuse_unless_writable(&self) -> Result<()> {
@@ -327,7 +359,7 @@ fn is_gone(read: &Read<'_>) -> bool {
 
 impl Device for Volume {
     fn size_bytes(&self) -> u64 {
-        self.identity.size_bytes
+        self.size_bytes.load(Ordering::Acquire)
     }
 
     fn is_read_only(&self) -> bool {
@@ -335,7 +367,7 @@ impl Device for Volume {
     }
 
     fn apply(&self, session: SessionId, changes: &[Change<'_>], results: &mut Vec<Result<Lsn>>) {
-        self.apply_changes(session, changes, results);
+        self.apply_changes(session, self.rolled_back(), changes, results);
     }
 
     fn flush(&self) -> Result<()> {
@@ -343,11 +375,11 @@ impl Device for Volume {
     }
 
     fn read(&self, reads: &mut [Read<'_>]) {
-        read_visible(self, &self.visible(self.tip_lsn()), self.identity.size_bytes, reads);
+        read_visible(self, &self.visible(self.tip_lsn()), self.size_bytes(), reads);
     }
 
     fn extents(&self, offset: u64, len: u64, stretches_max: usize) -> Result<Vec<Stretch>> {
-        check_range(offset, len, self.identity.size_bytes)?;
+        check_range(offset, len, self.size_bytes())?;
         self.reader(&self.visible(self.tip_lsn())).extents(offset, len, stretches_max)
     }
 }

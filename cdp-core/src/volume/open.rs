@@ -2,9 +2,10 @@
 
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 use super::parts::{self, FreshParts, Frozen, Part, PartIndex, Parts};
+use super::rollback::{Door, Held};
 use super::upkeep::UpkeepState;
 use super::{Health, Identity, MarkState, Notes, Shared, Staged, Volume, durable, timeline, upkeep};
 use crate::base::Base;
@@ -14,6 +15,7 @@ use crate::format::mark::Mark;
 use crate::format::record::Chain;
 use crate::format::run::MergedSource;
 use crate::format::segment::{is_merged_run_name, run_file_name};
+use crate::history::course::Course;
 use crate::ids::*;
 use crate::index::Run;
 use crate::io::{Files, read_file, replace_file};
@@ -25,6 +27,7 @@ use crate::journal::reappend::{self, Cut};
 use crate::journal::recover::{self, Found, KnownFromRun, Recovered, Request};
 use crate::journal::segment::{Fill, Segment};
 use crate::journal::verdict::Verdict;
+use crate::limits::VOLUME_BYTES_MAX;
 
 /// Name of a volume's manifest in its directory.
 pub const MANIFEST_FILE: &str = "volume";
@@ -46,12 +49,16 @@ impl Identity {
         let mut manifest = Manifest::new(MANIFEST_KIND, MANIFEST_VERSION);
         manifest.set("name", &self.name);
         manifest.set("id", self.id);
-        manifest.set("size_bytes", self.size_bytes);
+        manifest.set("size_bytes", self.first_size_bytes);
         manifest.set("created_ns", self.created.0);
         manifest.set("segment_bytes", self.segment_bytes);
         manifest.set("marker_interval_ns", self.marker_interval_ns);
         if let Some(cap) = self.journal_cap_bytes {
             manifest.set("journal_cap_bytes", cap);
+        }
+        if let Some(held) = &self.held {
+            manifest.set("held_ns", held.since.0);
+            manifest.set("held_why", held.why.replace('\n', " "));
         }
         manifest
     }
@@ -63,11 +70,15 @@ impl Identity {
         Some(Identity {
             name: manifest.get("name")?,
             id: VolumeId(manifest.get_hex("id")?),
-            size_bytes: manifest.get("size_bytes")?,
+            first_size_bytes: manifest.get("size_bytes")?,
             created: Timestamp(manifest.get("created_ns")?),
             segment_bytes: manifest.get("segment_bytes")?,
             journal_cap_bytes: manifest.get("journal_cap_bytes"),
             marker_interval_ns: manifest.get("marker_interval_ns")?,
+            held: manifest.get("held_ns").map(|since| Held {
+                since: Timestamp(since),
+                why: manifest.get("held_why").unwrap_or_default(),
+            }),
         })
     }
 }
@@ -200,7 +211,8 @@ pub fn open(shared: &Shared, dir: &Path, accept: Accept) -> Result<Arc<Volume>> 
     let journal_bytes = measure(shared, dir)?;
     let notes =
         Notes { recovery: describe(&recovered, position), last_error: None, damages: damages(&parts)? };
-    let base = Base::open(files, dir, identity.id, identity.size_bytes)?;
+    // It may have grown: whatever pieces there are.
+    let base = Base::open(files, dir, identity.id, VOLUME_BYTES_MAX)?;
     let volume = Volume {
         dir: dir.to_owned(),
         shared: shared.clone(),
@@ -230,10 +242,13 @@ pub fn open(shared: &Shared, dir: &Path, accept: Accept) -> Result<Arc<Volume>> 
         // Every session takes at least one LSN, so that a number never comes again.
         sessions: AtomicU64::new(position.lsn.0 + 1),
         journal_bytes: AtomicU64::new(journal_bytes),
-        journal_cap_bytes: Mutex::new(identity.journal_cap_bytes),
+        course: RwLock::new(Course::new(identity.first_size_bytes)),
+        size_bytes: AtomicU64::new(identity.first_size_bytes),
+        door: Door::new(identity.held.clone()),
+        manifest: Mutex::new(identity.clone()),
         identity,
     };
-    volume.load_names()?;
+    volume.load_events()?;
     Ok(Arc::new(volume))
 }
 

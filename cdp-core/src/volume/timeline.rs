@@ -11,6 +11,8 @@ use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::marker::{MarkerClass, MarkerPayload};
 use crate::format::record::{RecordHeader, RecordKind, block_crcs, payload_crc};
 use crate::format::run::MarkerRow;
+use crate::format::turn::Turn;
+use crate::history::course::TurnAt;
 use crate::history::point::{MarkerAt, Timeline, closest_names};
 use crate::ids::*;
 use crate::journal::append::{Appender, Draft};
@@ -36,7 +38,7 @@ struct Named {
 }
 
 impl Names {
-    fn insert(&mut self, lsn: Lsn, at: Timestamp, marker: &MarkerPayload) {
+    pub(super) fn insert(&mut self, lsn: Lsn, at: Timestamp, marker: &MarkerPayload) {
         self.insert_known(lsn, at, marker.name.clone(), marker.class);
     }
 
@@ -90,6 +92,8 @@ pub enum EventKind {
         /// Number of the session on this volume.
         session: SessionId,
     },
+    /// The volume was set back to an older state, or grew.
+    Turn(Turn),
     /// Of a kind that this version does not show in detail.
     Other(RecordKind),
 }
@@ -183,30 +187,40 @@ impl Volume {
         Ok(())
     }
 
-    /// Learns the names: from the catalog as far as it can be believed, the rest from the journal.
-    pub(super) fn load_names(&self) -> Result<()> {
+    /// Learns the names, rollbacks and resizes: from the catalog as far as it can be believed, the rest from the
+    /// journal.
+    pub(super) fn load_events(&self) -> Result<()> {
         let mut names = Names::default();
+        let mut turns = Vec::new();
         let parts = self.parts.list();
-        let mut known = Lsn::ZERO;
-        if let Some((complete, rows)) = self.shared.catalog.names(self.identity.id)
-            && parts.iter().any(|part| complete_through(part) == Some(complete))
+        let mut known_lsn = Lsn::ZERO;
+        if let Some(known) = self.shared.catalog.known(self.identity.id)
+            && parts.iter().any(|part| complete_through(part) == Some(known.complete))
         {
-            known = complete.lsn;
-            for row in rows {
+            known_lsn = known.complete.lsn;
+            for row in known.names {
                 names.insert_known(row.lsn, row.at, row.name, class_from(row.class));
             }
+            turns = known.turns;
         }
-        for part in parts.iter().filter(|part| part.last_lsn() > known) {
-            for row in part.events()?.iter().filter(|row| row.flags > MarkerClass::Periodic as u8) {
-                match self.event_kind(part, row) {
-                    Ok(EventKind::Marker(marker)) => names.insert(row.lsn, row.timestamp, &marker),
-                    Ok(_) => {}
-                    // Its name is lost, the point is not: it is said, and the volume opens.
-                    Err(error) => self.note_error(format!("a marker's name cannot be read: {error}")),
+        for part in parts.iter().filter(|part| part.last_lsn() > known_lsn) {
+            for row in part.events()? {
+                if row.flags > MarkerClass::Periodic as u8 {
+                    match self.event_kind(part, &row) {
+                        Ok(EventKind::Marker(marker)) => names.insert(row.lsn, row.timestamp, &marker),
+                        Ok(_) => {}
+                        // Its name is lost, the point is not: it is said, and the volume opens.
+                        Err(error) => self.note_error(format!("a marker's name cannot be read: {error}")),
+                    }
+                } else if [RecordKind::Rollback as u8, RecordKind::Resize as u8].contains(&row.kind) {
+                    // Without it nothing behind it can be told: no guess.
+                    let EventKind::Turn(turn) = self.event_kind(part, &row)? else { continue };
+                    turns.push(TurnAt { lsn: row.lsn, at: row.timestamp, turn });
                 }
             }
         }
         *self.names.lock().expect("no panics under this lock") = names;
+        self.take_course(turns)?;
         self.teach_catalog();
         Ok(())
     }
@@ -225,7 +239,8 @@ impl Volume {
             };
             names.by_lsn.iter().map(row).collect()
         };
-        self.shared.catalog.learn(self.identity.id, complete, &rows);
+        let turns = self.course.read().expect("no panics under this lock").turns().to_vec();
+        self.shared.catalog.learn(self.identity.id, complete, &rows, &turns);
     }
 
     fn event_kind(&self, part: &Part, row: &MarkerRow) -> Result<EventKind> {
@@ -239,6 +254,10 @@ impl Volume {
                 .at(|| format!("reading {:?}", row.lsn))?;
         }
         let damaged = || Error::new(Kind::Damaged, format!("the payload of {:?} is damaged", row.lsn));
+        if matches!(kind, RecordKind::Rollback | RecordKind::Resize) {
+            // It brings checksums of its own, and a second copy.
+            return Turn::decode(kind, &payload).map(EventKind::Turn).ok_or_else(damaged);
+        }
         let mut crcs = Vec::new();
         block_crcs(&payload, &mut crcs);
         if payload_crc(&crcs) != row.payload_crc {
@@ -352,7 +371,7 @@ impl Volume {
         Ok(())
     }
 
-    fn timestamp_of_record(&self, lsn: Lsn) -> Result<Timestamp> {
+    pub(super) fn timestamp_of_record(&self, lsn: Lsn) -> Result<Timestamp> {
         if lsn == Lsn::ZERO {
             return Ok(self.identity.created);
         }

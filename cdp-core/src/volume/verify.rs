@@ -132,7 +132,7 @@ fn base_bytes(volume: &Volume) -> Result<u64> {
 
 /// Visits the block ranges that the base holds.
 fn each_present(volume: &Volume, visit: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<()> {
-    let blocks = volume.identity().size_bytes.div_ceil(BLOCK_BYTES);
+    let blocks = volume.largest_size_bytes().div_ceil(BLOCK_BYTES);
     let mut at = 0;
     while at < blocks && !volume.base.is_empty() {
         let (end, present) = volume.base.stretch(at, blocks)?;

@@ -5,8 +5,9 @@ use std::sync::atomic::Ordering;
 
 use super::Volume;
 use super::check_range;
+use super::client::stale;
 use super::parts::{OpenPart, Part, PartIndex};
-use crate::device::Change;
+use crate::device::{Change, Device};
 use crate::error::{Error, Kind, Result};
 use crate::format::bytes::crc32;
 use crate::format::record::{RecordKind, flags};
@@ -73,9 +74,11 @@ fn is_zero(bytes: &[u8]) -> bool {
 }
 
 impl Volume {
+    /// `rolled_back` is the newest rollback that whoever asks knows of: what it wants is meant for the state since.
     pub(super) fn apply_changes(
         &self,
         session: SessionId,
+        rolled_back: Lsn,
         changes: &[Change<'_>],
         results: &mut Vec<Result<Lsn>>,
     ) {
@@ -115,11 +118,11 @@ impl Volume {
                 slots.push(slot);
             } else {
                 // Its edges depend on what comes before it, so that goes first.
-                self.append_drafts(&mut drafts, &mut slots, results);
-                results[slot] = self.apply_unaligned(session, &shape, data);
+                self.append_drafts(rolled_back, &mut drafts, &mut slots, results);
+                results[slot] = self.apply_unaligned(session, rolled_back, &shape, data);
             }
         }
-        self.append_drafts(&mut drafts, &mut slots, results);
+        self.append_drafts(rolled_back, &mut drafts, &mut slots, results);
     }
 
     /// Appends generated changes, see [`crate::generate`]: their payload is zeros that are not looked at.
@@ -132,7 +135,7 @@ impl Volume {
                 Generated::Write(extent) => (RecordKind::Write, extent, extent.blocks as usize),
                 Generated::Trim(extent) => (RecordKind::Trim, extent, 0),
             };
-            check_range(extent.start.0 * BLOCK_BYTES, extent.blocks * BLOCK_BYTES, self.identity.size_bytes)?;
+            check_range(extent.start.0 * BLOCK_BYTES, extent.blocks * BLOCK_BYTES, self.size_bytes())?;
             drafts.push(Draft {
                 kind,
                 flags: 0,
@@ -147,12 +150,12 @@ impl Volume {
         }
         let mut slots: Vec<usize> = (0..drafts.len()).collect();
         let mut results: Vec<Result<Lsn>> = drafts.iter().map(|_| Ok(Lsn::ZERO)).collect();
-        self.append_drafts(&mut drafts, &mut slots, &mut results);
+        self.append_drafts(self.rolled_back(), &mut drafts, &mut slots, &mut results);
         results.into_iter().collect::<Result<Vec<Lsn>>>().map(drop)
     }
 
     fn check_change(&self, change: &Change<'_>, offset: u64, len: u64) -> Result<()> {
-        check_range(offset, len, self.identity.size_bytes)?;
+        check_range(offset, len, self.size_bytes())?;
         if matches!(change, Change::Write { .. }) && len > REQUEST_BYTES_MAX {
             let context = format!("a write of {len} bytes; at most {REQUEST_BYTES_MAX} go in one request");
             return Err(Error::new(Kind::Invalid, context));
@@ -171,6 +174,7 @@ impl Volume {
 
     fn append_drafts(
         &self,
+        rolled_back: Lsn,
         drafts: &mut Vec<Draft<'_>>,
         slots: &mut Vec<usize>,
         results: &mut [Result<Lsn>],
@@ -180,6 +184,10 @@ impl Volume {
         }
         let mut append = self.append.lock().expect("no panics under this lock");
         let mut done = 0;
+        if self.rolled_back() != rolled_back {
+            slots.iter().for_each(|slot| results[*slot] = Err(stale(self)));
+            done = drafts.len();
+        }
         while done < drafts.len() {
             let (count, outcome) = self.append_front(&mut append, &drafts[done..]);
             for (number, slot) in slots[done..done + count].iter().enumerate() {
@@ -206,7 +214,7 @@ impl Volume {
 
     /// Appends as many drafts as go into one batch; gives their number, at least 1, and the first LSN or the
     /// error that all of them share.
-    fn append_front(
+    pub(super) fn append_front(
         &self,
         append: &mut MutexGuard<'_, Option<Appender>>,
         drafts: &[Draft<'_>],
@@ -235,6 +243,7 @@ impl Volume {
         let before = appender.end;
         match appender.append_batch(&drafts[..count], blocks, first_timestamp, durable, &mut OpenPart(open)) {
             Ok(()) => {
+                self.learn_turns(&drafts[..count], first, first_timestamp);
                 self.publish_staged(appender, appender.end - before);
                 (count, Ok(first))
             }
@@ -263,7 +272,13 @@ impl Volume {
         self.tip.store(staged.lsn.0, Ordering::Release);
     }
 
-    fn apply_unaligned(&self, session: SessionId, shape: &Shape, data: &[u8]) -> Result<Lsn> {
+    fn apply_unaligned(
+        &self,
+        session: SessionId,
+        rolled_back: Lsn,
+        shape: &Shape,
+        data: &[u8],
+    ) -> Result<Lsn> {
         let mut tries = 0;
         loop {
             let seen = self.tip_lsn();
@@ -271,6 +286,9 @@ impl Volume {
                 let edges = self.fill_edges(shape, data, seen)?;
                 let draft = edges.draft(shape, session);
                 let mut append = self.append.lock().expect("no panics under this lock");
+                if self.rolled_back() != rolled_back {
+                    return Err(stale(self));
+                }
                 if self.edges_changed_since(shape, seen) {
                     tries += 1;
                     continue;
@@ -278,6 +296,9 @@ impl Volume {
                 return self.append_one(&mut append, draft);
             }
             let mut append = self.append.lock().expect("no panics under this lock");
+            if self.rolled_back() != rolled_back {
+                return Err(stale(self));
+            }
             let edges = self.fill_edges(shape, data, self.tip_lsn())?;
             return self.append_one(&mut append, edges.draft(shape, session));
         }

@@ -106,6 +106,8 @@ impl<'a> Trial<'a> {
             Step::Advance { ns } => self.rig.clock.advance(*ns),
             Step::TurnWall { ns } => self.rig.clock.step_wall(*ns),
             Step::Close | Step::Die => {}
+            // These workloads do not turn.
+            Step::Rollback { .. } | Step::Undo { .. } | Step::Grow { .. } | Step::WriteEnd { .. } => {}
         }
         if !matches!(step, Step::Apply { .. } | Step::Flush { .. }) {
             self.ghosts.push(vec![None]);

@@ -12,5 +12,6 @@ mod groups;
 mod histories;
 mod merges;
 mod regressions;
+mod rewind;
 mod table;
 mod threads;

@@ -17,6 +17,8 @@ pub(super) struct Export {
     pub flags: u16,
     /// Minimum, preferred and maximum, where the server says.
     pub block_sizes: Option<[u32; 3]>,
+    /// The record of its newest rollback, 0 without one: what a client knows from before is of another state.
+    pub rolled_back: u64,
 }
 
 /// A connected socket of either kind.
@@ -97,13 +99,13 @@ fn shake_hands(link: &mut (impl Read + Write), name: &str) -> io::Result<Export>
     let both = wire::u16(link)? & (wire::HANDSHAKE_FIXED | wire::HANDSHAKE_NO_ZEROES);
     link.write_all(&u32::from(both).to_be_bytes())?;
     let length = u32::try_from(name.len()).map_err(|_| wire::wrong("an endless name".into()))?;
-    let wishes: [u16; 2] = [1, wire::INFO_BLOCK_SIZE];
+    let wishes: [u16; 3] = [2, wire::INFO_BLOCK_SIZE, wire::INFO_DESCRIPTION];
     let wishes: Vec<u8> = wishes.into_iter().flat_map(u16::to_be_bytes).collect();
     link.write_all(&wire::option(
         wire::OPTION_GO,
         &[&length.to_be_bytes()[..], name.as_bytes(), &wishes].concat(),
     ))?;
-    let (mut export, mut block_sizes) = (None, None);
+    let (mut export, mut block_sizes, mut rolled_back) = (None, None, 0);
     loop {
         wire::want(wire::u64(link)?, wire::OPTION_REPLY_MAGIC, "option reply magic")?;
         wire::want(wire::u32(link)?, wire::OPTION_GO, "answered option")?;
@@ -117,6 +119,7 @@ fn shake_hands(link: &mut (impl Read + Write), name: &str) -> io::Result<Export>
             wire::REPLY_ACK => break,
             wire::REPLY_INFO => match wire::u16(&mut rest)? {
                 wire::INFO_EXPORT => export = Some((wire::u64(&mut rest)?, wire::u16(&mut rest)?)),
+                wire::INFO_DESCRIPTION => rolled_back = rollback_in(&String::from_utf8_lossy(rest)),
                 wire::INFO_BLOCK_SIZE => {
                     block_sizes = Some([wire::u32(&mut rest)?, wire::u32(&mut rest)?, wire::u32(&mut rest)?]);
                 }
@@ -129,5 +132,12 @@ fn shake_hands(link: &mut (impl Read + Write), name: &str) -> io::Result<Export>
         }
     }
     let (bytes, flags) = export.ok_or_else(|| wire::wrong("no word about the export".into()))?;
-    Ok(Export { bytes, flags: flags & wire::TRANSMISSION_FLAGS, block_sizes })
+    Ok(Export { bytes, flags: flags & wire::TRANSMISSION_FLAGS, block_sizes, rolled_back })
+}
+
+/// The rollback that a description tells of.
+fn rollback_in(description: &str) -> u64 {
+    let behind = description.split(super::ROLLED_BACK).nth(1).unwrap_or_default();
+    let digits = behind.find(|c: char| !c.is_ascii_digit()).unwrap_or(behind.len());
+    behind[..digits].parse().unwrap_or(0)
 }

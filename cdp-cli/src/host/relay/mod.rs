@@ -23,6 +23,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
+/// In the description of a volume that was rolled back; behind it the LSN of the newest rollback. After one, what
+/// a client knows of the disk is stale, and a relay does not go on.
+pub const ROLLED_BACK: &str = "rolled back by lsn:";
+
 /// The hidden subcommand that runs a relay.
 pub const SUBCOMMAND: &str = "keeper";
 

@@ -274,7 +274,7 @@ fn withdraw(shared: &Shared) {
     shared.lock().link = None;
 }
 
-/// Tries until the same export is there again; none when the client is gone.
+/// Tries until the same export is there again; none when the client is gone, or the volume was rolled back.
 fn reconnect(shared: &Shared, export: Export, address: &Address) -> Option<Link> {
     let mut last_said = String::new();
     loop {
@@ -290,7 +290,15 @@ fn reconnect(shared: &Shared, export: Export, address: &Address) -> Option<Link>
         }
         drop(state);
         let said = match link::connect(address) {
-            Ok((link, now)) if (now.bytes, now.flags) == (export.bytes, export.flags) => return Some(link),
+            Ok((_, now)) if now.rolled_back != export.rolled_back => {
+                // Going on would write what the client holds in its caches over a state that it never saw.
+                eprintln!(
+                    "it was rolled back meanwhile: this device ends here; detach it and attach it again"
+                );
+                return None;
+            }
+            // It may have grown: what the client was told is there still.
+            Ok((link, now)) if now.flags == export.flags && now.bytes >= export.bytes => return Some(link),
             Ok((_, now)) => format!("another disk is served under that name: {now:?}"),
             Err(error) => error.to_string(),
         };

@@ -19,6 +19,7 @@ pub(super) const REPLY_ACK: u32 = 1;
 pub(super) const REPLY_INFO: u32 = 3;
 pub(super) const REPLY_UNSUPPORTED: u32 = (1 << 31) | 1;
 pub(super) const INFO_EXPORT: u16 = 0;
+pub(super) const INFO_DESCRIPTION: u16 = 2;
 pub(super) const INFO_BLOCK_SIZE: u16 = 3;
 
 /// What is passed on: read-only, flush, FUA, trim, zeroes, multi-conn, cache, fast zeroes. Not DF, which belongs to

@@ -56,7 +56,9 @@ pub fn read_blocks(device: &dyn Device, first: u64, blocks: u64) -> Result<Vec<u
 
 /// A device shows just this record's state: everywhere, or where workloads write.
 fn shows(device: &dyn Device, model: &Model, lsn: Lsn, everywhere: bool) -> Outcome {
-    let blocks = device.size_bytes() / BLOCK_BYTES;
+    let (size, expected) = (device.size_bytes(), model.state(lsn).bytes);
+    ensure!(size == expected, "{size} bytes at {lsn:?}, it had {expected}");
+    let blocks = size / BLOCK_BYTES;
     let places = match everywhere {
         true => vec![(0, blocks)],
         false => vec![(0, FRONT_BLOCKS_READ), (blocks - BACK_BLOCKS_READ, BACK_BLOCKS_READ)],

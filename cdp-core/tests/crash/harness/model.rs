@@ -34,12 +34,13 @@ impl Edit {
 /// The content of a disk. Blocks that never changed are zeros.
 #[derive(Clone, PartialEq)]
 pub struct State {
+    pub bytes: u64,
     blocks: Vec<Option<Arc<[u8]>>>,
 }
 
 impl State {
     pub fn zeros(bytes: u64) -> State {
-        State { blocks: vec![None; bytes.div_ceil(BLOCK_BYTES) as usize] }
+        State { bytes, blocks: vec![None; bytes.div_ceil(BLOCK_BYTES) as usize] }
     }
 
     pub fn apply(&mut self, edit: &Edit) {
@@ -97,13 +98,14 @@ pub struct Record {
 #[derive(Clone)]
 pub struct Model {
     pub records: Vec<Record>,
+    rollbacks: Vec<Lsn>,
 }
 
 impl Model {
     pub fn of(volume: &Volume) -> Model {
         let identity = volume.identity();
-        let state = Arc::new(State::zeros(identity.size_bytes));
-        Model { records: vec![Record { state, at: identity.created, name: None }] }
+        let state = Arc::new(State::zeros(identity.first_size_bytes));
+        Model { records: vec![Record { state, at: identity.created, name: None }], rollbacks: Vec::new() }
     }
 
     pub fn tip(&self) -> Lsn {
@@ -132,6 +134,27 @@ impl Model {
         }
     }
 
+    /// A rollback: its marker is the record before it, and the state that of an older record, size included.
+    pub fn roll_back(&mut self, lsn: Lsn, to: Lsn, marker: &str) {
+        self.name(lsn.previous(), marker);
+        let state = self.records[to.0 as usize].state.clone();
+        self.records.push(Record { state, at: Timestamp(0), name: None });
+        self.rollbacks.push(lsn);
+    }
+
+    /// The newest rollback.
+    pub fn rolled_back(&self) -> Option<Lsn> {
+        self.rollbacks.last().copied()
+    }
+
+    pub fn grow(&mut self, lsn: Lsn, bytes: u64) {
+        self.extend(lsn.previous());
+        let mut state = State::clone(self.state(self.tip()));
+        state.bytes = bytes;
+        state.blocks.resize(bytes.div_ceil(BLOCK_BYTES) as usize, None);
+        self.records.push(Record { state: Arc::new(state), at: Timestamp(0), name: None });
+    }
+
     pub fn name(&mut self, lsn: Lsn, name: &str) {
         self.extend(lsn);
         self.records[lsn.0 as usize].name = Some(name.to_owned());
@@ -157,7 +180,10 @@ impl Model {
 
     /// The same up to this record.
     pub fn cut(&self, tip: Lsn) -> Model {
-        Model { records: self.records[..=tip.0 as usize].to_vec() }
+        Model {
+            records: self.records[..=tip.0 as usize].to_vec(),
+            rollbacks: self.rollbacks.iter().copied().filter(|lsn| *lsn <= tip).collect(),
+        }
     }
 
     /// Named markers, oldest first.

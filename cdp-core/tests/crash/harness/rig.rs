@@ -9,9 +9,10 @@ use cdp_core::ids::*;
 use cdp_core::index::IndexOptions;
 use cdp_core::io::sim::{SimClock, SimDisk};
 use cdp_core::store::{CreateOptions, OpenOptions, Store};
+use cdp_core::volume::rollback::{Back, RolledBack};
 use cdp_core::volume::{Health, Volume};
 
-use super::model::Model;
+use super::model::{Edit, Model};
 use super::workload::Step;
 use super::wrap::{self, Wrap};
 use super::{Outcome, Promise};
@@ -60,6 +61,9 @@ pub fn open(disk: &SimDisk, clock: &SimClock, wrap: &Wrap) -> Outcome<Store> {
 pub fn options(segment_bytes: u64) -> CreateOptions {
     CreateOptions { segment_bytes, ..CreateOptions::new(VOLUME_BYTES) }
 }
+
+/// How much larger a volume gets.
+const GROWTH_BYTES_MAX: u64 = 64 * BLOCK_BYTES;
 
 /// The smallest volume there is.
 pub const VOLUME_BYTES: u64 = 1 << 20;
@@ -181,6 +185,29 @@ impl Rig {
                 }
             }
             Step::MarkGroup => {}
+            Step::Rollback { volume, pick } => {
+                let to = Lsn(pick % (self.models[*volume].tip().0 + 1));
+                let done = self.volumes[*volume].rollback(Back::To(to), "lsn").map_err(words)?;
+                self.take_rollback(*volume, to, &done)?;
+            }
+            Step::Undo { volume } => {
+                let Some(newest) = self.models[*volume].rolled_back() else { return Ok(()) };
+                let done = self.volumes[*volume].rollback(Back::Undo, "").map_err(words)?;
+                self.take_rollback(*volume, newest.previous(), &done)?;
+            }
+            Step::Grow { volume, blocks } => {
+                let bytes = self.volumes[*volume].size_bytes() + blocks * BLOCK_BYTES;
+                if bytes <= VOLUME_BYTES + GROWTH_BYTES_MAX {
+                    let (lsn, _) = self.volumes[*volume].grow(bytes).map_err(words)?;
+                    self.models[*volume].grow(lsn, bytes);
+                    self.flushed[*volume] = lsn;
+                }
+            }
+            Step::WriteEnd { volume, data } => {
+                let offset = self.volumes[*volume].size_bytes() - data.len() as u64;
+                let edits = vec![Edit::Write { offset, data: data.clone() }];
+                self.act(&Step::Apply { volume: *volume, edits, fua: false })?;
+            }
             Step::Session { volume } => {
                 let session = self.volumes[*volume].open_session("somebody").map_err(words)?;
                 self.volumes[*volume].close_session(session).map_err(words)?;
@@ -200,6 +227,13 @@ impl Rig {
                 self.reopen()?;
             }
         }
+        Ok(())
+    }
+
+    fn take_rollback(&mut self, volume: usize, to: Lsn, done: &RolledBack) -> Outcome {
+        ensure!(done.to == to, "set back to {:?}, not to {to:?}", done.to);
+        self.models[volume].roll_back(done.lsn, to, &done.marker);
+        self.flushed[volume] = done.lsn;
         Ok(())
     }
 

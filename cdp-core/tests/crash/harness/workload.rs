@@ -12,15 +12,48 @@ const BACK_BLOCKS: u64 = 3;
 /// One thing that happens.
 #[derive(Clone, Debug)]
 pub enum Step {
-    Apply { volume: usize, edits: Vec<Edit>, fua: bool },
-    Flush { volume: usize },
-    Mark { volume: usize },
+    Apply {
+        volume: usize,
+        edits: Vec<Edit>,
+        fua: bool,
+    },
+    Flush {
+        volume: usize,
+    },
+    Mark {
+        volume: usize,
+    },
     MarkGroup,
-    Session { volume: usize },
+    /// To the record that `pick` falls on.
+    Rollback {
+        volume: usize,
+        pick: u64,
+    },
+    /// If there was a rollback.
+    Undo {
+        volume: usize,
+    },
+    /// By so many blocks, up to a bound.
+    Grow {
+        volume: usize,
+        blocks: u64,
+    },
+    /// A write that ends with the volume.
+    WriteEnd {
+        volume: usize,
+        data: Vec<u8>,
+    },
+    Session {
+        volume: usize,
+    },
     Tick,
     Maintain,
-    Advance { ns: u64 },
-    TurnWall { ns: i64 },
+    Advance {
+        ns: u64,
+    },
+    TurnWall {
+        ns: i64,
+    },
     Close,
     Die,
 }
@@ -31,16 +64,44 @@ pub struct Workload {
     volumes: usize,
     volume_bytes: u64,
     written: u64,
+    turns: bool,
 }
 
 impl Workload {
     pub fn new(seed: u64, volumes: usize, volume_bytes: u64) -> Workload {
-        Workload { chance: Chance::new(seed ^ 0x0077), volumes, volume_bytes, written: seed << 20 }
+        Workload {
+            chance: Chance::new(seed ^ 0x0077),
+            volumes,
+            volume_bytes,
+            written: seed << 20,
+            turns: false,
+        }
+    }
+
+    /// One with rollbacks, undos and growth among the rest.
+    pub fn turning(seed: u64, volumes: usize, volume_bytes: u64) -> Workload {
+        Workload { turns: true, ..Workload::new(seed, volumes, volume_bytes) }
+    }
+
+    fn turn(&mut self, volume: usize) -> Step {
+        match self.chance.below(10) {
+            0..4 => Step::Rollback { volume, pick: self.chance.bits() },
+            4..7 => Step::Undo { volume },
+            7..8 => Step::Grow { volume, blocks: 1 + self.chance.below(5) },
+            _ => {
+                self.written += 1;
+                let len = 1 + self.chance.below(3 * BLOCK_BYTES) as usize;
+                Step::WriteEnd { volume, data: content(self.written, len) }
+            }
+        }
     }
 
     /// The next thing to happen.
     pub fn step(&mut self) -> Step {
         let volume = self.chance.below(self.volumes as u64) as usize;
+        if self.turns && self.chance.percent(12) {
+            return self.turn(volume);
+        }
         match self.chance.below(100) {
             0..62 => {
                 let count = if self.chance.percent(75) { 1 } else { 2 + self.chance.below(5) };

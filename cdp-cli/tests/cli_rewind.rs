@@ -1,0 +1,179 @@
+//! Going back on the real binary: with nobody looking, with clients attached, without a server, and across
+//! restarts.
+
+mod cli;
+
+use cli::*;
+use std::time::Instant;
+
+/// A disk with 1s, marked `good`, then 2s over them.
+fn spoilt(home: &Home) -> Served {
+    assert_eq!(home.run(&["create", "disk", "--size", "64M"]).code, 0);
+    let served = home.serve(&[]);
+    let mut disk = served.connect("disk").unwrap();
+    put(&mut disk, 1000, &[1; 9000]).unwrap();
+    home.json(&["mark", "disk", "good"]);
+    put(&mut disk, 1000, &[2; 9000]).unwrap();
+    served
+}
+
+fn bytes(served: &Served, export: &str) -> Vec<u8> {
+    get(&mut served.connect(export).unwrap(), 1000, 9000).unwrap()
+}
+
+/// Somebody upgraded, it went wrong, and they want the disk of before; then it turns out that the upgrade was fine.
+#[test]
+fn back_and_forth_and_everything_can_still_be_seen() {
+    let home = Home::new();
+    let served = spoilt(&home);
+    let began = Instant::now();
+    let back = home.json(&["rollback", "disk@good"]);
+    assert!(began.elapsed().as_secs() < 5);
+    assert_eq!((&back[0]["marker"], &back[0]["held"]), (&"before-rollback-1".into(), &false.into()));
+    assert_eq!(bytes(&served, "disk"), [1; 9000]);
+    assert_eq!(bytes(&served, "disk@before-rollback-1"), [2; 9000]);
+    assert_eq!(bytes(&served, "disk@good"), [1; 9000]);
+    put(&mut served.connect("disk").unwrap(), 1000, &[3; 100]).unwrap();
+
+    let undone = home.run(&["undo", "disk"]);
+    assert_eq!(undone.code, 0, "{undone:?}");
+    assert!(undone.out.contains("cdp undo disk"), "{undone:?}");
+    assert_eq!(bytes(&served, "disk"), [2; 9000]);
+    let before = bytes(&served, "disk@before-rollback-2");
+    assert_eq!((&before[..100], &before[100..]), (&[3; 100][..], &[1; 8900][..]));
+    // A second undo takes the first back.
+    home.json(&["undo", "disk"]);
+    assert_eq!(bytes(&served, "disk"), before);
+
+    let log = home.run(&["log", "disk"]).out;
+    assert!(log.contains("rolled back to good"), "{log}");
+    assert!(log.contains("the rollback before was undone"), "{log}");
+    let status = home.json(&["status", "disk"]);
+    assert_eq!(status["volumes"][0]["rolled_back"]["marker"], "before-rollback-3");
+    assert_eq!(home.run(&["verify"]).code, 0);
+    let restored = home.run(&["restore", "disk@before-rollback-1", "old.img"]);
+    assert_eq!(restored.code, 0, "{restored:?}");
+    assert_eq!(std::fs::read(home.path("old.img")).unwrap()[1000..10_000], [2; 9000]);
+    served.stop();
+    let served = home.serve(&[]);
+    assert_eq!(bytes(&served, "disk"), before);
+    assert_eq!(bytes(&served, "disk@before-rollback-1"), [2; 9000]);
+    served.stop();
+}
+
+/// A guest that runs on the disk holds half of it in its caches: it must be told to go, must not write another byte,
+/// and must not come back by itself, not even when the server is restarted in between.
+#[test]
+fn with_a_client_attached_it_needs_force_and_stays_closed() {
+    let home = Home::new();
+    let served = spoilt(&home);
+    let mut disk = served.connect("disk").unwrap();
+    let mut past = served.connect("disk@good").unwrap();
+    put(&mut disk, 0, &[7; 10]).unwrap();
+    let refused = home.run(&["rollback", "disk@good"]);
+    assert_eq!(refused.code, 4, "{refused:?}");
+    assert!(refused.err.contains(&format!("pid {}", std::process::id())), "{refused:?}");
+    assert!(refused.err.contains("--force"), "{refused:?}");
+    assert_eq!(get(&mut disk, 0, 10).unwrap(), [7; 10], "nothing happened to it");
+
+    let forced = home.json(&["rollback", "disk@good", "--force"]);
+    assert_eq!(forced[0]["held"], true);
+    assert!(forced[0]["disconnected"][0].as_str().unwrap().contains("pid"), "{forced}");
+    assert!(put(&mut disk, 0, &[8; 10]).and_then(|()| get(&mut disk, 0, 10)).is_err());
+    // Who looks at the past is not disturbed.
+    assert_eq!(get(&mut past, 1000, 9000).unwrap(), [1; 9000]);
+    let closed = |served: &Served| {
+        let error = served.connect("disk").err().expect("it is closed").to_string();
+        assert!(error.contains("closed") && error.contains("cdp resume disk"), "{error}");
+        assert_eq!(bytes(served, "disk@good"), [1; 9000]);
+        assert_eq!(bytes(served, "disk@latest"), [1; 9000]);
+        let status = home.run(&["status"]);
+        assert_eq!(status.code, 3, "{status:?}");
+        assert!(status.out.contains("cdp resume disk"), "{status:?}");
+    };
+    closed(&served);
+    served.stop();
+    let served = home.serve(&[]);
+    closed(&served);
+    // Meanwhile somebody thinks again.
+    let again = home.json(&["undo", "disk"]);
+    assert_eq!(again[0]["held"], true);
+    home.json(&["undo", "disk"]);
+    assert_eq!(home.json(&["resume", "disk"])[0]["state"], "good");
+    assert_eq!(bytes(&served, "disk"), [1; 9000]);
+    assert_eq!(home.run(&["status"]).code, 0);
+    served.stop();
+}
+
+/// The server is down, the disk has to go back before it comes up.
+#[test]
+fn without_a_server_too() {
+    let home = Home::new();
+    spoilt(&home).stop();
+    let back = home.run(&["rollback", "disk@before:good"]);
+    assert_eq!(back.code, 0, "{back:?}");
+    let served = home.serve(&[]);
+    assert_eq!(bytes(&served, "disk"), [1; 9000]);
+    served.stop();
+    home.json(&["undo", "disk"]);
+    let served = home.serve(&[]);
+    assert_eq!(bytes(&served, "disk"), [2; 9000]);
+    served.stop();
+}
+
+/// What makes no sense is refused, and says what would.
+#[test]
+fn refusals() {
+    let home = Home::new();
+    home.run(&["create", "disk", "--size", "64M"]);
+    for (arguments, code) in [
+        (&["rollback", "disk"][..], 2),
+        (&["rollback", "disk@nope"], 5),
+        (&["rollback", "disk@lsn:99999"], 5),
+        (&["rollback", "disk@start+rw"], 2),
+        (&["rollback", "nope@start"], 5),
+        (&["undo", "disk"], 5),
+        (&["undo", "disk@start"], 2),
+        (&["resume", "nope"], 5),
+        (&["resume", "disk"], 0),
+        (&["grow", "disk", "32M"], 4),
+        (&["grow", "disk", "100T"], 2),
+        (&["grow", "nope", "1G"], 5),
+    ] {
+        let ran = home.run(arguments);
+        assert_eq!(ran.code, code, "{arguments:?}: {ran:?}");
+    }
+}
+
+/// The disk is full: it grows while somebody uses it, who sees it after connecting again; its past keeps its size,
+/// and so does the disk when it goes back to then.
+#[test]
+fn a_disk_grows_and_its_past_does_not() {
+    let home = Home::new();
+    let served = spoilt(&home);
+    let mut disk = served.connect("disk").unwrap();
+    assert_eq!(home.json(&["grow", "disk", "96M"])["size_bytes"], 96 << 20);
+    put(&mut disk, 0, &[9; 10]).unwrap();
+    assert!(put(&mut disk, 80 << 20, &[9; 10]).is_err(), "it was told 64 MiB");
+    drop(disk);
+    let mut disk = served.connect("disk").unwrap();
+    put(&mut disk, 80 << 20, &[9; 10]).unwrap();
+    drop(disk);
+    home.run(&["restore", "disk@good", "small.img"]);
+    assert_eq!(std::fs::metadata(home.path("small.img")).unwrap().len(), 64 << 20);
+    home.run(&["restore", "disk@latest", "large.img"]);
+    assert_eq!(std::fs::metadata(home.path("large.img")).unwrap().len(), 96 << 20);
+    let back = home.json(&["rollback", "disk@good"]);
+    assert_eq!(
+        (&back[0]["size_before_bytes"], &back[0]["size_bytes"]),
+        (&(96 << 20).into(), &(64 << 20).into())
+    );
+    assert!(get(&mut served.connect("disk").unwrap(), 80 << 20, 10).is_err());
+    // It grows again: what was there is of another line of history.
+    home.json(&["grow", "disk", "96M"]);
+    assert_eq!(get(&mut served.connect("disk").unwrap(), 80 << 20, 10).unwrap(), [0; 10]);
+    home.json(&["undo", "disk"]);
+    home.json(&["undo", "disk"]);
+    served.stop();
+    assert_eq!(home.json(&["list"])[0]["size_bytes"], 96 << 20);
+}

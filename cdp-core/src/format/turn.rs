@@ -1,0 +1,174 @@
+//! Payloads of rollback and resize records. Nothing behind such a record can be read without it, so that each
+//! payload stands there twice, in two blocks, and each copy has a checksum of its own.
+//!
+//! ```text
+//! payload   0       a copy, then zeros to 4096
+//!           4096    the same copy
+//! ```
+
+use super::bytes::{Cursor, crc_fits, crc32, put_text};
+use super::record::RecordKind;
+use crate::ids::{BLOCK_BYTES, Lsn};
+use crate::limits::{POINT_BYTES_MAX, VOLUME_BYTES_MAX};
+
+const VERSION: u8 = 1;
+const FLAG_UNDO: u8 = 1;
+
+/// What a rollback or resize record carries.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Turn {
+    /// The state after this record is the one at an older LSN.
+    Rollback {
+        /// That LSN; below the record's own.
+        to: Lsn,
+        /// How many rollbacks of this volume there are with this one: the N of the marker `before-rollback-N`.
+        number: u32,
+        /// The volume's size in bytes at that LSN, and so after this record.
+        size_bytes: u64,
+        /// It takes back the rollback before it.
+        undo: bool,
+        /// The same on all members when a group was rolled back; 0 otherwise.
+        group: u128,
+        /// The point as somebody asked for it; at most [`POINT_BYTES_MAX`] bytes.
+        asked: String,
+    },
+    /// The volume's size changed.
+    Resize {
+        /// Its size in bytes after this record.
+        size_bytes: u64,
+    },
+}
+
+impl Turn {
+    /// The kind of its record.
+    pub fn kind(&self) -> RecordKind {
+        match self {
+            Turn::Rollback { .. } => RecordKind::Rollback,
+            Turn::Resize { .. } => RecordKind::Resize,
+        }
+    }
+
+    /// The volume's size in bytes after it.
+    pub fn size_bytes(&self) -> u64 {
+        match self {
+            Turn::Rollback { size_bytes, .. } | Turn::Resize { size_bytes } => *size_bytes,
+        }
+    }
+
+    /// The payload: both copies.
+    pub fn encode(&self) -> Vec<u8> {
+        let copy = self.encode_copy();
+        let mut payload = copy.clone();
+        payload.resize(BLOCK_BYTES as usize, 0);
+        payload.extend_from_slice(&copy);
+        payload
+    }
+
+    /// Reads a payload of a record of this kind; one good copy will do.
+    pub fn decode(kind: RecordKind, payload: &[u8]) -> Option<Turn> {
+        let (first, second) = payload.split_at_checked(BLOCK_BYTES as usize)?;
+        let first = first.get(..second.len())?;
+        Turn::decode_copy(kind, first).or_else(|| Turn::decode_copy(kind, second))
+    }
+
+    /// One copy, with its checksum.
+    pub fn encode_copy(&self) -> Vec<u8> {
+        let mut b = vec![VERSION];
+        match self {
+            Turn::Rollback { to, number, size_bytes, undo, group, asked } => {
+                b.push(if *undo { FLAG_UNDO } else { 0 });
+                b.extend_from_slice(&[0; 2]);
+                b.extend_from_slice(&number.to_le_bytes());
+                b.extend_from_slice(&size_bytes.to_le_bytes());
+                b.extend_from_slice(&to.0.to_le_bytes());
+                b.extend_from_slice(&group.to_le_bytes());
+                let mut end = asked.len().min(POINT_BYTES_MAX);
+                while !asked.is_char_boundary(end) {
+                    end -= 1;
+                }
+                put_text(&mut b, &asked[..end]);
+            }
+            Turn::Resize { size_bytes } => {
+                b.extend_from_slice(&[0; 7]);
+                b.extend_from_slice(&size_bytes.to_le_bytes());
+            }
+        }
+        let crc = crc32(&b);
+        b.extend_from_slice(&crc.to_le_bytes());
+        b
+    }
+
+    /// Reads one copy; `None` if it is not one.
+    pub fn decode_copy(kind: RecordKind, copy: &[u8]) -> Option<Turn> {
+        if copy.len() < 4 || !crc_fits(copy) {
+            return None;
+        }
+        let mut cursor = Cursor::new(&copy[..copy.len() - 4]);
+        let [VERSION, flags, 0, 0] = *cursor.take(4)? else { return None };
+        let number = cursor.u32()?;
+        let size_bytes = cursor.u64()?;
+        if size_bytes > VOLUME_BYTES_MAX {
+            return None;
+        }
+        let turn = match kind {
+            RecordKind::Rollback if flags & !FLAG_UNDO == 0 => Turn::Rollback {
+                to: Lsn(cursor.u64()?),
+                number,
+                size_bytes,
+                undo: flags & FLAG_UNDO != 0,
+                group: cursor.u128()?,
+                asked: cursor.text()?.to_owned(),
+            },
+            RecordKind::Resize if flags == 0 && number == 0 => Turn::Resize { size_bytes },
+            _ => return None,
+        };
+        cursor.is_empty().then_some(turn)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rollback() -> Turn {
+        Turn::Rollback {
+            to: Lsn(0x0102_0304),
+            number: 7,
+            size_bytes: 1 << 30,
+            undo: true,
+            group: 0x0011_2233_4455_6677_8899_aabb_ccdd_eeff,
+            asked: "before:upgrade".to_owned(),
+        }
+    }
+
+    /// A journal that was rolled back must be read alike by every later version.
+    #[test]
+    fn golden_bytes_of_version_1() {
+        let hex = |bytes: Vec<u8>| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+        assert_eq!(hex(rollback().encode_copy()), include_str!("golden/rollback-v1.hex").trim());
+        let resize = Turn::Resize { size_bytes: 2 << 30 };
+        assert_eq!(hex(resize.encode_copy()), include_str!("golden/resize-v1.hex").trim());
+    }
+
+    /// Rot in one block of a rollback must not make the whole volume unreadable; in both, nothing is guessed.
+    #[test]
+    fn one_good_copy_is_enough() {
+        for turn in [rollback(), Turn::Resize { size_bytes: 4096 << 20 }] {
+            let good = turn.encode();
+            assert_eq!(Turn::decode(turn.kind(), &good), Some(turn.clone()));
+            for at in 0..good.len() {
+                let mut bad = good.clone();
+                bad[at] ^= 0x10;
+                assert_eq!(Turn::decode(turn.kind(), &bad), Some(turn.clone()), "byte {at}");
+                bad[at % 4096] ^= 1;
+                bad[4096 + at % 4096 % (good.len() - 4096)] ^= 1;
+                if at % 4096 < good.len() - 4096 {
+                    assert_eq!(Turn::decode(turn.kind(), &bad), None, "byte {at}");
+                }
+            }
+            for len in 0..good.len() {
+                assert_eq!(Turn::decode(turn.kind(), &good[..len]), None, "{len} bytes");
+            }
+        }
+    }
+}

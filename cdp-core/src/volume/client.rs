@@ -1,0 +1,74 @@
+//! A volume as one client has it open: with the size it was told, and only for as long as what the client may have
+//! in its caches can be true.
+
+use std::sync::Arc;
+
+use super::{Volume, check_range};
+use crate::device::{Change, Device, Read, Stretch};
+use crate::error::{Error, Kind, Result};
+use crate::ids::*;
+
+/// The live volume for one connection. After a rollback every request fails: what the client knows of the disk
+/// is of a state that is no more, and what it writes is meant for that.
+pub struct Client {
+    volume: Arc<Volume>,
+    size_bytes: u64,
+    // The newest rollback when it came in.
+    rolled_back: Lsn,
+}
+
+impl Client {
+    /// Lets a client in, or says why not.
+    pub fn admit(volume: Arc<Volume>) -> Result<Client> {
+        let rolled_back = volume.rolled_back();
+        volume.refuse_if_held()?;
+        Ok(Client { size_bytes: volume.size_bytes(), rolled_back, volume })
+    }
+
+    /// The volume.
+    pub fn volume(&self) -> &Arc<Volume> {
+        &self.volume
+    }
+
+    fn refuse_if_stale(&self) -> Result<()> {
+        if self.volume.rolled_back() == self.rolled_back { Ok(()) } else { Err(stale(&self.volume)) }
+    }
+}
+
+/// The refusal of a client that came in before a rollback.
+pub(super) fn stale(volume: &Volume) -> Error {
+    let context = format!("volume {} was rolled back: what this client knows of it is stale", volume.name());
+    Error::new(Kind::Closed, context).hint("connect again")
+}
+
+impl Device for Client {
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.volume.is_read_only()
+    }
+
+    fn apply(&self, session: SessionId, changes: &[Change<'_>], results: &mut Vec<Result<Lsn>>) {
+        self.volume.apply_changes(session, self.rolled_back, changes, results);
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.refuse_if_stale()?;
+        self.volume.flush()
+    }
+
+    fn read(&self, reads: &mut [Read<'_>]) {
+        match self.refuse_if_stale() {
+            Ok(()) => self.volume.read(reads),
+            Err(error) => reads.iter_mut().for_each(|read| read.result = Err(error.duplicate())),
+        }
+    }
+
+    fn extents(&self, offset: u64, len: u64, stretches_max: usize) -> Result<Vec<Stretch>> {
+        self.refuse_if_stale()?;
+        check_range(offset, len, self.size_bytes)?;
+        self.volume.extents(offset, len, stretches_max)
+    }
+}
