@@ -76,6 +76,7 @@ fn main() {
             live: &live,
             markers: &[],
             damages: &[],
+            summary: Default::default(),
         };
         measure("  run: write, for each entry", ENTRIES, || Run::write(&files, path, &source).unwrap());
         println!(

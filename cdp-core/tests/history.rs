@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use cdp_core::error::Result;
+use cdp_core::format::run::Summary;
 use cdp_core::generate::{Generated, HistoryOptions, Workload, history};
 use cdp_core::history::point::Timeline;
 use cdp_core::ids::*;
@@ -121,6 +122,23 @@ fn a_long_history_has_every_state_while_it_is_merged_and_without_its_runs() {
     compare(&volume, &replay, &options, 300);
     let names = volume.named_markers();
     assert_eq!(names.len() as u64, options.changes / options.marker_every);
+    let sums = volume.summaries(Lsn(1), volume.tip_lsn()).unwrap();
+    let mut did = Summary::default();
+    sums.iter().for_each(|segment| did.add(&segment.did));
+    let mut expected = Summary::default();
+    for (_, change) in &replay.changes {
+        match change {
+            Generated::Write(extent) => {
+                expected.writes += 1;
+                expected.written_bytes += extent.blocks * BLOCK_BYTES;
+            }
+            Generated::Trim(extent) => {
+                expected.trims += 1;
+                expected.trimmed_bytes += extent.blocks * BLOCK_BYTES;
+            }
+        }
+    }
+    assert_eq!(did, expected, "the sums of the segments");
     let timestamps: Vec<Timestamp> =
         (1..50).map(|n| volume.timestamp_of(Lsn(volume.tip_lsn().0 * n / 50)).unwrap()).collect();
     drop(volume);
@@ -135,4 +153,55 @@ fn a_long_history_has_every_state_while_it_is_merged_and_without_its_runs() {
         (1..50).map(|n| volume.timestamp_of(Lsn(volume.tip_lsn().0 * n / 50)).unwrap()).collect();
     assert_eq!(timestamps, again);
     assert_eq!(volume.named_markers(), names);
+    assert_eq!(volume.summaries(Lsn(1), volume.tip_lsn()).unwrap()[..sums.len()], sums);
+}
+
+fn rss_mib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() >> 10
+}
+
+/// A million writes to a terabyte, and 64 views of it: lookups go through few layers, few files are open, and the memory
+/// stays within what the store was given; with more history only the number of segments grows.
+#[test]
+fn a_million_writes_need_few_layers_few_files_and_little_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    let options = HistoryOptions {
+        changes: 1_000_000,
+        size_bytes: 1 << 40,
+        segment_bytes: 66 << 20,
+        seed: 11,
+        duration_ns: 30 * 24 * HOUR_NS,
+        marker_every: 10_000,
+    };
+    history(native(false), &path, &options, &mut |_| {}).unwrap();
+    const BUDGET_BYTES: usize = 32 << 20;
+    let index = IndexOptions { budget_bytes: BUDGET_BYTES, ..IndexOptions::default() };
+    let open = OpenOptions { holder: "a test", index, ..OpenOptions::default() };
+    let store = Store::open_with(native(false), Arc::new(SystemClock), &path, &open).unwrap();
+    let volume = store.volume("disk").unwrap();
+    volume.merge_all(&mut |_, _| {}).unwrap();
+    let (layers, segments) = (volume.part_list().layers().len(), volume.part_list().len());
+    assert!(segments > 60 && layers < 20, "{layers} layers for {segments} segments");
+    let replay = Replay::of(&volume, &options);
+    let before_mib = rss_mib();
+    for view in 1..=64u64 {
+        let at = Lsn(volume.tip_lsn().0 / 64 * view);
+        for sample in 0..3u64 {
+            let number = (view * 7919 + sample).wrapping_mul(0x9e37_79b9_7f4a_7c15) % options.changes;
+            let (Generated::Write(place) | Generated::Trim(place)) = replay.changes[number as usize].1;
+            check(&volume, &replay, Extent::new(place.start.0, place.start.0 + 1), at).unwrap();
+        }
+        // All over the volume, for the memory that it takes.
+        let mut lba = view;
+        while lba < options.size_bytes / BLOCK_BYTES {
+            volume.reader(&Visible::through(at)).plan(Extent::new(lba, lba + 1)).unwrap();
+            lba += 262_147;
+        }
+    }
+    let grown_mib = rss_mib().saturating_sub(before_mib);
+    println!("{layers} layers for {segments} segments; 64 views took {grown_mib} MiB");
+    assert!(grown_mib <= BUDGET_BYTES as u64 >> 20, "{grown_mib} MiB");
 }

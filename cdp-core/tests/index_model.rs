@@ -138,6 +138,7 @@ fn run_of(files: &SimDisk, pages: &Arc<PageCache>, live: &Live) -> Run {
         live,
         markers: &[],
         damages: &[],
+        summary: Default::default(),
     };
     Run::write(files, Path::new(&path), &source).unwrap();
     Run::open(files, Path::new(&path), pages).unwrap()
@@ -158,6 +159,7 @@ fn merged(files: &SimDisk, pages: &Arc<PageCache>, runs: Vec<Arc<Run>>, rows: u6
                 last_timestamp: run.header().last_timestamp,
                 chain: [1; 16],
                 seal: [2; 32],
+                summary: run.header().summary,
             });
         }
     }

@@ -3,7 +3,7 @@
 //! If these fail, a rotten sector in an index shows somebody another block's data, or a server dies at a file.
 
 use cdp_core::error::Kind;
-use cdp_core::format::run::{DamageRow, Header, MarkerRow, PAGE_BYTES, Page, seal_page};
+use cdp_core::format::run::{DamageRow, Header, MarkerRow, PAGE_BYTES, Page, Summary, seal_page};
 use cdp_core::ids::{Extent, Lba, Lsn, SegmentId, Timestamp, VolumeId};
 use cdp_core::index::{Live, PageCache, Run, RunSource, Search, Version, Visible};
 use cdp_core::io::Files;
@@ -70,6 +70,7 @@ fn source(live: &Live) -> RunSource<'_> {
         live,
         markers: &MARKERS,
         damages: &DAMAGES,
+        summary: Summary { writes: 7, written_bytes: 8, trims: 9, trimmed_bytes: 10 },
     }
 }
 
@@ -129,6 +130,7 @@ fn golden_bytes() {
         "01000000000000000600000000000000040000000000000002000000000000000100000000000000\
          01000000000000000f00000000000000"
     );
+    assert_eq!(hex(220..252), "0700000000000000080000000000000009000000000000000a00000000000000", "summary");
     assert_eq!(hex(4096..4120), "efcdab896745230165000000000000000000010000000000", "source");
     assert_eq!(hex(4120..4132), "080000000000000000000000", "fence of entries");
     assert_eq!(hex(4132..4140), "f203000000000000", "fence of timestamps");
@@ -139,7 +141,7 @@ fn golden_bytes() {
     assert_eq!(hex(8264..8282), "040000000002".to_owned() + "03000000" + "02000000" + "00000000");
     assert_eq!(
         blake3::hash(&bytes).to_hex().as_str(),
-        "fce6309b1d451b5f006f40140f47c707eec98880c00243c9a610e8673d889a1d"
+        "662385069d2ca3c7ab7323af5242e3f43daf8b39429a14d0e681b13f8fd4fc4b"
     );
 }
 

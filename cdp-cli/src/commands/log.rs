@@ -55,6 +55,12 @@ fn timeline(timeline: &Timeline) -> String {
         lines
             .push(format!("({} older events are left out: zoom in with --around)", timeline.events_left_out));
     }
+    if timeline.summarised {
+        lines.push(
+            "(of so many records only sums are shown: # is all that was written; zoom in with --around)"
+                .to_owned(),
+        );
+    }
     lines.push(format!("{:24} {:24} {:>10}  {}", "WHEN", "", "CHANGED", "RIGHT BEFORE IT, AND IN A URI"));
     let most = timeline.rows.iter().map(changed).max().unwrap_or(0);
     let zoomed = timeline.step_ns < 1_000_000_000;

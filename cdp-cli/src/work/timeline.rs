@@ -17,6 +17,8 @@ use cdp_core::volume::Volume;
 use cdp_core::volume::timeline::EventKind;
 use serde::{Deserialize, Serialize};
 
+mod summaries;
+
 use super::points;
 use super::{Progress, Watch};
 
@@ -31,6 +33,8 @@ const EVENTS_MAX: usize = 400;
 const RECORDS_MAX: usize = 1000;
 /// Records shown on each side of an instant, and where nothing else is said.
 const RECORDS: usize = 20;
+/// So many records are read one by one; of more, the segments' sums are shown.
+const RECORDS_READ_MAX: u64 = 500_000;
 /// Blocks in one piece of the map of written blocks.
 const PIECE_BLOCKS: u64 = 4096 * 8;
 /// Stretches asked for at a time, to see what was there before.
@@ -89,6 +93,10 @@ pub struct Timeline {
     pub step_ns: u64,
     /// Older events that are not shown for want of room.
     pub events_left_out: usize,
+    /// There were too many records to read each: what the intervals say was counted by segment and shared out by
+    /// number of records, and overwritten bytes count as new.
+    #[serde(default)]
+    pub summarised: bool,
     /// Intervals and events, in their order.
     pub rows: Vec<Row>,
 }
@@ -133,6 +141,22 @@ pub struct Interval {
     pub point_before: String,
     /// The same, escaped for a URI.
     pub uri_before: String,
+}
+
+impl Interval {
+    /// The `number`-th one, with nothing in it.
+    fn new(volume: &Volume, before: Lsn, (from, to, step): (u64, u64, u64), number: u64) -> Interval {
+        let point = format!("{}@lsn:{before}", volume.name());
+        let from_ns = from + number * step;
+        Interval {
+            from_ns,
+            utc: format_utc(Timestamp(from_ns)),
+            to_ns: (from_ns + step).min(to),
+            uri_before: escape_uri(&point),
+            point_before: point,
+            ..Interval::default()
+        }
+    }
 }
 
 /// Something that changed no blocks.
@@ -240,13 +264,18 @@ fn timeline(
     };
     let first = if from <= begin { Lsn::ZERO } else { volume.lsn_at(Timestamp(from - 1))? };
     let last = volume.lsn_at(Timestamp(to))?;
-    let intervals = intervals(volume, (from, to, step), (first, last), watch)?;
+    let summarised = last.0.saturating_sub(first.0) > RECORDS_READ_MAX;
+    let intervals = match summarised {
+        true => summaries::intervals(volume, (from, to, step), (first, last))?,
+        false => intervals(volume, (from, to, step), (first, last), watch)?,
+    };
     let (events, events_left_out) = events(volume, first, last)?;
     Ok(Timeline {
         volume: volume.name().to_owned(),
         around: around.as_ref().map(points::Target::info).transpose()?,
         step_ns: step,
         events_left_out,
+        summarised,
         rows: merge(intervals, events, from, to, step),
     })
 }
@@ -272,18 +301,9 @@ fn intervals(
             return;
         }
         let number = header.timestamp.0.saturating_sub(from) / step;
-        let interval = intervals.entry(number).or_insert_with(|| {
-            let point = format!("{}@lsn:{}", volume.name(), header.lsn.previous());
-            let from_ns = from + number * step;
-            Interval {
-                from_ns,
-                utc: format_utc(Timestamp(from_ns)),
-                to_ns: (from_ns + step).min(to),
-                uri_before: escape_uri(&point),
-                point_before: point,
-                ..Interval::default()
-            }
-        });
+        let interval = intervals
+            .entry(number)
+            .or_insert_with(|| Interval::new(volume, header.lsn.previous(), (from, to, step), number));
         interval.records += 1;
         let (start, end) = (header.lba.0, header.lba.0 + header.blocks);
         let bytes = header.blocks * BLOCK_BYTES - u64::from(header.head_skip) - u64::from(header.tail_skip);

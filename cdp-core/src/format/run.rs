@@ -50,7 +50,8 @@
 //! | 200 | 8 | number of 64-byte blocks of the bloom filter |
 //! | 208 | 8 | trees that have entries, as a bitmask |
 //! | 216 | 4 | CRC-32 of the region, all its pages |
-//! | 220 | 3872 | zeros |
+//! | 220 | 32 | summary |
+//! | 252 | 3840 | zeros |
 //! | 4092 | 4 | CRC-32 of the bytes before |
 //!
 //! **Every page behind the region**: rows from offset 0, as many as fit whole into 4072 bytes; zeros; 4 bytes
@@ -59,9 +60,11 @@
 //! Each section begins on a page of its own; the file ends with the last page.
 //!
 //! **Source**, 24 bytes: segment id 8, its first LSN 8, where its log ends 8. An entry's LSN tells its source.
-//! **Segment** of a merged run, 96 bytes: segment id 8, ordinal 8, first LSN 8, last LSN 8, where its log ends 8,
+//! **Summary**, 32 bytes: number of records that wrote 8, bytes that they wrote 8, number of records that zeroed or
+//! trimmed 8, bytes that they did 8.
+//! **Segment** of a merged run, 128 bytes: segment id 8, ordinal 8, first LSN 8, last LSN 8, where its log ends 8,
 //! timestamp of its last record (or of the one before it, if it has none) 8, chain value at its last LSN 16, seal
-//! hash 32. Rising, without a gap between the LSNs of one and the next.
+//! hash 32, its summary 32. Rising, without a gap between the LSNs of one and the next.
 //!
 //! **Entry**, 18 bytes: key 6, LSN − first LSN 4, block 4, CRC-32 of the block's payload 4. A key is
 //! `tree << 40 | index`. In tree 0 the index is a block number and `block` the place of its payload in the
@@ -88,7 +91,7 @@ mod rows;
 pub use page::{PAGE_BYTES, PAGE_ROWS_BYTES, Page, check_page, pages_of, row_of, seal_page};
 pub use rows::{
     BloomBlock, DamageRow, Entry, Fence, Key, MarkerRow, MergedSource, RANGE_HOLE, RANGE_ZERO, Row, Source,
-    bloom_hash,
+    Summary, bloom_hash,
 };
 
 use crate::error::{Error, Kind, Result};
@@ -157,6 +160,8 @@ pub struct Header {
     pub trees: u64,
     /// CRC-32 of the region's pages.
     pub region_crc: u32,
+    /// What the records did.
+    pub summary: Summary,
 }
 
 impl Header {
@@ -186,6 +191,7 @@ impl Header {
         put(200, &self.bloom_blocks.to_le_bytes());
         put(208, &self.trees.to_le_bytes());
         put(216, &self.region_crc.to_le_bytes());
+        self.summary.encode(&mut page[220..220 + Summary::BYTES]);
         let crc = crc32fast::hash(&page[..CRC_AT]);
         page[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
         page
@@ -226,6 +232,7 @@ impl Header {
             bloom_blocks: u64_at(page, 200),
             trees: u64_at(page, 208),
             region_crc: u32_at(page, 216),
+            summary: Summary::decode(&page[220..220 + Summary::BYTES]),
         };
         if header.kind != KIND_SEGMENT && header.kind != KIND_MERGED {
             return Err(damaged(&format!("a run of kind {}, which this version does not know", header.kind)));

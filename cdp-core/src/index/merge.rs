@@ -7,6 +7,7 @@ use super::{PageCache, Run, bloom};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::run::{
     BLOOM_BLOCK_BYTES, BloomBlock, Entry, Fence, Header, KIND_MERGED, Layout, MergedSource, PAGE_BYTES, Row,
+    Summary,
 };
 use crate::ids::{Lsn, Timestamp};
 use crate::io::{File, Files};
@@ -93,6 +94,10 @@ impl Merge {
             bloom_blocks: filter_blocks,
             trees: inputs.iter().fold(0, |trees, run| trees | run.header().trees),
             region_crc: 0,
+            summary: sources.iter().fold(Summary::default(), |mut sum, source| {
+                sum.add(&source.summary);
+                sum
+            }),
         };
         if header.timestamps > u64::from(u32::MAX) {
             return Err(Error::new(Kind::Invalid, "more records than one run can tell apart"));

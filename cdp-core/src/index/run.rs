@@ -7,7 +7,7 @@ use super::{PageCache, Search, Visible, bloom};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::run::{
     BLOOM_BLOCK_BYTES, BloomBlock, DamageRow, Entry, Fence, Header, KIND_MERGED, Key, Layout, MarkerRow,
-    MergedSource, PAGE_BYTES, Page, Row, Source, check_page, damaged, pages_of, row_of,
+    MergedSource, PAGE_BYTES, Page, Row, Source, Summary, check_page, damaged, pages_of, row_of,
 };
 use crate::ids::{Lba, Lsn, Timestamp};
 use crate::io::{File, Files};
@@ -124,6 +124,20 @@ impl Run {
             return Err(at_path(damaged("its segments do not have its LSNs"), &self.path));
         }
         Ok(sources)
+    }
+
+    /// What the records of one of its segments did; the segment is told by its first LSN.
+    pub fn summary_of(&self, first: Lsn) -> Result<Summary> {
+        if !self.is_merged() {
+            return Ok(self.header.summary);
+        }
+        let row = |row| self.row::<MergedSource>(self.layout.sources_page, row);
+        let behind = partition_rows(self.header.sources, |at| Ok(row(at)?.first_lsn <= first))?;
+        let source = behind.checked_sub(1).map(row).transpose()?;
+        source
+            .filter(|source| source.first_lsn == first)
+            .map(|source| source.summary)
+            .ok_or_else(|| at_path(damaged("it does not have the segment that it was taken for"), &self.path))
     }
 
     /// Answers the gaps of `search` that these records changed.

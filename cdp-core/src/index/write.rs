@@ -4,7 +4,7 @@ use super::paged::Pages;
 use super::{Live, Run, bloom};
 use crate::error::{IoContext, Result};
 use crate::format::run::{
-    BLOOM_BLOCK_BYTES, DamageRow, Fence, Header, KIND_SEGMENT, Layout, MarkerRow, Row, Source,
+    BLOOM_BLOCK_BYTES, DamageRow, Fence, Header, KIND_SEGMENT, Layout, MarkerRow, Row, Source, Summary,
 };
 use crate::ids::{SegmentId, Timestamp, VolumeId};
 use crate::io::{File, Files};
@@ -33,6 +33,8 @@ pub struct RunSource<'a> {
     pub markers: &'a [MarkerRow],
     /// Payload known to be damaged, by LSN.
     pub damages: &'a [DamageRow],
+    /// What its records did.
+    pub summary: Summary,
 }
 
 impl Run {
@@ -97,6 +99,7 @@ fn write_pages(file: &Arc<dyn File>, source: &RunSource<'_>) -> std::io::Result<
         bloom_blocks: bloom::blocks_for(live.keys()),
         trees: live.tree_mask(),
         region_crc: 0,
+        summary: source.summary,
     };
     let layout = Layout::of(&header);
     let mut region = vec![0; layout.region_bytes() as usize];

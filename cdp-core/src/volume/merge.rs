@@ -199,5 +199,6 @@ fn source(part: &Part) -> Option<MergedSource> {
         last_timestamp: frozen.last.timestamp,
         chain: frozen.last.chain.0,
         seal: frozen.seal_hash?,
+        summary: part.run()?.summary_of(part.segment.header.first_lsn).ok()?,
     })
 }

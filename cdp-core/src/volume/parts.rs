@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock, RwLock};
 
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::record::{RecordHeader, RecordKind, flags};
-use crate::format::run::{DamageRow, MarkerRow};
+use crate::format::run::{DamageRow, MarkerRow, Summary};
 use crate::ids::*;
 use crate::index::{Live, Run, Search, Visible};
 use crate::journal::Placement;
@@ -42,7 +42,7 @@ pub struct Frozen {
 /// In memory until the run stands.
 pub enum PartIndex {
     /// In memory.
-    Live(RwLock<LivePart>),
+    Live(Box<RwLock<LivePart>>),
     /// An immutable file; a merged one belongs to several neighbouring parts.
     Run(Arc<Run>),
 }
@@ -55,18 +55,26 @@ pub struct LivePart {
     pub events: Vec<MarkerRow>,
     /// Payload that is not what was written.
     pub damages: Vec<DamageRow>,
+    /// What the records did.
+    pub summary: Summary,
 }
 
 impl LivePart {
     /// Nothing yet; the first record will be `first`.
     pub fn new(first: Lsn) -> LivePart {
-        LivePart { live: Live::new(first), events: Vec::new(), damages: Vec::new() }
+        LivePart {
+            live: Live::new(first),
+            events: Vec::new(),
+            damages: Vec::new(),
+            summary: Summary::default(),
+        }
     }
 
     /// Takes a record in.
     pub fn insert(&mut self, record: &RecordHeader, payload_block: u32, crcs: &[u32], damaged: bool) {
         self.live.insert_record(record.lsn, record.timestamp);
         let extent = record.extent();
+        self.summary.add(&summary_of(record));
         // Which block of a damaged payload is wrong cannot be told from the record's one checksum: none of
         // them may be shown. A CRC that cannot fit makes every read of them an error.
         let spoil = if damaged { u32::MAX } else { 0 };
@@ -108,7 +116,7 @@ impl Part {
     /// A part for a segment that takes records.
     pub fn open(segment: Arc<Segment>, before: Position) -> Part {
         let live = LivePart::new(segment.header.first_lsn);
-        let index = PartIndex::Live(RwLock::new(live));
+        let index = PartIndex::Live(Box::new(RwLock::new(live)));
         Part { segment, before, frozen: OnceLock::new(), index, repaired: OnceLock::new() }
     }
 
@@ -230,6 +238,12 @@ impl Part {
         self.ask(|part| part.events.clone(), |run| run.markers_of(first, last))
     }
 
+    /// What its records did.
+    pub fn summary(&self) -> Result<Summary> {
+        let first = self.segment.header.first_lsn;
+        self.ask(|part| part.summary, |run| run.summary_of(first))
+    }
+
     /// Damaged payload, as far as it is known.
     pub fn damages(&self) -> Result<Vec<DamageRow>> {
         let own = self.segment.header.first_lsn..=self.last_lsn();
@@ -318,6 +332,17 @@ impl std::ops::Deref for PartSet {
 
     fn deref(&self) -> &Vec<Arc<Part>> {
         &self.parts
+    }
+}
+
+/// What one record did.
+pub fn summary_of(record: &RecordHeader) -> Summary {
+    let skipped = u64::from(record.head_skip) + u64::from(record.tail_skip);
+    let bytes = record.blocks.saturating_mul(BLOCK_BYTES).saturating_sub(skipped);
+    match record.kind {
+        RecordKind::Write => Summary { writes: 1, written_bytes: bytes, ..Summary::default() },
+        kind if kind.changes_blocks() => Summary { trims: 1, trimmed_bytes: bytes, ..Summary::default() },
+        _ => Summary::default(),
     }
 }
 
@@ -444,7 +469,7 @@ pub fn rebuild(segment: &Arc<Segment>, before: Position, last: Lsn, may_seal: bo
         segment: segment.clone(),
         before,
         frozen: OnceLock::from(frozen),
-        index: PartIndex::Live(RwLock::new(live)),
+        index: PartIndex::Live(Box::new(RwLock::new(live))),
         repaired: OnceLock::new(),
     })
 }

@@ -10,7 +10,7 @@ use crate::catalog::{CatalogName, Complete};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::marker::{MarkerClass, MarkerPayload};
 use crate::format::record::{RecordHeader, RecordKind, block_crcs, payload_crc};
-use crate::format::run::MarkerRow;
+use crate::format::run::{MarkerRow, Summary};
 use crate::format::turn::Turn;
 use crate::history::course::TurnAt;
 use crate::history::point::{MarkerAt, Timeline, closest_names};
@@ -64,6 +64,17 @@ pub struct Event {
     pub elapsed_ns: u64,
     /// What it is.
     pub what: EventKind,
+}
+
+/// The records of a segment, and what they did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentSummary {
+    /// The first of them.
+    pub first: Lsn,
+    /// The last of them.
+    pub last: Lsn,
+    /// In sums.
+    pub did: Summary,
 }
 
 /// What an [`Event`] is.
@@ -369,6 +380,19 @@ impl Volume {
             .at(|| format!("reading {}", part.segment.path.display()))?;
         }
         Ok(())
+    }
+
+    /// What each segment's records did, oldest first, of the segments that have records from `from` to `to`; without
+    /// reading the records.
+    pub fn summaries(&self, from: Lsn, to: Lsn) -> Result<Vec<SegmentSummary>> {
+        let mut summaries = Vec::new();
+        for part in self.parts.list().iter() {
+            let (first, last) = (part.segment.header.first_lsn, part.last_lsn());
+            if first <= to && last >= from && first <= last {
+                summaries.push(SegmentSummary { first, last, did: part.summary()? });
+            }
+        }
+        Ok(summaries)
     }
 
     pub(super) fn timestamp_of_record(&self, lsn: Lsn) -> Result<Timestamp> {

@@ -436,6 +436,7 @@ pub(super) fn write_run(
         live: &live.live,
         markers: &live.events,
         damages: &live.damages,
+        summary: live.summary,
     };
     // The part is frozen: only readers share this lock.
     Run::write(&*shared.files, &path, &source)?;

@@ -223,6 +223,48 @@ impl Row for Source {
     }
 }
 
+/// What the records of a segment did, in sums.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Summary {
+    /// Records that wrote.
+    pub writes: u64,
+    /// Bytes that they wrote, as the client asked for.
+    pub written_bytes: u64,
+    /// Records that zeroed or trimmed.
+    pub trims: u64,
+    /// Bytes that they zeroed or trimmed.
+    pub trimmed_bytes: u64,
+}
+
+impl Summary {
+    /// Bytes it takes in a file.
+    pub const BYTES: usize = 32;
+
+    /// Adds what another one says.
+    pub fn add(&mut self, other: &Summary) {
+        self.writes = self.writes.saturating_add(other.writes);
+        self.written_bytes = self.written_bytes.saturating_add(other.written_bytes);
+        self.trims = self.trims.saturating_add(other.trims);
+        self.trimmed_bytes = self.trimmed_bytes.saturating_add(other.trimmed_bytes);
+    }
+
+    pub(super) fn encode(&self, bytes: &mut [u8]) {
+        bytes[..8].copy_from_slice(&self.writes.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.written_bytes.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.trims.to_le_bytes());
+        bytes[24..32].copy_from_slice(&self.trimmed_bytes.to_le_bytes());
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Summary {
+        Summary {
+            writes: u64_at(bytes, 0),
+            written_bytes: u64_at(bytes, 8),
+            trims: u64_at(bytes, 16),
+            trimmed_bytes: u64_at(bytes, 24),
+        }
+    }
+}
+
 /// A segment whose records a merged run indexes, and all that its own run would say of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct MergedSource {
@@ -242,10 +284,12 @@ pub struct MergedSource {
     pub chain: [u8; 16],
     /// Its seal hash.
     pub seal: [u8; 32],
+    /// What its records did.
+    pub summary: Summary,
 }
 
 impl Row for MergedSource {
-    const BYTES: usize = 96;
+    const BYTES: usize = 128;
 
     fn encode(&self, bytes: &mut [u8]) {
         bytes[..8].copy_from_slice(&self.segment.0.to_le_bytes());
@@ -256,6 +300,7 @@ impl Row for MergedSource {
         bytes[40..48].copy_from_slice(&self.last_timestamp.0.to_le_bytes());
         bytes[48..64].copy_from_slice(&self.chain);
         bytes[64..96].copy_from_slice(&self.seal);
+        self.summary.encode(&mut bytes[96..128]);
     }
 
     fn decode(bytes: &[u8]) -> MergedSource {
@@ -268,6 +313,7 @@ impl Row for MergedSource {
             last_timestamp: Timestamp(u64_at(bytes, 40)),
             chain: array_at(bytes, 48),
             seal: array_at(bytes, 64),
+            summary: Summary::decode(&bytes[96..128]),
         }
     }
 }
