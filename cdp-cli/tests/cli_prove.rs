@@ -66,6 +66,10 @@ fn the_newest_good_state_is_a_point() {
     assert_eq!(prove(&format!("disk@lsn:{first}")).code, 0);
     assert!(third > second);
     assert_eq!(home.run(&["prove", "disk", "--", "sh", "-c", "exit 125"]).code, 1);
+    // An old state that is bad is no alarm once a newer one is good.
+    assert_eq!(home.run(&["prove", "disk@latest", "--", "true"]).code, 0);
+    assert_eq!(prove(&format!("disk@lsn:{second}")).code, 3);
+    assert_eq!(home.run(&["status"]).code, 0);
     assert_eq!(home.run(&["prove", "disk@nope", "--", "true"]).code, 5);
     // A file that cannot be believed is said, and is no proof.
     let file = home.store().join("volumes/disk/proofs");

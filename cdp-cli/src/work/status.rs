@@ -136,7 +136,7 @@ pub struct VolumeStatus {
     pub proven: Option<ProofLine>,
     /// How old that state is, in nanoseconds.
     pub proven_age_ns: Option<u64>,
-    /// The newest verdict of a program, when it was: not good.
+    /// The newest state that a program judged, if it called it not good.
     pub disproven: Option<ProofLine>,
 }
 
@@ -324,11 +324,8 @@ fn of_volume(store: &Store, volume: &Volume) -> Result<VolumeStatus> {
         recovery: notes.recovery,
         proven_age_ns: newest_good.map(|proof| store.clock().now().0.saturating_sub(proof.at.0)),
         proven: newest_good.map(ProofLine::of),
-        disproven: proofs
-            .iter()
-            .max_by_key(|proof| proof.proved)
-            .filter(|proof| !proof.good)
-            .map(ProofLine::of),
+        // An old state that was found bad is history; the newest one that was judged is a reason to act.
+        disproven: proofs.last().filter(|proof| !proof.good).map(ProofLine::of),
     })
 }
 
