@@ -116,9 +116,11 @@ Examples:
   cdp diff disk@before:upgrade disk@latest
   cdp diff disk -1h -5m --json
   cdp diff disk@monday disk@tuesday --summary --content
+  cdp diff disk -1h --files
 
 From the index alone, whatever the two points are; nothing has to be declared beforehand. A block counts that was
-written in between, also with the same bytes; with --content only if its bytes differ.")]
+written in between, also with the same bytes; with --content only if its bytes differ. With
+--files, files are told apart by kind, size, time, permissions, owner and link; with --content by their bytes too.")]
     Diff(Diff),
     /// Make a volume a block device, and mount the filesystem on it
     #[command(after_help = "\
@@ -424,9 +426,15 @@ pub struct Diff {
     /// The second of two points; where it is left out, the newest state
     #[arg(value_name = "POINT", allow_hyphen_values = true)]
     pub third: Option<String>,
-    /// Leave out blocks whose bytes are the same
+    /// Leave out blocks whose bytes are the same; with --files, read files that look the same
     #[arg(long)]
     pub content: bool,
+    /// The files that were created, removed and changed, instead of extents (ext2/3/4, FAT, NTFS)
+    #[arg(long)]
+    pub files: bool,
+    /// Which partition to look into
+    #[arg(long, value_name = "N", requires = "files")]
+    pub partition: Option<u32>,
     /// Only how much it is
     #[arg(long)]
     pub summary: bool,

@@ -82,5 +82,17 @@ fn every_version_is_shown_with_its_first_marker() {
     let people = home.run(&["history", "disk:/letter"]);
     assert!(people.code == 0 && people.out.contains("m6") && people.out.contains("not there"), "{people:?}");
     assert_eq!(home.run(&["history", "disk:/never"]).code, 5);
+    // What happened to the files between two points, from the same disk.
+    let files = home.json(&["diff", "disk@m6", "disk@m11", "--files"]);
+    let told: Vec<_> = files[0]["files"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|f| (f["path"].as_str().unwrap(), f["happened"].as_str().unwrap()))
+        .collect();
+    assert_eq!(told, [("/letter", "changed"), ("/other", "changed")], "{files}");
+    let text = home.run(&["diff", "disk", "m15", "m16", "--files"]).out;
+    assert!(text.contains("- /letter") && text.contains("1 removed"), "{text}");
+    assert_eq!(home.run(&["diff", "disk", "blank", "m16", "--files"]).code, 2, "no filesystem at the first");
     assert_eq!(home.run(&["history", "disk@m1:/letter"]).code, 2);
 }

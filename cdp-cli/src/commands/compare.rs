@@ -1,13 +1,18 @@
 //! What happened to the files between two points: for `cdp diff --files` and at the end of `cdp bisect`.
 
-use cdp_core::error::Result;
+use cdp_core::error::{Error, Kind, Result};
 use serde::Serialize;
 
-use super::files::{EntryLine, Past, printable};
+use super::files::{EntryLine, Past, printable, within};
+use super::{Context, point};
+use crate::cli;
+use crate::door::unexpected;
 use crate::files::compare::{CompareOptions, Difference, Happened, compare};
 use crate::files::shown;
 use crate::files::target::FileTarget;
 use crate::reach::Reach;
+use crate::report;
+use crate::work::{Request, Response};
 
 /// A file that is not the same at both points.
 #[derive(Clone, Debug, Serialize)]
@@ -69,4 +74,42 @@ pub fn between(
         Ok(())
     })?;
     Ok(lines)
+}
+
+/// `cdp diff --files`: what happened to the files between two points of a volume, or of each member of a group.
+pub fn run(context: &Context, from: &str, to: &str, arguments: &cli::Diff) -> Result<u8> {
+    within(context, |reach| {
+        let mut resolve = |target: &str| {
+            let request = Request::Resolve { target: target.to_owned() };
+            match reach.ask(request, &mut |_| Ok(()))? {
+                Response::Points(points) => Ok(points),
+                _ => Err(unexpected()),
+            }
+        };
+        let (from, to) = (resolve(from)?, resolve(to)?);
+        if from.len() != to.len() {
+            return Err(Error::new(Kind::Invalid, "a group can be compared with itself only"));
+        }
+        point::tell(from.iter().chain(&to));
+        let options = CompareOptions { content: arguments.content, ..CompareOptions::default() };
+        let mut all = Vec::new();
+        let mut text = Vec::new();
+        for (from, to) in from.iter().zip(&to) {
+            let lines = between(reach, &from.export, &to.export, arguments.partition, options)?;
+            if !arguments.summary {
+                text.extend(lines.iter().map(DifferenceLine::text));
+            }
+            let count = |happened| lines.iter().filter(|line| line.happened == happened).count();
+            text.push(format!(
+                "{}: {} created, {} removed, {} changed",
+                from.volume,
+                count(Happened::Created),
+                count(Happened::Removed),
+                count(Happened::Changed)
+            ));
+            all.push(serde_json::json!({ "volume": from.volume, "from": from, "to": to, "files": lines }));
+        }
+        context.show(&serde_json::Value::Array(all), || text.join("\n"));
+        Ok(report::DONE)
+    })
 }

@@ -2,7 +2,7 @@
 
 use cdp_core::error::{Error, Kind, Result};
 
-use super::{Context, point};
+use super::{Context, compare, point};
 use crate::cli;
 use crate::door::{Door, unexpected};
 use crate::report;
@@ -14,6 +14,9 @@ pub fn run(context: &Context, arguments: &cli::Diff) -> Result<u8> {
     let rest: Vec<&str> =
         [&arguments.second, &arguments.third].into_iter().flatten().map(String::as_str).collect();
     let (from, to) = points(&arguments.first, &rest)?;
+    if arguments.files {
+        return compare::run(context, &from, &to, arguments);
+    }
     let mut door = Door::open(&context.config, false)?;
     let shown = show(context, &mut door, &from, &to, arguments);
     let closed = door.close();

@@ -50,7 +50,7 @@ pub struct Change {
     pub kind: String,
     /// First byte.
     pub offset: u64,
-    /// How many.
+    /// How many; 0 for what changes the disk otherwise.
     pub len: u64,
     /// Which session wrote it.
     pub session: u32,
@@ -107,12 +107,20 @@ pub fn changes(store: &Store, stretch: &Stretch) -> Result<Changes> {
             found.more = true;
             return;
         }
+        // A rollback or a new size changes the disk too, but no extent of its own.
+        let skipped = u64::from(header.head_skip) + u64::from(header.tail_skip);
+        let (offset, len) = match header.kind.changes_blocks() {
+            true => (
+                header.lba.0 * BLOCK_BYTES + u64::from(header.head_skip),
+                (header.blocks * BLOCK_BYTES).saturating_sub(skipped),
+            ),
+            false => (0, 0),
+        };
         found.changes.push(Change {
             place: Place::new(header.lsn, header.timestamp),
             kind: header.kind.word().to_owned(),
-            offset: header.lba.0 * BLOCK_BYTES + u64::from(header.head_skip),
-            len: (header.blocks * BLOCK_BYTES)
-                .saturating_sub(u64::from(header.head_skip) + u64::from(header.tail_skip)),
+            offset,
+            len,
             session: header.session.0,
         });
     })?;
