@@ -110,6 +110,22 @@ Examples:
 Every row carries a point to copy: the state right before it. The bars show what was written: `#` where nothing
 was before, `o` over other data, `-` trimmed or zeroed.")]
     Log(Log),
+    /// Close a throw-away clone that connections share
+    #[command(after_help = "\
+Example:
+  qemu-img info nbd+unix:///disk@before:upgrade%2Brw:try?socket=…     (makes it, or opens it once more)
+  cdp close disk+rw:try
+
+What was written to it is gone. Otherwise it stays until the server ends, or nobody has had it open for a day.
+`cdp status` lists those that are open.")]
+    Close {
+        /// Which; any export name that ends in `+rw:NAME` will do
+        #[arg(value_name = "VOL+rw:NAME")]
+        target: String,
+        /// End its connections first
+        #[arg(long)]
+        force: bool,
+    },
     /// List the extents that differ between two points
     #[command(after_help = "\
 Examples:
@@ -728,5 +744,6 @@ A point names an instant of a volume: `disk@POINT` as an export, or in commands.
   ns:1763719200000000000        Unix nanoseconds
 
 `disk@POINT+since:POINT` is an export that tells its clients what changed since the second point (`cdp help backups`).
-`+rw` behind a point asks for a throw-away writable clone: `disk@-5m+rw`. In a URI a point is escaped
+`+rw` behind a point asks for a throw-away writable clone of the connection's own: `disk@-5m+rw`; `+rw:NAME` for one
+that all connections with this name share, until `cdp close`. In a URI a point is escaped
 (`cdp log` prints both forms): nbd+unix:///disk@-5m?socket=…";

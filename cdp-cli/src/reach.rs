@@ -50,12 +50,13 @@ impl Reach {
             Door::Own(site) => site,
         };
         let exports = StoreExports::new(site.store.clone(), config.clone_cap_bytes);
+        let clones = exports.clones().clone();
         let nbd = cdp_nbd::Server::start(Arc::new(exports), cdp_nbd::Options::default());
         let dir = private_dir()?;
         let socket = dir.join("nbd.sock");
         let endpoints = Endpoints { socket: Some(socket.clone()), tcp: None };
         let listening = nbd.listen_unix(&socket);
-        let serving = Serving { nbd, since: SystemTime::now(), endpoints: endpoints.clone() };
+        let serving = Serving { nbd, since: SystemTime::now(), endpoints: endpoints.clone(), clones };
         let site = Arc::new(Site { server: Some(Arc::new(serving)), ..site });
         let reach = Reach { way: Way::Own(Own { site, control: None, dir }), endpoints };
         match listening {

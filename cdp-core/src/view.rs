@@ -115,6 +115,21 @@ impl ThrowAway {
         Ok(ThrowAway { view, file, cap_bytes, overlay: Mutex::new(Overlay::default()) })
     }
 
+    /// What it is a clone of.
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// What it holds of its own, in bytes.
+    pub fn used_bytes(&self) -> u64 {
+        self.overlay.lock().expect("no panics under this lock").blocks.len() as u64 * BLOCK_BYTES
+    }
+
+    /// What it may hold, in bytes.
+    pub fn cap_bytes(&self) -> u64 {
+        self.cap_bytes
+    }
+
     fn change(&self, overlay: &mut Overlay, change: &Change<'_>) -> Result<Lsn> {
         let size_bytes = self.view.size_bytes();
         match *change {

@@ -2,6 +2,7 @@
 
 pub mod attach;
 pub mod bisect;
+pub mod close;
 pub mod compare;
 pub mod create;
 pub mod delete;
@@ -79,6 +80,7 @@ fn dispatch(context: &Context, command: Command) -> Result<u8> {
         Command::Delete(arguments) => delete::run(context, &arguments),
         Command::Undelete { volume } => delete::undelete(context, volume),
         Command::Log(arguments) => log::run(context, &arguments),
+        Command::Close { target, force } => close::run(context, target, force),
         Command::Diff(arguments) => diff::run(context, &arguments),
         Command::Attach(arguments) => attach::run(context, &arguments),
         Command::Detach(arguments) => attach::detach(context, &arguments),

@@ -8,6 +8,7 @@ use crate::door::{Door, unexpected};
 use crate::report;
 use crate::units::{latency, size};
 use crate::work::points::Place;
+use crate::work::shared::describe;
 use crate::work::status::{LatencyStatus, ServerStatus, Status, VolumeStatus};
 use crate::work::{Request, Response};
 
@@ -55,6 +56,10 @@ fn server_lines(server: &ServerStatus) -> Vec<String> {
             size(client.bytes_read),
             size(client.bytes_written)
         ));
+    }
+    for (number, clone) in server.clones.iter().enumerate() {
+        let head = if number == 0 { "clones    " } else { "          " };
+        lines.push(format!("{head}{}: {}, since {}", clone.export, describe(clone), clone.since));
     }
     lines
 }

@@ -16,6 +16,7 @@ use super::bitmaps::{self, PointBitmaps};
 use crate::host::relay::ROLLED_BACK;
 use crate::units;
 use crate::work::points::{self, Target};
+use crate::work::shared::{self, SharedClones};
 
 /// So many named markers of each volume are listed, the newest.
 const LISTED_MARKERS_MAX: usize = 20;
@@ -26,6 +27,7 @@ const DEFAULT_VOLUME: &str = "disk";
 pub struct StoreExports {
     store: Arc<Store>,
     clone_cap_bytes: u64,
+    clones: Arc<SharedClones>,
 }
 
 /// What a name stands for.
@@ -57,7 +59,13 @@ impl Drop for Session {
 impl StoreExports {
     /// Throw-away clones hold at most `clone_cap_bytes` each.
     pub fn new(store: Arc<Store>, clone_cap_bytes: u64) -> StoreExports {
-        StoreExports { store, clone_cap_bytes }
+        let clones = Arc::new(SharedClones::new(store.clone(), clone_cap_bytes));
+        StoreExports { store, clone_cap_bytes, clones }
+    }
+
+    /// Clones that connections share.
+    pub fn clones(&self) -> &Arc<SharedClones> {
+        &self.clones
     }
 
     fn find(&self, name: &str) -> Result<Found> {
@@ -91,11 +99,12 @@ impl StoreExports {
 }
 
 impl Found {
-    fn canonical_name(&self) -> Result<String> {
+    fn canonical_name(&self, clones: &SharedClones) -> Result<String> {
         match self {
             Found::Live(volume) => Ok(volume.name().to_owned()),
             Found::Past(past) => {
                 let Past { target, since } = &**past;
+                let mut point = target.resolved.absolute_name.clone();
                 let suffix = match &target.request.clone {
                     None => match since {
                         Some(since) => format!("{SINCE}{}", since.resolved.absolute_name),
@@ -103,18 +112,17 @@ impl Found {
                     },
                     Some(CloneRequest::Private) => "+rw".to_owned(),
                     Some(CloneRequest::Shared(name)) => {
-                        let context = format!("a shared clone `+rw:{name}` cannot be made yet");
-                        return Err(Error::new(Kind::Invalid, context)
-                            .hint("`+rw` gives a throw-away clone of your own"));
+                        point = clones.point_of(target, name)?.unwrap_or(point);
+                        format!("+rw:{name}")
                     }
                 };
-                Ok(format!("{}@{}{suffix}", target.volume.name(), target.resolved.absolute_name))
+                Ok(format!("{}@{point}{suffix}", target.volume.name()))
             }
         }
     }
 
-    fn info(&self) -> Result<ExportInfo> {
-        let canonical_name = self.canonical_name()?;
+    fn info(&self, clones: &SharedClones) -> Result<ExportInfo> {
+        let canonical_name = self.canonical_name(clones)?;
         Ok(match self {
             Found::Live(volume) => ExportInfo {
                 size_bytes: volume.size_bytes(),
@@ -129,8 +137,14 @@ impl Found {
                 ExportInfo {
                     size_bytes: target.volume.size_at(target.resolved.lsn),
                     read_only: !clone,
-                    // Four connections to `-5m` would see four instants; four clones are four disks.
-                    multi_conn: !target.resolved.relative && !clone,
+                    multi_conn: match &target.request.clone {
+                        // Four connections to `-5m` would see four instants.
+                        None => !target.resolved.relative,
+                        // Four clones are four disks.
+                        Some(CloneRequest::Private) => false,
+                        // One disk without a cache of its own, whatever the point is.
+                        Some(CloneRequest::Shared(_)) => true,
+                    },
                     canonical_name,
                     description: describe_past(target, since.as_ref()),
                 }
@@ -184,16 +198,22 @@ impl Exports for StoreExports {
                 });
             }
         }
+        exports.extend(
+            self.clones
+                .list()
+                .into_iter()
+                .map(|clone| ExportSummary { description: shared::describe(&clone), name: clone.export }),
+        );
         exports
     }
 
     fn info(&self, name: &str, _peer: &Peer) -> Result<ExportInfo> {
-        self.find(name)?.info()
+        self.find(name)?.info(&self.clones)
     }
 
     fn open(&self, name: &str, peer: &Peer) -> Result<OpenExport> {
         let found = self.find(name)?;
-        let info = found.info()?;
+        let info = found.info(&self.clones)?;
         let mut bitmaps: Option<Arc<dyn Bitmaps>> = None;
         let (device, session, on_close): (Arc<dyn Device>, _, Option<Box<dyn Send>>) = match found {
             Found::Live(volume) => {
@@ -205,8 +225,21 @@ impl Exports for StoreExports {
             }
             Found::Past(past) => {
                 let target = past.target;
+                let clone = target.request.clone.clone();
+                if let Some(CloneRequest::Shared(name)) = clone {
+                    let used = self.clones.attach(target, &name)?;
+                    return Ok(OpenExport {
+                        device: used.device(),
+                        session: SessionId::STORE,
+                        canonical_name: info.canonical_name,
+                        description: info.description,
+                        multi_conn: true,
+                        bitmaps: None,
+                        on_close: Some(Box::new(used)),
+                    });
+                }
                 let view = View::new(target.volume, target.resolved.lsn);
-                match target.request.clone {
+                match clone {
                     None => {
                         let view = Arc::new(view);
                         bitmaps = Some(Arc::new(PointBitmaps::of_view(&self.store, &view)));
@@ -254,6 +287,10 @@ impl Exports for StoreExports {
     fn open_after_info(&self, name: &str, info: &ExportInfo, peer: &Peer) -> Result<OpenExport> {
         let mut export = match self.find(name)? {
             Found::Live(_) => return self.open(name, peer),
+            // The name says which.
+            Found::Past(past) if matches!(past.target.request.clone, Some(CloneRequest::Shared(_))) => {
+                return self.open(name, peer);
+            }
             // What the client was told, not what the point means by now.
             Found::Past(..) => self.open(&info.canonical_name, peer)?,
         };

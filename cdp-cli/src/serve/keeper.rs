@@ -90,6 +90,9 @@ fn maintain(site: &Site, on_alarm: Option<&Path>, stop: &AtomicBool) {
     let _ = rustix::process::nice(MAINTAIN_NICE);
     while !stop.load(Ordering::Relaxed) {
         said.tell(&site.store.maintain());
+        if let Some(server) = &site.server {
+            server.clones.close_stale();
+        }
         if looked.elapsed() >= LOOK {
             looked = Instant::now();
             match status::status(site, None) {

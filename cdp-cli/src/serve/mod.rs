@@ -145,13 +145,14 @@ impl Running {
             tracing::error!("volume {name} is not served: {error}");
         }
         let exports = Arc::new(StoreExports::new(store.clone(), config.clone_cap_bytes));
+        let clones = exports.clones().clone();
         let nbd = cdp_nbd::Server::start(exports, nbd_options());
         let mut runtime_dir = None;
         let mut endpoints = Endpoints::default();
         if !stdio {
             endpoints = listen(&nbd, config, socket, &mut news, &mut runtime_dir)?;
         }
-        let serving = Serving { nbd, since: SystemTime::now(), endpoints };
+        let serving = Serving { nbd, since: SystemTime::now(), endpoints, clones };
         let site = Arc::new(Site { store, server: Some(Arc::new(serving)) });
         let keeper = Some(Keeper::start(site.clone(), config.on_alarm.clone(), config.prove.clone())?);
         let control = Some(Control::start(site.clone())?);

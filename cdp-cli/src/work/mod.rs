@@ -1,6 +1,7 @@
 //! What the commands do with a store, whoever has it open: the server, or the command itself. One function, so
 //! that both ways give the same answer.
 
+pub mod clones;
 pub mod diff;
 pub mod groups;
 pub mod mark;
@@ -9,6 +10,7 @@ pub mod proofs;
 pub mod repair;
 pub mod restore;
 pub mod rewind;
+pub mod shared;
 pub mod status;
 pub mod stretch;
 pub mod timeline;
@@ -24,6 +26,7 @@ use cdp_core::history::point::Zone;
 use cdp_core::store::Store;
 use serde::{Deserialize, Serialize};
 
+pub use clones::CloneStatus;
 pub use diff::{Diff, DiffPage};
 pub use groups::Group;
 pub use mark::{Mark, Marked};
@@ -53,6 +56,8 @@ pub struct Serving {
     pub since: SystemTime,
     /// Where it listens.
     pub endpoints: Endpoints,
+    /// Throw-away clones that its connections share.
+    pub clones: Arc<shared::SharedClones>,
 }
 
 /// Where a server listens.
@@ -131,6 +136,13 @@ pub enum Request {
     KeepProof(KeepProof),
     /// What differs between two points.
     Diff(Diff),
+    /// Close a shared clone.
+    Close {
+        /// `VOL+rw:NAME`.
+        target: String,
+        /// End its connections.
+        force: bool,
+    },
     /// Make a group.
     GroupCreate(Group),
     /// Add to a group.
@@ -206,6 +218,8 @@ pub enum Response {
     Proof(ProofLine),
     /// To `Diff`.
     Diff(DiffPage),
+    /// To `Close`.
+    Closed(CloneStatus),
     /// To `Group…`.
     Groups(Vec<Group>),
     /// To `Rollback` and `Undo`.
@@ -274,6 +288,7 @@ pub fn run(site: &Site, tz: Option<&str>, request: &Request, watch: &mut Watch<'
         Request::Changes(of) => Response::Changes(stretch::changes(store, of)?),
         Request::KeepProof(proof) => Response::Proof(proofs::keep(store, proof)?),
         Request::Diff(diff) => Response::Diff(diff::page(store, diff, &zone(tz)?)?),
+        Request::Close { target, force } => Response::Closed(clones::close(site, target, *force)?),
         Request::GroupCreate(group) => Response::Groups(groups::add(store, group, true)?),
         Request::GroupAdd(group) => Response::Groups(groups::add(store, group, false)?),
         Request::GroupList => Response::Groups(groups::list(store)),

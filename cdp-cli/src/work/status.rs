@@ -14,6 +14,7 @@ use cdp_core::volume::{Health, Volume};
 use cdp_nbd::stats::Quantiles;
 use serde::{Deserialize, Serialize};
 
+use super::clones::CloneStatus;
 use super::points::Place;
 use super::{Endpoints, ProofLine, Serving, Site};
 
@@ -56,6 +57,8 @@ pub struct ServerStatus {
     pub endpoints: Endpoints,
     /// Who is connected.
     pub clients: Vec<ClientStatus>,
+    /// Throw-away clones that are shared.
+    pub clones: Vec<CloneStatus>,
     /// How long a write takes until it is acknowledged.
     pub acknowledge: LatencyStatus,
     /// How long a flush takes.
@@ -359,6 +362,7 @@ fn of_server(server: &Serving) -> ServerStatus {
         pid: std::process::id(),
         since: utc(server.since),
         endpoints: server.endpoints.clone(),
+        clones: server.clones.list(),
         clients: server
             .nbd
             .clients()
@@ -389,7 +393,8 @@ fn latency(quantiles: &Quantiles) -> LatencyStatus {
     }
 }
 
-fn utc(time: SystemTime) -> String {
+/// As RFC 3339 in UTC.
+pub(super) fn utc(time: SystemTime) -> String {
     let ns = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
     format_utc(Timestamp(u64::try_from(ns).unwrap_or(u64::MAX)))
 }

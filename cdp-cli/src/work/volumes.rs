@@ -194,6 +194,9 @@ pub fn delete(site: &Site, name: &str, force: bool) -> Result<VolumeLine> {
             return Err(Error::new(Kind::Busy, context));
         }
     }
+    if let Some(server) = &site.server {
+        server.clones.close_all_of(name);
+    }
     let line = match site.store.volume(name) {
         Ok(volume) => VolumeLine::of(&volume),
         Err(_) => VolumeLine::bare(name.to_owned(), "failed", None, None),
