@@ -13,6 +13,7 @@ use cdp_core::store::{CreateOptions, Store};
 use cdp_core::view::View;
 use cdp_core::volume::Volume;
 use cdp_core::volume::changed::Changes;
+use cdp_core::volume::rollback::Back;
 use proptest::prelude::*;
 
 const BLOCKS: u64 = 256;
@@ -41,6 +42,9 @@ enum Op {
     Maintain,
     /// Merges all runs that can be merged.
     Merge,
+    /// Sets the volume back to so far along its history, or takes the newest rollback back.
+    Rollback(u64),
+    Undo,
     /// Kills the server and starts it again.
     Restart,
 }
@@ -66,6 +70,8 @@ fn op() -> impl Strategy<Value = Op> {
         2 => range().prop_map(|(offset, len)| Op::Trim { offset, len }),
         3 => Just(Op::Maintain),
         1 => Just(Op::Merge),
+        1 => any::<u64>().prop_map(Op::Rollback),
+        1 => Just(Op::Undo),
         1 => Just(Op::Restart),
     ]
 }
@@ -74,11 +80,17 @@ fn op() -> impl Strategy<Value = Op> {
 struct Model {
     changed: Vec<Vec<Lsn>>,
     states: Vec<(Lsn, Vec<u8>)>,
+    /// Rollbacks, and each block's newest record behind them.
+    turns: Vec<(Lsn, Vec<Option<Lsn>>)>,
 }
 
 impl Model {
     fn new(base: Vec<u8>) -> Model {
-        Model { changed: vec![Vec::new(); BLOCKS as usize], states: vec![(Lsn::ZERO, base)] }
+        Model {
+            changed: vec![Vec::new(); BLOCKS as usize],
+            states: vec![(Lsn::ZERO, base)],
+            turns: Vec::new(),
+        }
     }
 
     fn put(&mut self, lsn: Lsn, offset: u64, len: u64, byte: u8) {
@@ -87,6 +99,26 @@ impl Model {
         self.states.push((lsn, state));
         for block in offset / BLOCK_BYTES..(offset + len).div_ceil(BLOCK_BYTES) {
             self.changed[block as usize].push(lsn);
+        }
+    }
+
+    /// From `lsn` on the disk is what it was at `to`.
+    fn set_back(&mut self, lsn: Lsn, to: Lsn) {
+        let state = self.state(to).to_vec();
+        let newest = (0..BLOCKS).map(|block| self.newest_at(to, block)).collect();
+        self.states.push((lsn, state));
+        self.turns.push((lsn, newest));
+    }
+
+    /// The record that made the block what it is after `lsn`: told by what was written, and rollbacks, alone.
+    fn newest_at(&self, lsn: Lsn, block: u64) -> Option<Lsn> {
+        let turn = self.turns.iter().rev().find(|turn| turn.0 <= lsn);
+        let since = turn.map_or(Lsn::ZERO, |turn| turn.0);
+        let written = self.changed[block as usize].iter().rev().find(|written| **written <= lsn);
+        match (written, turn) {
+            (Some(written), _) if *written > since => Some(*written),
+            (_, Some(turn)) => turn.1[block as usize],
+            _ => None,
         }
     }
 
@@ -127,9 +159,8 @@ fn by_pages(volume: &Volume, difference: &Difference, extents_max: usize) -> Vec
 fn check_lsns(model: &Model, volume: &Arc<Volume>, a: Lsn, b: Lsn) {
     let changes = volume.changed(a, b).unwrap();
     let found: Vec<Extent> = changes.extents().map(Result::unwrap).collect();
-    let (va, vb) = (volume.visible(a), volume.visible(b));
     let expected: Vec<u64> =
-        (0..BLOCKS).filter(|block| model.newest(&va, *block) != model.newest(&vb, *block)).collect();
+        (0..BLOCKS).filter(|block| model.newest_at(a, *block) != model.newest_at(b, *block)).collect();
     assert_eq!(blocks(&found), expected, "{a:?} to {b:?}");
 
     let found: Vec<Extent> =
@@ -199,6 +230,18 @@ proptest! {
                 }
                 Op::Merge => {
                     volume.merge_all(&mut |_, _| {}).unwrap();
+                    continue;
+                }
+                Op::Rollback(pick) => {
+                    let to = Lsn(pick % (volume.tip_lsn().0 + 1));
+                    let done = volume.rollback(Back::To(to), "a test").unwrap();
+                    model.set_back(done.lsn, to);
+                    continue;
+                }
+                Op::Undo => {
+                    if let Ok(done) = volume.rollback(Back::Undo, "a test") {
+                        model.set_back(done.lsn, done.to);
+                    }
                     continue;
                 }
                 Op::Restart => {
