@@ -146,6 +146,8 @@ fn run_of(files: &SimDisk, pages: &Arc<PageCache>, live: &Live) -> Run {
 
 /// One run of neighbours, `rows` rows at a time.
 fn merged(files: &SimDisk, pages: &Arc<PageCache>, runs: Vec<Arc<Run>>, rows: u64) -> Run {
+    // One in three has a filter of all keys, one of ranges only, one none.
+    let filter_bytes_max = [1 << 20, 64, 0][rows as usize % 3];
     let mut sources = Vec::new();
     for run in &runs {
         sources.extend(run.merged_sources().unwrap());
@@ -165,7 +167,8 @@ fn merged(files: &SimDisk, pages: &Arc<PageCache>, runs: Vec<Arc<Run>>, rows: u6
     }
     let path = format!("/{}-{}.run", runs[0].first_lsn(), runs.len());
     let files: Arc<dyn Files> = Arc::new(files.clone());
-    let mut merge = Merge::begin(files, Path::new(&path), 77, runs, sources.clone()).unwrap();
+    let mut merge =
+        Merge::begin(files, Path::new(&path), 77, runs, sources.clone(), filter_bytes_max).unwrap();
     for _ in 0..100_000 {
         if let Some(run) = merge.step(rows, pages).unwrap() {
             assert_eq!(run.merged_sources().unwrap(), sources);

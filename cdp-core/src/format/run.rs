@@ -30,7 +30,8 @@
 //! | 10 | 1 | kind: 0 the run of one sealed segment; 1 merged; 2 pointer image (not written yet) |
 //! | 11 | 1 | level of merging, 0 for kind 0 |
 //! | 12 | 1 | codec of the segment's payload: 0 as appended |
-//! | 13 | 3 | zeros |
+//! | 13 | 1 | lowest tree whose keys are in the bloom filter: 0, or 1 in a merged run with too many keys for all of them |
+//! | 14 | 2 | zeros |
 //! | 16 | 16 | volume id |
 //! | 32 | 8 | run id: for kind 0 the segment id, for kind 1 a random number |
 //! | 40 | 8 | first LSN |
@@ -122,6 +123,8 @@ pub struct Header {
     pub level: u8,
     /// Codec of the segment's payload: 0 as appended.
     pub codec: u8,
+    /// Lowest tree whose keys are in the bloom filter.
+    pub filter_from: u8,
     /// Whose history.
     pub volume: VolumeId,
     /// The run's id: that of its segment.
@@ -171,7 +174,7 @@ impl Header {
         let mut put = |at: usize, bytes: &[u8]| page[at..at + bytes.len()].copy_from_slice(bytes);
         put(0, &MAGIC);
         put(8, &VERSION.to_le_bytes());
-        put(10, &[self.kind, self.level, self.codec]);
+        put(10, &[self.kind, self.level, self.codec, self.filter_from]);
         put(16, &self.volume.0.to_le_bytes());
         put(32, &self.run_id.to_le_bytes());
         put(40, &self.first_lsn.0.to_le_bytes());
@@ -213,6 +216,7 @@ impl Header {
             kind: page[10],
             level: page[11],
             codec: page[12],
+            filter_from: page[13],
             volume: VolumeId(u128::from_le_bytes(array_at(page, 16))),
             run_id: u64_at(page, 32),
             first_lsn: Lsn(u64_at(page, 40)),

@@ -15,8 +15,9 @@ use std::io::IoSlice;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// A larger filter than this is left out: it would have to be in memory while it is made, and a run of so many
-/// keys has most of what it is asked for.
+/// A larger filter than this is not made of all keys: it would have to be in memory while it is made, and a run of so
+/// many keys has most blocks that it is asked for. It is then one of ranges only, because a block may be below a node
+/// in each of the trees, and is in few.
 pub const MERGE_BLOOM_BYTES_MAX: usize = 8 << 20;
 
 /// A merge under way. Whatever becomes of it, its inputs are not touched; the new run has a temporary name until
@@ -48,13 +49,14 @@ enum Phase {
 
 impl Merge {
     /// Begins to merge `inputs`, neighbours from the oldest to the newest, whose segments are `sources`, into the
-    /// file at `path`. `run_id` is a random number.
+    /// file at `path`. `run_id` is a random number; for `filter_bytes_max` see [`MERGE_BLOOM_BYTES_MAX`].
     pub fn begin(
         files: Arc<dyn Files>,
         path: &Path,
         run_id: u64,
         inputs: Vec<Arc<Run>>,
         sources: Vec<MergedSource>,
+        filter_bytes_max: usize,
     ) -> Result<Merge> {
         let (Some(oldest), Some(newest), Some(last)) = (inputs.first(), inputs.last(), sources.last()) else {
             return Err(Error::new(Kind::Invalid, "a merge of nothing"));
@@ -65,9 +67,13 @@ impl Merge {
         );
         let sum = |count: fn(&Header) -> u64| inputs.iter().map(|run| count(run.header())).sum::<u64>();
         let entries = sum(|header| header.entries);
-        let filter_blocks = match bloom::blocks_for(entries) {
-            blocks if blocks as usize * BLOOM_BLOCK_BYTES <= MERGE_BLOOM_BYTES_MAX => blocks,
-            _ => 0,
+        let blocks_max = (filter_bytes_max / BLOOM_BLOCK_BYTES) as u64;
+        let (filter_blocks, filter_from) = match bloom::blocks_for(entries) {
+            blocks if blocks <= blocks_max => (blocks, 0),
+            _ => {
+                let ranges = inputs.iter().map(|run| run.range_entries()).sum::<Result<u64>>()?;
+                (bloom::blocks_for(ranges).min(blocks_max), 1)
+            }
         };
         let first_timestamp = inputs.iter().find(|run| run.header().timestamps > 0);
         let last_timestamp = inputs.iter().rfind(|run| run.header().timestamps > 0);
@@ -75,6 +81,7 @@ impl Merge {
             kind: KIND_MERGED,
             level: inputs.iter().map(|run| run.header().level).max().unwrap_or(0).saturating_add(1),
             codec: 0,
+            filter_from,
             volume: oldest.header().volume,
             run_id,
             first_lsn: oldest.first_lsn(),
@@ -202,7 +209,7 @@ impl Merge {
                 .min();
             let Some((key, number)) = nearest else { return Ok(true) };
             let (rows, next) = &mut cursors[number];
-            if !self.filter.is_empty() {
+            if !self.filter.is_empty() && key.tree() >= self.header.filter_from {
                 bloom::insert(&mut self.filter, key);
             }
             // The versions of one key stand together.

@@ -126,6 +126,12 @@ impl Run {
         Ok(sources)
     }
 
+    /// How many entries are ranges' nodes, not payload.
+    pub(super) fn range_entries(&self) -> Result<u64> {
+        let payload = Reader::new(self).position_of(Key::new(1, 0))?;
+        Ok(self.header.entries.saturating_sub(payload))
+    }
+
     /// What the records of one of its segments did; the segment is told by its first LSN.
     pub fn summary_of(&self, first: Lsn) -> Result<Summary> {
         if !self.is_merged() {
@@ -228,7 +234,7 @@ impl Run {
             let filter = &self.region[self.layout.bloom_at..][..blocks as usize * BLOOM_BLOCK_BYTES];
             return Ok(bloom::may_hold(filter, key));
         }
-        if blocks == 0 {
+        if blocks == 0 || key.tree() < self.header.filter_from {
             // Too many keys for a filter.
             return Ok(true);
         }

@@ -13,7 +13,7 @@ use super::parts::{Layer, Part, PartIndex};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::run::MergedSource;
 use crate::format::segment::merged_run_file_name;
-use crate::index::{Merge, Run};
+use crate::index::{MERGE_BLOOM_BYTES_MAX, Merge, Run};
 use crate::limits::{MERGE_LEVEL_MAX, MERGE_RETRY_NS};
 
 /// The merge under way.
@@ -117,7 +117,9 @@ impl Volume {
         let name = merged_run_file_name(first.ordinal, last.ordinal);
         self.refuse_unless_room(&inputs)?;
         let run_id = self.shared.clock.random() as u64;
-        Merge::begin(self.shared.files.clone(), &self.dir.join(name), run_id, inputs, sources).map(Some)
+        let path = self.dir.join(name);
+        Merge::begin(self.shared.files.clone(), &path, run_id, inputs, sources, MERGE_BLOOM_BYTES_MAX)
+            .map(Some)
     }
 
     /// The journal comes first: a merge must not take the space that writers are about to need.
