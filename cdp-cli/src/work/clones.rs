@@ -1,6 +1,6 @@
 //! Throw-away clones that connections share: which are open, and closing them.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cdp_core::error::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
@@ -9,6 +9,10 @@ use super::Site;
 
 /// Connections that are told to end have so long for it.
 const LEAVE_TIME: Duration = Duration::from_secs(10);
+
+/// Without force, those that are there are waited for so long.
+const GOING_TIME: Duration = Duration::from_secs(1);
+const GOING_STEP: Duration = Duration::from_millis(20);
 
 /// A shared throw-away clone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,14 +53,21 @@ pub fn close(site: &Site, target: &str, force: bool) -> Result<CloneStatus> {
     let Some(server) = &site.server else {
         return Err(none("they live in the server, and none is running".to_owned()));
     };
-    let open = server.clones.list();
-    let Some(meant) = open.iter().find(|clone| clone.is_meant(target)) else {
+    let find = || server.clones.list().into_iter().find(|clone| clone.is_meant(target));
+    let Some(mut meant) = find() else {
+        let open = server.clones.list();
         let names: Vec<String> = open.iter().map(|c| format!("`{}+rw:{}`", c.volume, c.name)).collect();
         return Err(none(match names.is_empty() {
             true => "there are none".to_owned(),
             false => format!("there are {}", names.join(", ")),
         }));
     };
+    // A client that has just ended may be on its way out.
+    let until = Instant::now() + GOING_TIME;
+    while meant.connections > 0 && !force && Instant::now() < until {
+        std::thread::sleep(GOING_STEP);
+        meant = find().unwrap_or(meant);
+    }
     if meant.connections > 0 && !force {
         let plural = if meant.connections == 1 { "connection" } else { "connections" };
         let context = format!("the shared clone `{}` has {} {plural}", meant.export, meant.connections);
@@ -66,7 +77,7 @@ pub fn close(site: &Site, target: &str, force: bool) -> Result<CloneStatus> {
     if !server.nbd.disconnect(|export| export == meant.export, LEAVE_TIME) {
         return Err(Error::new(Kind::Busy, format!("connections to `{}` do not end", meant.export)));
     }
-    Ok(meant.clone())
+    Ok(meant)
 }
 
 #[cfg(test)]

@@ -45,13 +45,16 @@ pub struct Changes {
 
 impl Changes {
     /// Between two views of one volume; which of them is older does not matter. [`Kind::Invalid`] for views of
-    /// different volumes.
+    /// different volumes; and what reading a view would say.
     pub fn between(from: Arc<View>, to: Arc<View>) -> Result<Changes> {
         let (a, b) = (from.volume(), to.volume());
         if a.identity().id != b.identity().id {
             let context = format!("{} and {} have no history in common", a.name(), b.name());
             return Err(Error::new(Kind::Invalid, context).hint("give two points of one volume"));
         }
+        // A state that is gone says so here, and one that is not is held by its view from now on.
+        from.extents(0, 1, 1)?;
+        to.extents(0, 1, 1)?;
         let difference = Difference::between(from.visible(), to.visible());
         Ok(Changes { from, to, difference, content: false })
     }
