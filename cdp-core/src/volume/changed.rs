@@ -18,8 +18,11 @@ const LOOK_VERSIONS_MAX: usize = 64 << 10;
 const PART_VERSIONS_MIN: usize = 16;
 /// And at most so many.
 const PART_VERSIONS_MAX: usize = 4096;
+/// Blocks that one look goes through: a merged run may hold a version of each that is none of these states', and all
+/// of them are passed by.
+const LOOK_BLOCKS_MAX: u64 = 4 << 20;
 /// Looks at the index for one page: bounds the time until an answer, also where nothing is found.
-const PAGE_LOOKS_MAX: usize = 64;
+const PAGE_LOOKS_MAX: usize = 16;
 /// Extents that the iterator asks for at a time.
 const PAGE_EXTENTS: usize = 4096;
 
@@ -88,7 +91,8 @@ impl Changes {
         match self.content {
             false => self.from.volume().changed_page(&self.difference, within, extents_max),
             true => {
-                let by_lsn = self.from.volume().changed_page(&self.difference, within, extents_max)?;
+                let candidates_max = extents_max.min(content::PAGE_PLANS_MAX);
+                let by_lsn = self.from.volume().changed_page(&self.difference, within, candidates_max)?;
                 content::differing(&self.from, &self.to, by_lsn, extents_max.max(1))
             }
         }
@@ -189,7 +193,8 @@ impl Volume {
             if next.blocks == 0 || page.extents.len() > extents_max {
                 break;
             }
-            let search = reader.search(|| Search::bounded(next, versions))?;
+            let window = Extent { blocks: next.blocks.min(LOOK_BLOCKS_MAX), ..next };
+            let search = reader.search(|| Search::bounded(window, versions))?;
             for version in search.found().iter().filter(|version| difference.is_told_by(version.lsn)) {
                 page.push(version.extent.start.0, version.extent.end());
             }

@@ -10,7 +10,7 @@ const BLOCK: usize = BLOCK_BYTES as usize;
 /// Versions that one part of the index may give for one plan.
 const PLAN_VERSIONS_MAX: usize = 4096;
 /// Plans for one page.
-const PAGE_PLANS_MAX: usize = 64;
+pub(super) const PAGE_PLANS_MAX: usize = 1024;
 /// Blocks whose bytes are read from either side at a time.
 const READ_BLOCKS_MAX: u64 = 256;
 /// Blocks that are read from either side for one page.
