@@ -245,6 +245,23 @@ PROGRAM gets what `cdp bisect` gives, and answers as there. A good state is `lat
 
 Exit code 0: good; 3: bad; 1: it could not be judged, nothing is kept.")]
     Prove(Prove),
+    /// Make a volume that begins as another was at an instant: writable, at once, nothing is copied
+    #[command(after_help = "\
+Examples:
+  cdp clone disk@before:upgrade trial
+  cdp clone disk@-5m standby --hydrate
+
+A clone is a volume like any other, with a history of its own; what it does not write it reads from its parent, whose
+history from that record on is kept as long. Deleted, the parent stays hidden in the trash until no clone needs it.")]
+    Clone(CloneVolume),
+    /// Copy what a clone reads from its parent, and let go of that; it can be used meanwhile
+    #[command(
+        after_help = "Example:\n  cdp hydrate trial\n\nInterrupted, it begins again when it is run again."
+    )]
+    Hydrate {
+        /// Which clone
+        volume: String,
+    },
     /// Set a volume or a group back to an instant, at once and whatever its size; it can be taken back
     #[command(after_help = "\
 Examples:
@@ -644,6 +661,20 @@ pub struct Prove {
     /// The program that judges, with its arguments
     #[arg(last = true, required = true, value_name = "PROGRAM")]
     pub program: Vec<String>,
+}
+
+/// `cdp clone`.
+#[derive(Debug, Args)]
+pub struct CloneVolume {
+    /// What it begins with
+    #[arg(value_name = "VOL@POINT")]
+    pub source: String,
+    /// Name of the clone
+    #[arg(value_name = "NEW")]
+    pub name: String,
+    /// Copy its data at once, so that it stands on its own
+    #[arg(long)]
+    pub hydrate: bool,
 }
 
 /// `cdp rollback`.

@@ -177,3 +177,73 @@ fn a_disk_grows_and_its_past_does_not() {
     served.stop();
     assert_eq!(home.json(&["list"])[0]["size_bytes"], 96 << 20);
 }
+
+/// An upgrade is tried on a clone while the disk is in use; the disk is deleted, and the clone goes on, now as
+/// a volume of its own.
+#[test]
+fn a_clone_outlives_its_parent() {
+    let home = Home::new();
+    let served = spoilt(&home);
+    let cloned = home.json(&["clone", "disk@good", "trial"]);
+    assert_eq!((&cloned["name"], &cloned["size_bytes"]), (&"trial".into(), &(64 << 20).into()));
+    assert_eq!(bytes(&served, "trial"), [1; 9000]);
+    put(&mut served.connect("trial").unwrap(), 1000, &[5; 100]).unwrap();
+    assert_eq!(bytes(&served, "disk"), [2; 9000]);
+    assert_eq!(bytes(&served, "trial@start"), [1; 9000]);
+    let status = home.json(&["status", "trial"]);
+    assert!(status["volumes"][0]["clone_of"].as_str().unwrap().starts_with("disk@lsn:"), "{status}");
+    for (arguments, code) in [
+        (&["clone", "disk@good", "trial"][..], 4),
+        (&["clone", "disk", "other"], 2),
+        (&["clone", "disk@nope", "other"], 5),
+        (&["clone", "disk@good", "a@b"], 2),
+        (&["hydrate", "nope"], 5),
+        (&["hydrate", "disk"], 0),
+    ] {
+        let ran = home.run(arguments);
+        assert_eq!(ran.code, code, "{arguments:?}: {ran:?}");
+    }
+    assert_eq!(home.run(&["delete", "disk", "--yes"]).code, 0);
+    let expected: Vec<u8> = [vec![5; 100], vec![1; 8900]].concat();
+    assert_eq!(bytes(&served, "trial"), expected);
+    served.stop();
+    let served = home.serve(&[]);
+    assert_eq!(bytes(&served, "trial"), expected);
+    assert!(home.json(&["hydrate", "trial"])["copied_bytes"].as_u64().unwrap() >= 9000);
+    assert_eq!(bytes(&served, "trial"), expected);
+    assert_eq!(home.json(&["hydrate", "trial"])["copied_bytes"], 0);
+    assert_eq!(home.run(&["verify"]).code, 0);
+    served.stop();
+}
+
+/// Tables on one disk and their log on another go back to one instant, and forth again.
+#[test]
+fn a_group_goes_back_as_one() {
+    let home = Home::new();
+    for name in ["data", "wal"] {
+        home.json(&["create", name, "--size", "64M"]);
+    }
+    home.json(&["group", "create", "db", "data", "wal"]);
+    let served = home.serve(&[]);
+    let write = |byte: u8| {
+        for name in ["wal", "data"] {
+            put(&mut served.connect(name).unwrap(), 1000, &[byte; 9000]).unwrap();
+        }
+    };
+    write(1);
+    home.json(&["mark", "db", "good"]);
+    write(2);
+    let both = |byte: u8| ["wal", "data"].iter().all(|name| bytes(&served, name) == [byte; 9000]);
+    let open = served.connect("wal").unwrap();
+    assert_eq!(home.run(&["rollback", "db@good"]).code, 4, "one of them is in use");
+    assert!(both(2));
+    drop(open);
+    wait_until("it has left", || home.json(&["status"])["server"]["clients"].as_array().unwrap().is_empty());
+    assert_eq!(home.json(&["rollback", "db@good"]).as_array().unwrap().len(), 2);
+    assert!(both(1));
+    home.json(&["undo", "db"]);
+    assert!(both(2));
+    home.json(&["undo", "wal"]);
+    assert_eq!(home.run(&["undo", "db"]).code, 4, "they have no rollback in common any more");
+    served.stop();
+}

@@ -1,11 +1,13 @@
 //! The base: the volume's state under all records, as plain sparse images in pieces of 1 TiB, each with a
-//! presence map and block checksums beside it.
+//! presence map and block checksums beside it. A clone's is a view of its parent instead, until it is hydrated; what
+//! stands in its directory does not count before.
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, IoSlice};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, RwLock, RwLockWriteGuard};
 
+use crate::device::{Content, Device, Read};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::base::{SUMS_HEADER_BYTES, SumsHeader, block_sum};
 use crate::ids::{BLOCK_BYTES, Lsn, VolumeId};
@@ -16,6 +18,8 @@ const BLOCK: usize = BLOCK_BYTES as usize;
 const PIECE_BLOCKS: u64 = BASE_PIECE_BYTES / BLOCK_BYTES;
 /// Sums are looked at in so many blocks at a time.
 const SUMS_PER_READ: u64 = 16 << 10;
+/// Stretches of a parent looked at in one go.
+const STRETCHES_PER_LOOK: usize = 64;
 
 struct Piece {
     path: PathBuf,
@@ -26,6 +30,10 @@ struct Piece {
 /// The opened base. Most volumes have none: they began as zeros.
 pub struct Base {
     pieces: BTreeMap<u64, Piece>,
+    // A clone reads here, as long as it is set.
+    parent: RwLock<Option<Arc<dyn Device>>>,
+    // What stands in place of all the above once the clone has let go of its parent.
+    own: OnceLock<Box<Base>>,
 }
 
 fn image_path(dir: &Path, piece: u64) -> PathBuf {
@@ -55,16 +63,49 @@ impl Base {
             }
             pieces.insert(number, Piece { path, image, sums });
         }
-        Ok(Base { pieces })
+        Ok(Base { pieces, parent: RwLock::new(None), own: OnceLock::new() })
+    }
+
+    /// The base of a clone: a view of its parent. Behind the parent's end it is zeros.
+    pub fn on(parent: Arc<dyn Device>) -> Base {
+        Base { pieces: BTreeMap::new(), parent: RwLock::new(Some(parent)), own: OnceLock::new() }
+    }
+
+    /// The parent that it reads from.
+    pub fn parent(&self) -> Option<Arc<dyn Device>> {
+        self.parent.read().expect("no panics under this lock").clone()
+    }
+
+    /// Keeps everybody from reading from the parent, so that it can be moved; another view of the same state may take
+    /// its place.
+    pub fn parent_slot(&self) -> RwLockWriteGuard<'_, Option<Arc<dyn Device>>> {
+        self.parent.write().expect("no panics under this lock")
+    }
+
+    /// Reads from this base of the volume's own from now on, and lets go of the parent.
+    pub fn let_go(&self, own: Base) {
+        let _ = self.own.set(Box::new(own));
+        *self.parent.write().expect("no panics under this lock") = None;
     }
 
     /// Whether there is nothing at all.
     pub fn is_empty(&self) -> bool {
-        self.pieces.is_empty()
+        match self.own.get() {
+            Some(own) => own.is_empty(),
+            None => self.pieces.is_empty() && self.parent().is_none(),
+        }
     }
 
     /// Reads whole blocks from `first` on; zeros where the base has none; every block is checked.
     pub fn read(&self, first: u64, buffer: &mut [u8]) -> Result<()> {
+        // The parent first: whoever finds none finds the volume's own in its place.
+        // Held while it is read from: it may be moved, and nobody must look for its files meanwhile.
+        if let Some(parent) = &*self.parent.read().expect("no panics under this lock") {
+            return read_parent(&**parent, first, buffer);
+        }
+        if let Some(own) = self.own.get() {
+            return own.read(first, buffer);
+        }
         let mut at = first;
         let mut rest = buffer;
         while !rest.is_empty() {
@@ -84,6 +125,12 @@ impl Base {
     /// Up to which block, at most `to`, the blocks from `from` on are alike, and whether they are present.
     pub fn stretch(&self, from: u64, to: u64) -> Result<(u64, bool)> {
         debug_assert!(from < to);
+        if let Some(parent) = &*self.parent.read().expect("no panics under this lock") {
+            return stretch_of_parent(&**parent, from, to);
+        }
+        if let Some(own) = self.own.get() {
+            return own.stretch(from, to);
+        }
         let mut at = from;
         let mut present = None;
         while at < to {
@@ -183,6 +230,48 @@ impl Piece {
         }
         Ok((at, present.unwrap_or(false)))
     }
+}
+
+/// Whole blocks; a parent may end within one, and the clone may have grown beyond it.
+fn read_parent(parent: &dyn Device, first: u64, buffer: &mut [u8]) -> Result<()> {
+    let offset = first * BLOCK_BYTES;
+    let there = parent.size_bytes().saturating_sub(offset).min(buffer.len() as u64) as usize;
+    let (inside, behind) = buffer.split_at_mut(there);
+    behind.fill(0);
+    if inside.is_empty() {
+        return Ok(());
+    }
+    let mut reads = [Read { offset, buffer: inside, result: Ok(()) }];
+    parent.read(&mut reads);
+    let [read] = reads;
+    read.result
+}
+
+fn stretch_of_parent(parent: &dyn Device, from: u64, to: u64) -> Result<(u64, bool)> {
+    let end = (to * BLOCK_BYTES).min(parent.size_bytes());
+    let mut at = from * BLOCK_BYTES;
+    if at >= end {
+        return Ok((to, false));
+    }
+    let mut present = None;
+    for stretch in parent.extents(at, end - at, STRETCHES_PER_LOOK)? {
+        let here = stretch.content == Content::Data;
+        if *present.get_or_insert(here) != here {
+            break;
+        }
+        at += stretch.len;
+    }
+    // Stretches change at blocks, but for the parent's end.
+    Ok(((at.div_ceil(BLOCK_BYTES)).clamp(from + 1, to), present.unwrap_or(false)))
+}
+
+/// Removes what an earlier attempt to fill a base left in `dir`.
+pub fn remove_pieces(files: &dyn Files, dir: &Path) -> Result<()> {
+    let place = || format!("removing an unfinished base from {}", dir.display());
+    for entry in files.list(dir).at(place)?.iter().filter(|entry| entry.name.starts_with("base.")) {
+        files.remove(&dir.join(&entry.name)).at(place)?;
+    }
+    files.sync_dir(dir).at(place)
 }
 
 fn sum_offset(block: u64) -> u64 {

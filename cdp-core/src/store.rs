@@ -4,10 +4,14 @@
 //! STORE/store            manifest of the store
 //! STORE/lock             held while a process has it open; names the holder
 //! STORE/groups           manifest of the groups
+//! STORE/operation        what is being done to a group, until all members have it
 //! STORE/volumes/NAME/    a volume
 //! STORE/trash/NAME.NS/   a deleted volume, and when it was deleted
 //! STORE/tmp/             nameless files of throw-away clones
 //! ```
+
+mod clones;
+mod operation;
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -16,6 +20,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::base::BaseWriter;
 use crate::catalog::Catalog;
+use crate::device::Device;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::format::marker::MarkerPayload;
@@ -25,7 +30,7 @@ use crate::index::{IndexOptions, PageCache};
 use crate::io::{Clock, FilePool, Files, Lock, read_file, replace_file};
 use crate::limits::*;
 use crate::time::StoreClock;
-use crate::volume::open::{Accept, create, open};
+use crate::volume::open::{Accept, create, open_on};
 use crate::volume::{Identity, Shared, Volume};
 
 const STORE_FILE: &str = "store";
@@ -53,6 +58,10 @@ pub struct Store {
     volumes: Mutex<BTreeMap<String, Arc<Volume>>>,
     failed: Mutex<BTreeMap<String, Error>>,
     groups: Mutex<BTreeMap<String, Vec<String>>>,
+    // Deleted volumes that clones read from, by their ids.
+    hidden: Mutex<BTreeMap<VolumeId, Arc<Volume>>>,
+    // Held while volumes are made, deleted, or a group is rolled back.
+    changing: Mutex<()>,
     // Held until the store is dropped.
     _lock: Box<dyn Lock>,
 }
@@ -203,9 +212,12 @@ impl Store {
             volumes: Mutex::new(BTreeMap::new()),
             failed: Mutex::new(BTreeMap::new()),
             groups: Mutex::new(read_groups(&*files, path)?),
+            hidden: Mutex::new(BTreeMap::new()),
+            changing: Mutex::new(()),
             _lock: lock,
         };
         store.open_volumes(accept)?;
+        store.finish_operation()?;
         store.empty_trash()?;
         Ok(store)
     }
@@ -222,13 +234,11 @@ impl Store {
                     .at(|| format!("removing {}", volume_dir.display()))?;
                 continue;
             }
-            match open(&self.shared, &volume_dir, accept(&entry.name)) {
-                Ok(volume) => {
-                    self.volumes.lock().expect("no panics under this lock").insert(entry.name, volume);
-                }
-                Err(error) => {
-                    self.failed.lock().expect("no panics under this lock").insert(entry.name, error);
-                }
+            // A clone that came before it has opened it already, or found that it cannot be.
+            let is_known = self.volumes.lock().expect("no panics under this lock").contains_key(&entry.name)
+                || self.failed.lock().expect("no panics under this lock").contains_key(&entry.name);
+            if !is_known {
+                self.open_by_dir(&entry.name, &volume_dir, accept, 0);
             }
         }
         Ok(())
@@ -292,8 +302,30 @@ impl Store {
         options: &CreateOptions,
         fill: Option<&mut FillBase<'_>>,
     ) -> Result<Arc<Volume>> {
-        validate_volume_name(name)?;
         check_options(options)?;
+        let identity = Identity {
+            name: name.to_owned(),
+            id: VolumeId(self.shared.clock.random()),
+            first_size_bytes: options.size_bytes,
+            created: self.shared.clock.take(1),
+            segment_bytes: options.segment_bytes,
+            journal_cap_bytes: options.journal_cap_bytes,
+            marker_interval_ns: options.marker_interval_ns,
+            held: None,
+            parent: None,
+        };
+        self.make_volume(&identity, fill, None)
+    }
+
+    /// Makes a volume with this identity; `parent` is the view that a clone's base is.
+    fn make_volume(
+        &self,
+        identity: &Identity,
+        fill: Option<&mut FillBase<'_>>,
+        parent: Option<Arc<dyn Device>>,
+    ) -> Result<Arc<Volume>> {
+        let (name, id) = (&identity.name[..], identity.id);
+        validate_volume_name(name)?;
         if self.groups.lock().expect("no panics under this lock").contains_key(name) {
             return Err(Error::new(Kind::Exists, format!("there is a group named {name:?}")));
         }
@@ -303,25 +335,15 @@ impl Store {
         if files.list(&dir).is_ok() {
             return Err(Error::new(Kind::Exists, format!("there is a volume {name:?} already")));
         }
-        let id = VolumeId(self.shared.clock.random());
-        let identity = Identity {
-            name: name.to_owned(),
-            id,
-            first_size_bytes: options.size_bytes,
-            created: self.shared.clock.take(1),
-            segment_bytes: options.segment_bytes,
-            journal_cap_bytes: options.journal_cap_bytes,
-            marker_interval_ns: options.marker_interval_ns,
-            held: None,
-        };
         let fresh = volumes_dir.join(format!("{UNFINISHED_PREFIX}{id}"));
         let made = files.create_dir(&fresh).at(|| format!("making {}", fresh.display())).and_then(|()| {
             if let Some(fill) = fill {
-                let mut base = BaseWriter::new(self.shared.files.clone(), &fresh, id, options.size_bytes);
+                let mut base =
+                    BaseWriter::new(self.shared.files.clone(), &fresh, id, identity.first_size_bytes);
                 fill(&mut base)?;
                 base.finish()?;
             }
-            create(&self.shared, &fresh, &identity)?;
+            create(&self.shared, &fresh, identity)?;
             files
                 .rename(&fresh, &dir)
                 .and_then(|()| files.sync_dir(&volumes_dir))
@@ -332,16 +354,20 @@ impl Store {
             let _ = files.remove_dir_all(&fresh);
             return Err(error);
         }
-        let volume = open(&self.shared, &dir, Accept::default())?;
+        // Whoever makes a volume waits: its first segment is only reserved, not written.
+        let shared = Shared { prewrite: self.shared.prewrite && parent.is_none(), ..self.shared.clone() };
+        let volume = open_on(&shared, &dir, Accept::default(), parent)?;
         self.volumes.lock().expect("no panics under this lock").insert(name.to_owned(), volume.clone());
         Ok(volume)
     }
 
-    /// Closes a volume and moves it to the trash, where it stays for [`TRASH_NS`].
+    /// Closes a volume and moves it to the trash, where it stays for [`TRASH_NS`], and as long as clones read from it.
     pub fn delete_volume(&self, name: &str) -> Result<()> {
         let files = &*self.shared.files;
         let dir = self.path.join(VOLUMES_DIR).join(name);
+        let _changing = self.changing.lock().expect("no panics under this lock");
         let volume = self.volumes.lock().expect("no panics under this lock").remove(name);
+        let id = volume.as_ref().map(|volume| volume.identity().id);
         match volume {
             Some(volume) => volume.close()?,
             None if self.failed.lock().expect("no panics under this lock").remove(name).is_some() => {}
@@ -350,11 +376,17 @@ impl Store {
         let deleted = self.shared.clock.take(1);
         let trash = self.path.join(TRASH_DIR);
         let to = trash.join(format!("{name}.{}", deleted.0));
-        files
-            .rename(&dir, &to)
-            .and_then(|()| files.sync_dir(&trash))
-            .and_then(|()| files.sync_dir(&self.path.join(VOLUMES_DIR)))
-            .at(|| format!("moving {} to the trash", dir.display()))
+        let mut rename = || {
+            files
+                .rename(&dir, &to)
+                .and_then(|()| files.sync_dir(&trash))
+                .and_then(|()| files.sync_dir(&self.path.join(VOLUMES_DIR)))
+                .at(|| format!("moving {} to the trash", dir.display()))
+        };
+        match id {
+            Some(id) => self.move_parent(id, &mut rename),
+            None => rename(),
+        }
     }
 
     /// What is in the trash, newest first.
@@ -386,27 +418,25 @@ impl Store {
             .into_iter()
             .find(|trashed| trashed.name == name)
             .ok_or_else(|| Error::new(Kind::NotFound, format!("there is no deleted volume {name:?}")))?;
+        let _changing = self.changing.lock().expect("no panics under this lock");
         let trash = self.path.join(TRASH_DIR);
-        files
-            .rename(&trash.join(&trashed.dir), &to)
-            .and_then(|()| files.sync_dir(&self.path.join(VOLUMES_DIR)))
-            .and_then(|()| files.sync_dir(&trash))
-            .at(|| format!("bringing {} back", to.display()))?;
-        let volume = open(&self.shared, &to, Accept::default())?;
-        self.volumes.lock().expect("no panics under this lock").insert(name.to_owned(), volume.clone());
-        Ok(volume)
-    }
-
-    /// Removes for good what was deleted longer ago than [`TRASH_NS`].
-    pub fn empty_trash(&self) -> Result<()> {
-        let now = self.shared.clock.now();
-        for trashed in self.trash()? {
-            if now.0.saturating_sub(trashed.deleted.0) > TRASH_NS {
-                let dir = self.path.join(TRASH_DIR).join(&trashed.dir);
-                self.shared.files.remove_dir_all(&dir).at(|| format!("removing {}", dir.display()))?;
-            }
+        let from = trash.join(&trashed.dir);
+        let hidden = self.close_hidden(&from)?;
+        let mut rename = || {
+            files
+                .rename(&from, &to)
+                .and_then(|()| files.sync_dir(&self.path.join(VOLUMES_DIR)))
+                .and_then(|()| files.sync_dir(&trash))
+                .at(|| format!("bringing {} back", to.display()))
+        };
+        match hidden {
+            Some(id) => self.move_parent(id, &mut rename)?,
+            None => rename()?,
         }
-        Ok(())
+        if !self.volumes.lock().expect("no panics under this lock").contains_key(name) {
+            self.open_by_dir(name, &to, &|_| Accept::default(), 0);
+        }
+        self.volume(name)
     }
 
     /// The groups and their members.
@@ -484,7 +514,9 @@ impl Store {
 
     /// Ends service: every volume is synced, sealed and marked.
     pub fn close(&self) -> Result<()> {
-        let outcomes: Vec<Result<()>> = self.volumes().iter().map(|volume| volume.close()).collect();
+        let mut volumes = self.volumes();
+        volumes.extend(self.hidden.lock().expect("no panics under this lock").values().cloned());
+        let outcomes: Vec<Result<()>> = volumes.iter().map(|volume| volume.close()).collect();
         outcomes.into_iter().collect()
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod attach;
 pub mod bisect;
+pub mod clone;
 pub mod close;
 pub mod compare;
 pub mod create;
@@ -93,6 +94,8 @@ fn dispatch(context: &Context, command: Command) -> Result<u8> {
         Command::Restore(arguments) => restore::run(context, &arguments),
         Command::Bisect(arguments) => bisect::run(context, &arguments),
         Command::Prove(arguments) => prove::run(context, &arguments),
+        Command::Clone(arguments) => clone::run(context, &arguments),
+        Command::Hydrate { volume } => clone::hydrate(context, volume),
         Command::Rollback(arguments) => rewind::rollback(context, &arguments),
         Command::Undo(arguments) => rewind::undo(context, &arguments),
         Command::Resume { target } => rewind::resume(context, target),

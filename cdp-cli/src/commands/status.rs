@@ -111,6 +111,7 @@ fn volume_lines(volume: &VolumeStatus) -> Vec<String> {
         };
         lines.push(format!("  journal     {} of {}{full}", size(volume.journal_bytes), size(cap)));
     }
+    lines.extend(volume.clone_of.as_ref().map(|parent| format!("  clone of    {parent}")));
     if let Some(rollback) = &volume.rolled_back {
         let asked = match rollback.asked.as_str() {
             "" => "an undo".to_owned(),

@@ -1,6 +1,7 @@
 //! What the commands do with a store, whoever has it open: the server, or the command itself. One function, so
 //! that both ways give the same answer.
 
+pub mod branch;
 pub mod clones;
 pub mod diff;
 pub mod groups;
@@ -26,6 +27,7 @@ use cdp_core::history::point::Zone;
 use cdp_core::store::Store;
 use serde::{Deserialize, Serialize};
 
+pub use branch::{CloneOf, Cloned, Hydrated};
 pub use clones::CloneStatus;
 pub use diff::{Diff, DiffPage};
 pub use groups::Group;
@@ -163,6 +165,13 @@ pub enum Request {
         /// In bytes; without it, all but a tenth of the filesystem.
         cap_bytes: Option<u64>,
     },
+    /// Make a clone.
+    Clone(CloneOf),
+    /// Let a clone stand on its own.
+    Hydrate {
+        /// Which.
+        volume: String,
+    },
     /// Set back to a point.
     Rollback(Rollback),
     /// Take the newest rollback back.
@@ -222,6 +231,10 @@ pub enum Response {
     Closed(CloneStatus),
     /// To `Group…`.
     Groups(Vec<Group>),
+    /// To `Clone`.
+    Cloned(Cloned),
+    /// To `Hydrate`.
+    Hydrated(Hydrated),
     /// To `Rollback` and `Undo`.
     Rewound(Vec<Rewound>),
     /// To `Resume`.
@@ -296,6 +309,8 @@ pub fn run(site: &Site, tz: Option<&str>, request: &Request, watch: &mut Watch<'
         Request::SetJournalCap { volume, cap_bytes } => {
             Response::Volume(volumes::set_journal_cap(store, volume, *cap_bytes)?)
         }
+        Request::Clone(clone) => Response::Cloned(branch::clone(store, clone, &zone(tz)?)?),
+        Request::Hydrate { volume } => Response::Hydrated(branch::hydrate(store, volume, watch)?),
         Request::Rollback(rollback) => Response::Rewound(rewind::rollback(site, rollback, &zone(tz)?)?),
         Request::Undo(undo) => Response::Rewound(rewind::undo(site, undo)?),
         Request::Resume { target } => Response::Resumed(rewind::resume(site, target)?),

@@ -109,13 +109,7 @@ fn go_back(
         }
         send_away(site, &volumes, asked)?;
     }
-    let done = match &members[..] {
-        [(volume, back)] => volume.rollback(*back, asked).map(|done| vec![done]),
-        _ => {
-            let context = format!("the group {name:?} has several members");
-            Err(Error::new(Kind::Invalid, context).hint("roll its members back one by one"))
-        }
-    };
+    let done = site.store.rollback(name, &members, asked);
     if done.is_err() {
         // Whatever it was that could not be: where nothing changed, nobody's caches are stale.
         for (volume, before) in volumes.iter().zip(before) {

@@ -9,6 +9,7 @@ use cdp_core::history::course::TurnAt;
 use cdp_core::history::point::{Timeline, format_utc};
 use cdp_core::ids::Timestamp;
 use cdp_core::store::Store;
+use cdp_core::volume::clone::Parent;
 use cdp_core::volume::rollback::MARKER_PREFIX;
 use cdp_core::volume::{Health, Volume};
 use cdp_nbd::stats::Quantiles;
@@ -128,6 +129,9 @@ pub struct VolumeStatus {
     pub hours_until_full: Option<f64>,
     /// Places of damage that are known.
     pub damages: Vec<DamageStatus>,
+    /// What it reads from as long as it is not hydrated: `VOL@lsn:N`.
+    #[serde(default)]
+    pub clone_of: Option<String>,
     /// Its newest rollback.
     #[serde(default)]
     pub rolled_back: Option<RollbackStatus>,
@@ -262,6 +266,7 @@ fn failed(store: &Store) -> Vec<VolumeStatus> {
         journal_rate: None,
         hours_until_full: None,
         damages: Vec::new(),
+        clone_of: None,
         rolled_back: None,
         last_error: None,
         recovery: String::new(),
@@ -322,6 +327,7 @@ fn of_volume(store: &Store, volume: &Volume) -> Result<VolumeStatus> {
             .take(DAMAGES_MAX)
             .map(|(lsn, extent)| DamageStatus { lsn: lsn.0, lba: extent.start.0, blocks: extent.blocks })
             .collect(),
+        clone_of: volume.parent().map(|parent| parent_name(store, parent)),
         rolled_back: volume.course().newest_rollback().and_then(rollback_status),
         last_error: notes.last_error,
         recovery: notes.recovery,
@@ -330,6 +336,12 @@ fn of_volume(store: &Store, volume: &Volume) -> Result<VolumeStatus> {
         // An old state that was found bad is history; the newest one that was judged is a reason to act.
         disproven: proofs.last().filter(|proof| !proof.good).map(ProofLine::of),
     })
+}
+
+fn parent_name(store: &Store, parent: Parent) -> String {
+    let volume = store.volumes().into_iter().find(|volume| volume.identity().id == parent.id);
+    let name = volume.map_or_else(|| format!("(deleted, {})", parent.id), |volume| volume.name().to_owned());
+    format!("{name}@lsn:{}", parent.lsn)
 }
 
 fn rollback_status(rollback: &TurnAt) -> Option<RollbackStatus> {

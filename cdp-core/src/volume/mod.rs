@@ -6,6 +6,7 @@
 mod ahead;
 pub mod changed;
 pub mod client;
+pub mod clone;
 pub mod durable;
 pub mod merge;
 pub mod open;
@@ -81,6 +82,8 @@ pub struct Identity {
     pub marker_interval_ns: u64,
     /// It was closed to clients, until somebody opens it again. As of the opening: [`Volume::held`] knows.
     pub held: Option<rollback::Held>,
+    /// Of a clone: whose view its base is. As of the opening: [`Volume::parent`] knows what holds now.
+    pub parent: Option<clone::Parent>,
 }
 
 /// How a volume is doing.

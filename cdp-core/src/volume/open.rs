@@ -4,11 +4,13 @@ use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
+use super::clone::Parent;
 use super::parts::{self, FreshParts, Frozen, Part, PartIndex, Parts};
 use super::rollback::{Door, Held};
 use super::upkeep::UpkeepState;
 use super::{Health, Identity, MarkState, Notes, Shared, Staged, Volume, durable, timeline, upkeep};
 use crate::base::Base;
+use crate::device::Device;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::format::mark::Mark;
@@ -60,6 +62,10 @@ impl Identity {
             manifest.set("held_ns", held.since.0);
             manifest.set("held_why", held.why.replace('\n', " "));
         }
+        if let Some(parent) = &self.parent {
+            manifest.set("parent_id", parent.id);
+            manifest.set("parent_lsn", parent.lsn.0);
+        }
         manifest
     }
 
@@ -79,6 +85,10 @@ impl Identity {
                 since: Timestamp(since),
                 why: manifest.get("held_why").unwrap_or_default(),
             }),
+            parent: match manifest.get_hex("parent_id") {
+                Some(id) => Some(Parent { id: VolumeId(id), lsn: Lsn(manifest.get("parent_lsn")?) }),
+                None => None,
+            },
         })
     }
 }
@@ -120,8 +130,23 @@ pub fn read_manifest(shared: &Shared, dir: &Path) -> Result<Identity> {
 /// Opens a volume: recovers its journal, and makes what it shows durable before anybody can read it.
 /// Never fails because the journal is damaged: then the volume is read-only and says why.
 pub fn open(shared: &Shared, dir: &Path, accept: Accept) -> Result<Arc<Volume>> {
+    open_on(shared, dir, accept, None)
+}
+
+/// As [`open`]; `parent` is the view that the base of a clone is.
+pub fn open_on(
+    shared: &Shared,
+    dir: &Path,
+    accept: Accept,
+    parent: Option<Arc<dyn Device>>,
+) -> Result<Arc<Volume>> {
     let files = &*shared.files;
     let identity = read_manifest(shared, dir)?;
+    if identity.parent.is_some() != parent.is_some() {
+        let context =
+            format!("volume {}: a clone is opened with its parent, and only a clone", identity.name);
+        return Err(Error::new(Kind::Invalid, context));
+    }
     let (mut mark_file, mark) = MarkFile::open(files, dir)?;
     let merged = open_merged_runs(shared, dir, identity.id);
     let request = Request {
@@ -211,8 +236,11 @@ pub fn open(shared: &Shared, dir: &Path, accept: Accept) -> Result<Arc<Volume>> 
     let journal_bytes = measure(shared, dir)?;
     let notes =
         Notes { recovery: describe(&recovered, position), last_error: None, damages: damages(&parts)? };
-    // It may have grown: whatever pieces there are.
-    let base = Base::open(files, dir, identity.id, VOLUME_BYTES_MAX)?;
+    let base = match parent {
+        Some(parent) => Base::on(parent),
+        // It may have grown: whatever pieces there are.
+        None => Base::open(files, dir, identity.id, VOLUME_BYTES_MAX)?,
+    };
     let volume = Volume {
         dir: dir.to_owned(),
         shared: shared.clone(),

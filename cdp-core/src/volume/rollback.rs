@@ -36,6 +36,8 @@ pub(super) struct Door {
     state: Mutex<DoorState>,
     // The newest rollback: whoever came in before it has stale caches.
     rolled_back: AtomicU64,
+    // Held while a clone is hydrated.
+    pub(super) hydrating: Mutex<()>,
 }
 
 struct DoorState {
@@ -45,7 +47,11 @@ struct DoorState {
 
 impl Door {
     pub(super) fn new(held: Option<Held>) -> Door {
-        Door { state: Mutex::new(DoorState { held, bars: 0 }), rolled_back: AtomicU64::new(0) }
+        Door {
+            state: Mutex::new(DoorState { held, bars: 0 }),
+            rolled_back: AtomicU64::new(0),
+            hydrating: Mutex::new(()),
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 mod harness;
 
 mod boundaries;
+mod clones;
 mod faults;
 mod groups;
 mod histories;

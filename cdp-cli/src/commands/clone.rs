@@ -1,0 +1,49 @@
+//! `cdp clone` and `cdp hydrate`.
+
+use cdp_core::error::Result;
+
+use super::progress::Bar;
+use super::{Context, point};
+use crate::cli;
+use crate::door::{Door, unexpected};
+use crate::report;
+use crate::units::size;
+use crate::work::{CloneOf, Request, Response};
+
+/// Makes a clone; with `--hydrate`, copies its data at once.
+pub fn run(context: &Context, arguments: &cli::CloneVolume) -> Result<u8> {
+    let request = CloneOf { target: arguments.source.clone(), name: arguments.name.clone() };
+    let answer = Door::ask_once(&context.config, false, Request::Clone(request), &mut |_| Ok(()))?;
+    let Response::Cloned(cloned) = &answer else { return Err(unexpected()) };
+    point::tell([&cloned.point]);
+    context.show(&answer.json(), || {
+        format!("{}: {}, a clone of {}", cloned.name, size(cloned.size_bytes), cloned.point.export)
+    });
+    if arguments.hydrate { copy(context, arguments.name.clone(), true) } else { Ok(report::DONE) }
+}
+
+/// Copies a clone's data from its parent.
+pub fn hydrate(context: &Context, volume: String) -> Result<u8> {
+    copy(context, volume, false)
+}
+
+fn copy(context: &Context, volume: String, quiet: bool) -> Result<u8> {
+    let bar = Bar::default();
+    let answer = Door::ask_once(&context.config, false, Request::Hydrate { volume }, &mut |progress| {
+        bar.show(progress);
+        Ok(())
+    });
+    bar.clear();
+    let answer = answer?;
+    let Response::Hydrated(hydrated) = &answer else { return Err(unexpected()) };
+    let line = match hydrated.copied_bytes {
+        0 => format!("{}: nothing to copy, it stands on its own", hydrated.name),
+        bytes => format!("{}: {} copied, it stands on its own now", hydrated.name, size(bytes)),
+    };
+    if quiet {
+        report::say(&line)
+    } else {
+        context.show(&answer.json(), || line)
+    }
+    Ok(report::DONE)
+}

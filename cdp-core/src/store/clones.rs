@@ -1,0 +1,244 @@
+//! Clones: making them, opening them behind their parents, and keeping deleted parents as long as they are read from.
+//!
+//! Whose view a clone's base is stands in the clone's manifest, and nowhere else: the hold on the parent is there
+//! when the clone is, in the trash too, and ends when the clone is hydrated or gone for good.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{Store, TRASH_DIR, TRASH_NS, UNFINISHED_PREFIX, VOLUMES_DIR};
+use crate::device::Device;
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::ids::*;
+use crate::view::View;
+use crate::volume::clone::Parent;
+use crate::volume::open::{Accept, open_on, read_manifest};
+use crate::volume::{Health, Identity, Volume};
+
+/// Clones of clones of clones: so many at most, one behind the other. Each reads through all its parents.
+pub const CLONE_DEPTH_MAX: usize = 32;
+
+/// A volume's directory, whether it is in the trash, and what its manifest says, if it can be read.
+struct Place {
+    dir: PathBuf,
+    name: String,
+    is_trash: bool,
+    identity: Option<Identity>,
+}
+
+impl Store {
+    /// Makes a volume that begins as `parent` was at `lsn`. Nothing is copied; the parent's history is held from that
+    /// record on as long as the clone reads from it.
+    ///
+    /// Legal states after a crash: no clone, or the whole one.
+    pub fn clone_volume(&self, parent: &Arc<Volume>, lsn: Lsn, name: &str) -> Result<Arc<Volume>> {
+        let _changing = self.changing.lock().expect("no panics under this lock");
+        if lsn > parent.tip_lsn() {
+            let context = format!("volume {} has no {lsn:?}", parent.name());
+            return Err(Error::new(Kind::OutOfRange, context));
+        }
+        if parent.health() == Health::Closed {
+            return Err(Error::new(Kind::Closed, format!("volume {} is closed", parent.name())));
+        }
+        let depth = self.depth_of(parent)?;
+        if depth >= CLONE_DEPTH_MAX {
+            let context = format!("volume {} is a clone of a clone, {depth} deep", parent.name());
+            return Err(Error::new(Kind::Refused, context)
+                .hint(format!("`cdp hydrate {}` makes it a volume of its own", parent.name())));
+        }
+        // Held from here on, and there after a power cut.
+        let view = View::new(parent.clone(), lsn);
+        parent.settle(lsn)?;
+        let identity = Identity {
+            name: name.to_owned(),
+            id: VolumeId(self.shared.clock.random()),
+            first_size_bytes: view.size_bytes(),
+            created: self.shared.clock.take(1),
+            segment_bytes: parent.identity().segment_bytes,
+            journal_cap_bytes: None,
+            marker_interval_ns: parent.identity().marker_interval_ns,
+            held: None,
+            parent: Some(Parent { id: parent.identity().id, lsn }),
+        };
+        self.make_volume(&identity, None, Some(Arc::new(view)))
+    }
+
+    fn depth_of(&self, volume: &Volume) -> Result<usize> {
+        let places = self.places()?;
+        let mut depth = 0;
+        let mut parent = volume.parent();
+        while let (Some(above), true) = (parent, depth < CLONE_DEPTH_MAX) {
+            depth += 1;
+            let identities = places.iter().filter_map(|place| place.identity.as_ref());
+            parent = identities.into_iter().find(|identity| identity.id == above.id).and_then(|i| i.parent);
+        }
+        Ok(depth)
+    }
+
+    /// Opens a volume and, before it, whatever it is a clone of; notes it, or why it cannot be opened.
+    pub(super) fn open_by_dir(&self, name: &str, dir: &Path, accept: &dyn Fn(&str) -> Accept, depth: usize) {
+        match self.open_with_parent(name, dir, accept, depth) {
+            Ok(volume) => {
+                self.volumes.lock().expect("no panics under this lock").insert(name.to_owned(), volume);
+            }
+            Err(error) => {
+                self.failed.lock().expect("no panics under this lock").insert(name.to_owned(), error);
+            }
+        }
+    }
+
+    fn open_with_parent(
+        &self,
+        name: &str,
+        dir: &Path,
+        accept: &dyn Fn(&str) -> Accept,
+        depth: usize,
+    ) -> Result<Arc<Volume>> {
+        let identity = read_manifest(&self.shared, dir)?;
+        let parent = match identity.parent {
+            None => None,
+            Some(_) if depth > CLONE_DEPTH_MAX => {
+                return Err(Error::new(Kind::Damaged, format!("volume {name} is a clone of itself")));
+            }
+            Some(parent) => Some(self.parent_of(name, parent, accept, depth + 1)?),
+        };
+        open_on(&self.shared, dir, accept(name), parent)
+    }
+
+    fn parent_of(
+        &self,
+        name: &str,
+        parent: Parent,
+        accept: &dyn Fn(&str) -> Accept,
+        depth: usize,
+    ) -> Result<Arc<dyn Device>> {
+        let volume = self.by_id(parent.id, accept, depth).map_err(|error| {
+            let context = format!("volume {name} is a clone, and its parent cannot be had: {error}");
+            Error::new(error.kind(), context).hint("what is wrong with the parent has to be put right first")
+        })?;
+        if volume.tip_lsn() < parent.lsn {
+            let context = format!(
+                "volume {name} is a clone of {} at {:?}, which has lost that record",
+                volume.name(),
+                parent.lsn
+            );
+            return Err(Error::new(Kind::Damaged, context));
+        }
+        Ok(Arc::new(View::new(volume, parent.lsn)))
+    }
+
+    /// An opened volume, or one that is opened now; one in the trash stays hidden.
+    fn by_id(&self, id: VolumeId, accept: &dyn Fn(&str) -> Accept, depth: usize) -> Result<Arc<Volume>> {
+        let opened = self.volumes().into_iter().find(|volume| volume.identity().id == id);
+        let hidden = self.hidden.lock().expect("no panics under this lock").get(&id).cloned();
+        if let Some(volume) = opened.or(hidden) {
+            return Ok(volume);
+        }
+        let is_it = |place: &Place| place.identity.as_ref().is_some_and(|identity| identity.id == id);
+        let place =
+            self.places()?.into_iter().find(is_it).ok_or_else(|| {
+                Error::new(Kind::NotFound, format!("no volume of this store has the id {id}"))
+            })?;
+        if !place.is_trash {
+            self.open_by_dir(&place.name, &place.dir, accept, depth);
+            return self.volume(&place.name);
+        }
+        let volume = self.open_with_parent(&place.name, &place.dir, accept, depth)?;
+        self.hidden.lock().expect("no panics under this lock").insert(id, volume.clone());
+        Ok(volume)
+    }
+
+    /// All volumes, and those in the trash.
+    fn places(&self) -> Result<Vec<Place>> {
+        let mut places = Vec::new();
+        for (parent, is_trash) in [(VOLUMES_DIR, false), (TRASH_DIR, true)] {
+            let parent = self.path.join(parent);
+            let entries = self.shared.files.list(&parent).at(|| format!("listing {}", parent.display()))?;
+            for entry in entries {
+                if !entry.is_dir || entry.name.starts_with(UNFINISHED_PREFIX) {
+                    continue;
+                }
+                let dir = parent.join(&entry.name);
+                let identity = read_manifest(&self.shared, &dir).ok();
+                places.push(Place { dir, name: entry.name, is_trash, identity });
+            }
+        }
+        Ok(places)
+    }
+
+    /// A hidden volume is opened again under its own name: the old one only serves those who read from it.
+    pub(super) fn close_hidden(&self, dir: &Path) -> Result<Option<VolumeId>> {
+        let mut hidden = self.hidden.lock().expect("no panics under this lock");
+        let id = hidden.iter().find(|(_, volume)| volume.dir() == dir).map(|(id, _)| *id);
+        match id.and_then(|id| hidden.remove(&id)) {
+            Some(volume) => volume.close().map(|()| id),
+            None => Ok(None),
+        }
+    }
+
+    /// Moves the directory of a volume that is closed. Clones that read from it wait meanwhile, and go on with
+    /// the volume as it is opened in its new place.
+    pub(super) fn move_parent(&self, id: VolumeId, rename: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        let mut opened = self.volumes();
+        opened.extend(self.hidden.lock().expect("no panics under this lock").values().cloned());
+        let clones: Vec<(Arc<Volume>, Lsn)> = opened
+            .into_iter()
+            .filter_map(|volume| {
+                let parent = volume.parent().filter(|parent| parent.id == id)?;
+                Some((volume, parent.lsn))
+            })
+            .collect();
+        let mut slots: Vec<_> = clones.iter().map(|(clone, _)| clone.parent_slot()).collect();
+        rename()?;
+        if clones.is_empty() {
+            return Ok(());
+        }
+        let moved = self.by_id(id, &|_| Accept::default(), 0)?;
+        for ((_, lsn), slot) in clones.iter().zip(&mut slots) {
+            // One that was hydrated meanwhile needs nothing any more.
+            if slot.is_some() {
+                **slot = Some(Arc::new(View::new(moved.clone(), *lsn)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes for good what was deleted longer ago than [`TRASH_NS`] and what no clone, itself in the trash or not,
+    /// reads from any more.
+    pub fn empty_trash(&self) -> Result<()> {
+        let now = self.shared.clock.now();
+        loop {
+            let places = self.places()?;
+            if places.iter().any(|place| place.identity.is_none()) {
+                // It may be a clone of anything.
+                return Ok(());
+            }
+            let parents: Vec<VolumeId> = places
+                .iter()
+                .filter_map(|place| place.identity.as_ref()?.parent.map(|parent| parent.id))
+                .collect();
+            let is_read_from =
+                |place: &Place| place.identity.as_ref().is_none_or(|identity| parents.contains(&identity.id));
+            let expired = self.trash()?.into_iter().find_map(|trashed| {
+                let dir = self.path.join(TRASH_DIR).join(&trashed.dir);
+                let place = places.iter().find(|place| place.dir == dir)?;
+                let is_old = now.0.saturating_sub(trashed.deleted.0) > TRASH_NS;
+                (is_old && !is_read_from(place)).then_some(dir)
+            });
+            let Some(dir) = expired else { return Ok(()) };
+            self.close_hidden(&dir)?;
+            self.shared.files.remove_dir_all(&dir).at(|| format!("removing {}", dir.display()))?;
+        }
+    }
+
+    /// The clones, of any age, that read from this volume: their names; those in the trash with the instant of their
+    /// deletion.
+    pub fn clones_of(&self, volume: &Volume) -> Result<Vec<String>> {
+        let id = volume.identity().id;
+        let is_clone = |place: &Place| {
+            let parent = place.identity.as_ref().and_then(|identity| identity.parent);
+            parent.is_some_and(|parent| parent.id == id)
+        };
+        Ok(self.places()?.into_iter().filter(is_clone).map(|place| place.name).collect())
+    }
+}

@@ -1,0 +1,99 @@
+//! Clones: a volume whose base is a view of another, and how it lets go of that.
+//!
+//! The clone's manifest names its parent and the LSN; that is the pin, there exactly as long as the clone reads from
+//! the parent. While a volume has a parent nothing may be folded into its base: what stands in its directory as base
+//! does not count.
+//!
+//! Hydration copies the parent's view into the clone's own base. Legal states after a crash: the manifest names the
+//! parent, and whatever part of a base stands there is thrown away by the next attempt; or it does not, and the whole
+//! base stands there, synced before the manifest was.
+
+use std::sync::{Arc, RwLockWriteGuard};
+
+use super::{Volume, check_range};
+use crate::base::{Base, BaseWriter, remove_pieces};
+use crate::device::{Content, Device, Read};
+use crate::error::{Error, Kind, Result};
+use crate::ids::*;
+
+/// Bytes copied at a time.
+const STEP_BYTES: u64 = 1 << 20;
+/// Stretches of the parent looked at in one go.
+const STRETCHES_PER_LOOK: usize = 256;
+
+/// Whose view a clone's base is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Parent {
+    /// The volume.
+    pub id: VolumeId,
+    /// The state of it.
+    pub lsn: Lsn,
+}
+
+/// Told of the bytes that were looked at and of all there are; an error from it ends the work.
+pub type Watch<'a> = dyn FnMut(u64, u64) -> Result<()> + 'a;
+
+impl Volume {
+    /// Of a clone: whose view its base is, until it is hydrated.
+    pub fn parent(&self) -> Option<Parent> {
+        self.manifest.lock().expect("no panics under this lock").parent
+    }
+
+    /// See [`Base::parent_slot`].
+    pub(crate) fn parent_slot(&self) -> RwLockWriteGuard<'_, Option<Arc<dyn Device>>> {
+        self.base.parent_slot()
+    }
+
+    /// Makes everything up to this record survive power loss: a clone will stand on it.
+    pub fn settle(&self, lsn: Lsn) -> Result<()> {
+        if lsn > self.durable_lsn() { self.sync_through(lsn) } else { Ok(()) }
+    }
+
+    /// Copies what is the parent's into a base of the volume's own, and lets go of the parent. The volume is in use
+    /// meanwhile. Gives the bytes that were copied; 0 if it has no parent.
+    pub fn hydrate(&self, watch: &mut Watch<'_>) -> Result<u64> {
+        let Some(_alone) = self.door.hydrating.try_lock().ok() else {
+            let context = format!("volume {} is being hydrated already", self.identity.name);
+            return Err(Error::new(Kind::Busy, context));
+        };
+        let Some(parent) = self.base.parent() else { return Ok(0) };
+        let (files, id) = (&self.shared.files, self.identity.id);
+        remove_pieces(&**files, &self.dir)?;
+        // The clone itself may have grown; its parent's view has not.
+        let bytes = parent.size_bytes();
+        let mut writer = BaseWriter::new(files.clone(), &self.dir, id, bytes);
+        let mut copied = 0;
+        let mut at = 0;
+        while at < bytes {
+            for stretch in parent.extents(at, bytes - at, STRETCHES_PER_LOOK)? {
+                let end = at + stretch.len;
+                while at < end {
+                    // In whole blocks, so that the next step begins on one.
+                    let step =
+                        if stretch.content == Content::Data { (end - at).min(STEP_BYTES) } else { end - at };
+                    if stretch.content == Content::Data {
+                        copy(&*parent, &mut writer, at, step)?;
+                        copied += step;
+                    }
+                    at += step;
+                    watch(at, bytes)?;
+                }
+            }
+        }
+        writer.finish()?;
+        self.change_manifest(|manifest| manifest.parent = None)?;
+        self.base.let_go(Base::open(&**files, &self.dir, id, bytes)?);
+        Ok(copied)
+    }
+}
+
+/// Copies bytes that begin on a block; the last block is filled up with zeros.
+fn copy(parent: &dyn Device, writer: &mut BaseWriter, at: u64, len: u64) -> Result<()> {
+    check_range(at, len, parent.size_bytes())?;
+    let mut buffer = vec![0; len.next_multiple_of(BLOCK_BYTES) as usize];
+    let mut reads = [Read { offset: at, buffer: &mut buffer[..len as usize], result: Ok(()) }];
+    parent.read(&mut reads);
+    let [read] = reads;
+    read.result?;
+    writer.write(at / BLOCK_BYTES, &buffer)
+}
