@@ -94,6 +94,33 @@ fn the_write_that_broke_it_is_found() {
     run();
 }
 
+/// It was a rollback that brought the damage back: named as such, with what was written before and after in place.
+#[test]
+fn a_rollback_that_broke_it_is_found() {
+    let home = Home::new();
+    home.json(&["create", "disk", "--size", "16M", "--marker-interval", "0s"]);
+    let served = home.serve(&[]);
+    let write = |text: &[u8], name: &str| {
+        put(&mut served.connect("disk").unwrap(), 0, text).unwrap();
+        home.json(&["mark", "disk", name]);
+    };
+    write(b"BROKEN", "broken");
+    write(b"mended", "mended");
+    home.json(&["rollback", "disk@broken"]);
+    home.json(&["resume", "disk"]);
+    put(&mut served.connect("disk").unwrap(), 8192, b"more").unwrap();
+    let judge = judge(&home);
+    let ran = home.run(&["bisect", "disk", "--json", "--good", "mended", "--", &judge]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let result: Value = serde_json::from_str(&ran.out).unwrap();
+    let changes = result["changes"].as_array().unwrap();
+    assert_eq!(
+        (changes.len(), &changes[0]["kind"], &changes[0]["len"]),
+        (1, &"rollback".into(), &0.into()),
+        "{result}"
+    );
+}
+
 /// Four at a time find the same.
 #[test]
 fn many_probes_at_a_time_find_the_same() {

@@ -156,14 +156,12 @@ fn text(ending: &Ending, good: &PointInfo, bad: &PointInfo, files: &[DifferenceL
         lines.push("the states between them could not be judged: it is one of these records".to_owned());
     }
     for change in ending.changes.iter().take(CHANGES_SHOWN) {
-        lines.push(format!(
-            "  lsn:{} {} of {} at byte {}, by session {}",
-            change.place.lsn,
-            change.kind,
-            size(change.len),
-            change.offset,
-            change.session
-        ));
+        let what = match change.len {
+            0 => String::new(),
+            len => format!(" of {} at byte {}", size(len), change.offset),
+        };
+        lines
+            .push(format!("  lsn:{} {}{what}, by session {}", change.place.lsn, change.kind, change.session));
     }
     if ending.changes.len() > CHANGES_SHOWN {
         lines.push(format!("  … and {} more", ending.changes.len() - CHANGES_SHOWN));
