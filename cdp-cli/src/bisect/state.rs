@@ -31,7 +31,7 @@ pub struct End {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
-    /// [`VERSION`].
+    /// Version of the file.
     pub version: u32,
     /// Which volume.
     pub volume: String,
