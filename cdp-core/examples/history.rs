@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cdp_core::device::{Device, Read};
+use cdp_core::device::{Change, Device, Read};
 use cdp_core::generate::{HistoryOptions, history};
 use cdp_core::history::point::Timeline;
-use cdp_core::ids::{BLOCK_BYTES, Lsn, Timestamp};
+use cdp_core::ids::{BLOCK_BYTES, Lsn, SessionId, Timestamp};
 use cdp_core::index::IndexOptions;
 use cdp_core::io::{SystemClock, native};
 use cdp_core::store::{OpenOptions, Store};
@@ -18,6 +18,7 @@ use cdp_core::volume::Volume;
 type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
 const VIEWS: u64 = 64;
+const WRITE_TIME: Duration = Duration::from_secs(6);
 
 fn random(state: &mut u64) -> u64 {
     *state ^= *state << 13;
@@ -182,6 +183,63 @@ fn measure(path: &Path) -> Outcome {
     Ok(())
 }
 
+/// Writes 4 KiB at random for some seconds, flushing each 256 writes, with upkeep beside it four times a second.
+fn write_rate(path: &Path, merge_runs: usize) -> Outcome<(f64, usize)> {
+    let index = IndexOptions { merge_runs, ..IndexOptions::default() };
+    let options = OpenOptions { holder: "a measurement", index, ..OpenOptions::default() };
+    let store = Store::open_with(native(true), Arc::new(SystemClock), path, &options)?;
+    let volume = store.volume("disk")?;
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    let mut state = 0x9e37_79b9_97f4_a7c1;
+    let data: Vec<u8> = (0..4096).map(|at| (at % 251) as u8 + 1).collect();
+    let blocks = volume.size_bytes() / BLOCK_BYTES;
+    let rate = std::thread::scope(|scope| -> Outcome<f64> {
+        scope.spawn(|| {
+            while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                if let Err(error) = volume.maintain() {
+                    eprintln!("{error}");
+                }
+                std::thread::sleep(Duration::from_millis(250));
+            }
+        });
+        let began = Instant::now();
+        let mut done = 0;
+        let mut results = Vec::new();
+        while began.elapsed() < WRITE_TIME {
+            let changes: Vec<Change<'_>> = (0..32)
+                .map(|_| Change::Write { offset: random(&mut state) % blocks * BLOCK_BYTES, data: &data })
+                .collect();
+            results.clear();
+            volume.apply(SessionId(1), &changes, &mut results);
+            results.drain(..).collect::<Result<Vec<_>, _>>()?;
+            done += changes.len();
+            if done % 256 == 0 {
+                volume.flush()?;
+            }
+        }
+        let rate = done as f64 / began.elapsed().as_secs_f64();
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+        Ok(rate)
+    })?;
+    let layers = volume.part_list().layers().len();
+    store.close()?;
+    Ok((rate, layers))
+}
+
+fn write(path: &Path) -> Outcome {
+    let mut ratios = Vec::new();
+    for round in 1..=3 {
+        let (without, many) = write_rate(path, usize::MAX >> 1)?;
+        // Two by two is more merging than a store ever does by itself.
+        let (merging, few) = write_rate(path, 2)?;
+        ratios.push(merging / without * 100.0);
+        println!("| round {round}: writes without merging, {many} layers | {without:.0}/s |");
+        println!("| round {round}: writes while merging, down to {few} layers | {merging:.0}/s |");
+    }
+    println!("| while merging, of without | {ratios:.0?} % |");
+    Ok(())
+}
+
 fn main() -> Outcome {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
@@ -189,6 +247,7 @@ fn main() -> Outcome {
         ["generate", dir, changes] => generate(&PathBuf::from(dir), changes.parse()?),
         ["merge", dir] => merge(&PathBuf::from(dir)),
         ["measure", dir] => measure(&PathBuf::from(dir)),
-        _ => Err("generate DIR CHANGES | merge DIR | measure DIR".into()),
+        ["write", dir] => write(&PathBuf::from(dir)),
+        _ => Err("generate DIR CHANGES | merge DIR | measure DIR | write DIR".into()),
     }
 }
