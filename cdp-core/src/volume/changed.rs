@@ -8,7 +8,7 @@ use super::Volume;
 use crate::device::Device;
 use crate::error::{Error, Kind, Result};
 use crate::ids::*;
-use crate::index::{Difference, Search};
+use crate::index::{Difference, Search, Visible};
 use crate::view::View;
 
 /// Versions that one look at the index may find in all parts together: bounds its memory, however many parts there
@@ -35,31 +35,62 @@ pub struct ChangedPage {
     pub end: u64,
 }
 
-/// The blocks that differ between two states of one volume. Holds both views, and so what they pin.
+/// The blocks that differ between two states of one volume, or of two that share history. Holds both views, and so what
+/// they pin.
 ///
 /// A block differs if the newest record that changed it is not the same in both: also where the record wrote the same
 /// bytes again, or zeros over what was never written. [`Changes::with_content`] leaves those out.
 pub struct Changes {
     from: Arc<View>,
     to: Arc<View>,
-    difference: Difference,
+    legs: Vec<Leg>,
     content: bool,
+}
+
+/// The part of the way from one state to the other that lies in one volume.
+struct Leg {
+    volume: Arc<Volume>,
+    difference: Difference,
 }
 
 impl Changes {
     /// Between two views of one volume; which of them is older does not matter. [`Kind::Invalid`] for views of
     /// different volumes; and what reading a view would say.
     pub fn between(from: Arc<View>, to: Arc<View>) -> Result<Changes> {
-        let (a, b) = (from.volume(), to.volume());
-        if a.identity().id != b.identity().id {
-            let context = format!("{} and {} have no history in common", a.name(), b.name());
-            return Err(Error::new(Kind::Invalid, context).hint("give two points of one volume"));
-        }
+        Changes::across(&[from], &[to])
+    }
+
+    /// Between the first of `from` and the first of `to`. Behind each stands the view that is its base, if its volume
+    /// is a clone, and so on. A block differs if it was changed on the way from either to what they have in
+    /// common. [`Kind::Invalid`] if that is nothing.
+    pub fn across(from: &[Arc<View>], to: &[Arc<View>]) -> Result<Changes> {
+        let ([a, ..], [b, ..]) = (from, to) else {
+            return Err(Error::new(Kind::Invalid, "nothing to compare"));
+        };
+        let id = |view: &Arc<View>| view.volume().identity().id;
+        let met = from.iter().enumerate().find_map(|(depth, view)| {
+            to.iter().position(|other| id(other) == id(view)).map(|other| (depth, other))
+        });
+        let Some((above_a, above_b)) = met else {
+            let context =
+                format!("{} and {} have no history in common", a.volume().name(), b.volume().name());
+            return Err(Error::new(Kind::Invalid, context)
+                .hint("give two points of one volume, or of a volume and its clone"));
+        };
+        let nothing = Visible::through(Lsn::ZERO);
+        let alone = from[..above_a].iter().chain(&to[..above_b]).map(|view| Leg {
+            volume: view.volume().clone(),
+            difference: Difference::between(&nothing, view.visible()),
+        });
+        let mut legs: Vec<Leg> = alone.collect();
+        let (one, other) = (&from[above_a], &to[above_b]);
+        let difference = Difference::between(one.visible(), other.visible());
+        legs.push(Leg { volume: one.volume().clone(), difference });
+        let (from, to) = (a.clone(), b.clone());
         // A state that is gone says so here, and one that is not is held by its view from now on.
         from.extents(0, 1, 1)?;
         to.extents(0, 1, 1)?;
-        let difference = Difference::between(from.visible(), to.visible());
-        Ok(Changes { from, to, difference, content: false })
+        Ok(Changes { from, to, legs, content: false })
     }
 
     /// The same, but blocks with the same bytes in both states do not count; those are read where checksums do not
@@ -89,13 +120,22 @@ impl Changes {
     /// other reasons too, but covers at least one block of what is not empty.
     pub fn page(&self, within: Extent, extents_max: usize) -> Result<ChangedPage> {
         match self.content {
-            false => self.from.volume().changed_page(&self.difference, within, extents_max),
+            false => self.by_lsn(within, extents_max),
             true => {
                 let candidates_max = extents_max.min(content::PAGE_PLANS_MAX);
-                let by_lsn = self.from.volume().changed_page(&self.difference, within, candidates_max)?;
+                let by_lsn = self.by_lsn(within, candidates_max)?;
                 content::differing(&self.from, &self.to, by_lsn, extents_max.max(1))
             }
         }
+    }
+
+    fn by_lsn(&self, within: Extent, extents_max: usize) -> Result<ChangedPage> {
+        let page = |leg: &Leg| leg.volume.changed_page(&leg.difference, within, extents_max);
+        if let [leg] = &self.legs[..] {
+            return page(leg);
+        }
+        let pages = self.legs.iter().map(page).collect::<Result<Vec<ChangedPage>>>()?;
+        Ok(ChangedPage::joined(pages, within.end()).cut(extents_max.max(1)))
     }
 
     /// All of them, in rising order, found as they are asked for. Ends with the first error.
@@ -110,6 +150,25 @@ impl ChangedPage {
             Some(last) if last.end() == start => last.blocks += end - start,
             _ => self.extents.push(Extent::new(start, end)),
         }
+    }
+
+    /// What any of them has, as far as all of them go, and at most to `end`.
+    fn joined(pages: Vec<ChangedPage>, end: u64) -> ChangedPage {
+        let end = pages.iter().map(|page| page.end).min().unwrap_or(end);
+        let mut all: Vec<Extent> = pages.into_iter().flat_map(|page| page.extents).collect();
+        all.retain(|extent| extent.start.0 < end);
+        all.sort_unstable_by_key(|extent| extent.start);
+        let mut joined = ChangedPage { extents: Vec::new(), end };
+        for extent in all {
+            let to = extent.end().min(end);
+            match joined.extents.last_mut() {
+                Some(last) if last.end() >= extent.start.0 => {
+                    last.blocks = last.blocks.max(to.saturating_sub(last.start.0));
+                }
+                _ => joined.extents.push(Extent::new(extent.start.0, to)),
+            }
+        }
+        joined
     }
 
     /// Ends the page before the extent that is one too many.

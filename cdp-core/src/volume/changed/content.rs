@@ -23,7 +23,9 @@ pub(super) fn differing(
     by_lsn: ChangedPage,
     extents_max: usize,
 ) -> Result<ChangedPage> {
-    let sides = Sides { a: from.volume().reader(from.visible()), b: to.volume().reader(to.visible()) };
+    let same_base = from.volume().identity().id == to.volume().identity().id;
+    let sides =
+        Sides { same_base, a: from.volume().reader(from.visible()), b: to.volume().reader(to.visible()) };
     let mut page = ChangedPage { extents: Vec::new(), end: by_lsn.end };
     let (mut plans, mut read_blocks) = (0, 0);
     for extent in by_lsn.extents {
@@ -42,6 +44,8 @@ pub(super) fn differing(
 }
 
 struct Sides<'a> {
+    /// Both are of one volume, and have one base.
+    same_base: bool,
     a: Reader<'a>,
     b: Reader<'a>,
 }
@@ -88,9 +92,10 @@ impl Sides<'_> {
         Ok(match (a, b) {
             (Piece::Zero { .. }, Piece::Zero { .. }) => (end, Some(true)),
             // Neither state has a record for them: the base is the same under both.
-            (Piece::Base { .. }, Piece::Base { .. }) => (end, Some(true)),
+            (Piece::Base { .. }, Piece::Base { .. }) if self.same_base => (end, Some(true)),
             (Piece::Zero { .. }, Piece::Base { .. }) | (Piece::Base { .. }, Piece::Zero { .. }) => {
-                match self.a.base.stretch(at, end)? {
+                let base = if matches!(a, Piece::Base { .. }) { self.a.base } else { self.b.base };
+                match base.stretch(at, end)? {
                     (absent, false) => (absent, Some(true)),
                     (present, true) => (present.min(few), None),
                 }
