@@ -317,3 +317,55 @@ fn a_trim_of_64_tib_is_one_extent() {
     View::new(volume, Lsn(2)).read(&mut read);
     assert_eq!(buffer, [7; 4096]);
 }
+
+/// Whoever tries something on a clone wants to see what it changed, and what the original changed meanwhile; what
+/// neither did must not be among it.
+#[test]
+fn a_clone_and_its_parent_differ_by_what_either_did_since() {
+    let (disk, clock) = (SimDisk::new(1), SimClock::new(1));
+    Store::create(&disk, &clock, Path::new(STORE)).unwrap();
+    let store = open(&disk, &clock);
+    let parent = store.create_volume("parent", &CreateOptions::new(BLOCKS * BLOCK_BYTES), None).unwrap();
+    let write = |volume: &Arc<Volume>, block: u64, byte: u8| {
+        let (offset, mut results) = (block * BLOCK_BYTES, Vec::new());
+        volume.apply(SessionId(1), &[Change::Write { offset, data: &[byte; 4096] }], &mut results);
+        results.pop().unwrap().unwrap()
+    };
+    write(&parent, 1, 1);
+    write(&parent, 2, 1);
+    let at = write(&parent, 3, 1);
+    let clone = store.clone_volume(&parent, at, "clone").unwrap();
+    let other = store.clone_volume(&parent, parent.tip_lsn(), "other").unwrap();
+    let behind = store.clone_volume(&clone, clone.tip_lsn(), "behind").unwrap();
+    // The same bytes on both sides, others, and on one side only.
+    for (volume, block, byte) in
+        [(&parent, 2, 7), (&clone, 2, 7), (&parent, 3, 8), (&clone, 3, 9), (&clone, 9, 1), (&parent, 20, 2)]
+    {
+        write(volume, block, byte);
+    }
+    write(&other, 1, 5);
+    write(&behind, 30, 5);
+    let line = |volumes: &[(&Arc<Volume>, Lsn)]| -> Vec<Arc<View>> {
+        volumes.iter().map(|(volume, lsn)| Arc::new(View::new((*volume).clone(), *lsn))).collect()
+    };
+    let of_parent = line(&[(&parent, parent.tip_lsn())]);
+    let of_clone = line(&[(&clone, clone.tip_lsn()), (&parent, at)]);
+    let of_other = line(&[(&other, other.tip_lsn()), (&parent, other.parent().unwrap().lsn)]);
+    let of_behind =
+        line(&[(&behind, behind.tip_lsn()), (&clone, behind.parent().unwrap().lsn), (&parent, at)]);
+    let all = |from: &[Arc<View>], to: &[Arc<View>], content: bool| {
+        let changes = Changes::across(from, to).unwrap();
+        let changes = if content { changes.with_content() } else { changes };
+        blocks(&changes.extents().map(Result::unwrap).collect::<Vec<_>>())
+    };
+    assert_eq!(all(&of_parent, &of_clone, false), [2, 3, 9, 20]);
+    assert_eq!(all(&of_clone, &of_parent, true), [3, 9, 20]);
+    assert_eq!(all(&of_clone, &of_other, false), [1, 2, 3, 9]);
+    assert_eq!(all(&of_behind, &of_parent, false), [2, 3, 20, 30]);
+    assert_eq!(all(&of_behind, &of_clone, true), [2, 3, 9, 30]);
+    let then = line(&[(&parent, at)]);
+    assert_eq!(all(&then, &of_clone, false), [2, 3, 9]);
+    clone.hydrate(&mut |_, _| Ok(())).unwrap();
+    let alone = line(&[(&clone, clone.tip_lsn())]);
+    assert!(Changes::across(&of_parent, &alone).is_err(), "it has let go of its parent");
+}

@@ -14,6 +14,8 @@ use super::points;
 
 /// The most extents of a page: below the longest line of the control socket.
 const EXTENTS_MAX: usize = 16 << 10;
+/// Clones of clones are followed so far: further than they can be made.
+const LINEAGE_MAX: usize = 64;
 
 /// Two points of one volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,9 +39,21 @@ pub struct DiffPage {
     pub next: Option<u64>,
 }
 
+/// A view, the one that is its base if its volume is a clone, and so on. Ends where a parent is not there.
+fn lineage(store: &Store, view: View) -> Vec<Arc<View>> {
+    let mut views = vec![Arc::new(view)];
+    while let Some(parent) = views.last().and_then(|view| view.volume().parent())
+        && views.len() < LINEAGE_MAX
+        && let Some(volume) = store.volumes().into_iter().find(|volume| volume.identity().id == parent.id)
+    {
+        views.push(Arc::new(View::new(volume, parent.lsn)));
+    }
+    views
+}
+
 /// One page. The points should be absolute, so that all pages are about the same two states.
 pub fn page(store: &Store, diff: &Diff, zone: &Zone) -> Result<DiffPage> {
-    let view = |text: &str| -> Result<Arc<View>> {
+    let views = |text: &str| -> Result<Vec<Arc<View>>> {
         let targets = points::targets(store, text, zone)?;
         let [target] = <[points::Target; 1]>::try_from(targets).map_err(|_| {
             Error::new(Kind::Invalid, format!("{text} is a group, and extents are those of a volume"))
@@ -47,9 +61,9 @@ pub fn page(store: &Store, diff: &Diff, zone: &Zone) -> Result<DiffPage> {
         if target.request.clone.is_some() {
             return Err(Error::new(Kind::Invalid, format!("{text} asks for a clone")).hint("leave `+rw` out"));
         }
-        Ok(Arc::new(View::new(target.volume, target.resolved.lsn)))
+        Ok(lineage(store, View::new(target.volume, target.resolved.lsn)))
     };
-    let mut changes = Changes::between(view(&diff.from)?, view(&diff.to)?)?;
+    let mut changes = Changes::across(&views(&diff.from)?, &views(&diff.to)?)?;
     if diff.content {
         changes = changes.with_content();
     }
