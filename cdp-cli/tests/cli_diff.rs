@@ -58,8 +58,15 @@ fn what_was_written_between_two_points_is_listed_with_and_without_a_server() {
         assert_eq!(home.run(&["diff", "disk"]).code, 2);
     };
     check(&home);
+    home.json(&["clone", "disk@b", "copy"]);
+    let mut copy = server.connect("copy").unwrap();
+    put(&mut copy, 9 * MIB, &[5; 4096]).unwrap();
+    let both = [(5 * MIB, 65536), (9 * MIB, 4096)];
+    assert_eq!(extents(&home.json(&["diff", "copy@latest", "disk@latest"])), both);
+    assert_eq!(extents(&home.json(&["diff", "disk@b", "copy@latest", "--content"])), both[1..]);
     server.stop();
     check(&home);
+    assert_eq!(extents(&home.json(&["diff", "copy@latest", "disk@latest"])), both);
 }
 
 /// More extents than fit into one answer of the server: none may be lost or come twice at the seams.
