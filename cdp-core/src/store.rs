@@ -219,6 +219,7 @@ impl Store {
         store.open_volumes(accept)?;
         store.finish_operation()?;
         store.empty_trash()?;
+        store.note_clones()?;
         Ok(store)
     }
 
@@ -436,6 +437,7 @@ impl Store {
         if !self.volumes.lock().expect("no panics under this lock").contains_key(name) {
             self.open_by_dir(name, &to, &|_| Accept::default(), 0);
         }
+        self.note_clones()?;
         self.volume(name)
     }
 

@@ -70,8 +70,7 @@ pub fn clone(store: &Store, request: &CloneOf, zone: &Zone) -> Result<Cloned> {
 
 /// Copies what a clone still reads from its parent, and lets go of that. It can be used meanwhile.
 pub fn hydrate(store: &Store, name: &str, watch: &mut Watch<'_>) -> Result<Hydrated> {
-    let volume = store.volume(name)?;
-    let copied_bytes = volume.hydrate(&mut |done, total| {
+    let copied_bytes = store.hydrate_volume(name, &mut |done, total| {
         watch(Progress { what: format!("copying {name} from its parent"), done, total })
     })?;
     Ok(Hydrated { name: name.to_owned(), copied_bytes })

@@ -11,7 +11,7 @@ use crate::device::Device;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::ids::*;
 use crate::view::View;
-use crate::volume::clone::Parent;
+use crate::volume::clone::{Parent, Watch};
 use crate::volume::open::{Accept, open_on, read_manifest};
 use crate::volume::{Health, Identity, Volume};
 
@@ -60,7 +60,43 @@ impl Store {
             held: None,
             parent: Some(Parent { id: parent.identity().id, lsn }),
         };
+        parent.hold_for_clone(identity.id, lsn);
+        // Also where this fails: a clone that stands there and could not be opened is one. The next opening of the store
+        // knows.
         self.make_volume(&identity, None, Some(Arc::new(view)))
+    }
+
+    /// Copies what a clone reads from its parent, and lets go of that; see [`Volume::hydrate`].
+    pub fn hydrate_volume(&self, name: &str, watch: &mut Watch<'_>) -> Result<u64> {
+        let volume = self.volume(name)?;
+        let parent = volume.parent();
+        let copied = volume.hydrate(watch)?;
+        let id = volume.identity().id;
+        for other in self.opened().iter().filter(|other| parent.is_some_and(|p| p.id == other.identity().id))
+        {
+            other.release_clone(id);
+        }
+        Ok(copied)
+    }
+
+    /// Every volume that is open, hidden ones too.
+    fn opened(&self) -> Vec<Arc<Volume>> {
+        let mut opened = self.volumes();
+        opened.extend(self.hidden.lock().expect("no panics under this lock").values().cloned());
+        opened
+    }
+
+    /// Tells each volume which clones read from it, by the manifests: of those in the trash, and of those that cannot
+    /// be opened, too.
+    pub(super) fn note_clones(&self) -> Result<()> {
+        let opened = self.opened();
+        for identity in self.places()?.into_iter().filter_map(|place| place.identity) {
+            let Some(parent) = identity.parent else { continue };
+            for volume in opened.iter().filter(|volume| volume.identity().id == parent.id) {
+                volume.hold_for_clone(identity.id, parent.lsn);
+            }
+        }
+        Ok(())
     }
 
     fn depth_of(&self, volume: &Volume) -> Result<usize> {
@@ -179,9 +215,8 @@ impl Store {
     /// Moves the directory of a volume that is closed. Clones that read from it wait meanwhile, and go on with
     /// the volume as it is opened in its new place.
     pub(super) fn move_parent(&self, id: VolumeId, rename: &mut dyn FnMut() -> Result<()>) -> Result<()> {
-        let mut opened = self.volumes();
-        opened.extend(self.hidden.lock().expect("no panics under this lock").values().cloned());
-        let clones: Vec<(Arc<Volume>, Lsn)> = opened
+        let clones: Vec<(Arc<Volume>, Lsn)> = self
+            .opened()
             .into_iter()
             .filter_map(|volume| {
                 let parent = volume.parent().filter(|parent| parent.id == id)?;
@@ -200,7 +235,8 @@ impl Store {
                 **slot = Some(Arc::new(View::new(moved.clone(), *lsn)));
             }
         }
-        Ok(())
+        drop(slots);
+        self.note_clones()
     }
 
     /// Removes for good what was deleted longer ago than [`TRASH_NS`] and what no clone, itself in the trash or not,

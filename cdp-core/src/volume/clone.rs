@@ -34,9 +34,26 @@ pub struct Parent {
 pub type Watch<'a> = dyn FnMut(u64, u64) -> Result<()> + 'a;
 
 impl Volume {
-    /// Of a clone: whose view its base is, until it is hydrated.
+    /// Of a clone: whose view its base is, until it is hydrated. Nothing is folded into the base of such a volume.
     pub fn parent(&self) -> Option<Parent> {
         self.manifest.lock().expect("no panics under this lock").parent
+    }
+
+    /// The states that clones read from, whether or not those are open: in the trash, or not to be opened. Whatever
+    /// ages history has to keep them.
+    pub fn held_by_clones(&self) -> Vec<(VolumeId, Lsn)> {
+        let clones = self.door.clones.lock().expect("no panics under this lock");
+        clones.iter().map(|(id, lsn)| (*id, *lsn)).collect()
+    }
+
+    /// A clone reads from this state, or is about to.
+    pub(crate) fn hold_for_clone(&self, clone: VolumeId, lsn: Lsn) {
+        self.door.clones.lock().expect("no panics under this lock").insert(clone, lsn);
+    }
+
+    /// It does not any more.
+    pub(crate) fn release_clone(&self, clone: VolumeId) {
+        self.door.clones.lock().expect("no panics under this lock").remove(&clone);
     }
 
     /// See [`Base::parent_slot`].

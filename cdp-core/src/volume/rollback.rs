@@ -5,6 +5,7 @@
 //! `before-rollback-N`, in the same batch, so that the state that is left can be named. Legal states after a
 //! crash: neither, the marker alone (it names the tip and does no harm), or both.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -38,6 +39,8 @@ pub(super) struct Door {
     rolled_back: AtomicU64,
     // Held while a clone is hydrated.
     pub(super) hydrating: Mutex<()>,
+    // The clones that read from it, and which state of it.
+    pub(super) clones: Mutex<BTreeMap<VolumeId, Lsn>>,
 }
 
 struct DoorState {
@@ -51,6 +54,7 @@ impl Door {
             state: Mutex::new(DoorState { held, bars: 0 }),
             rolled_back: AtomicU64::new(0),
             hydrating: Mutex::new(()),
+            clones: Mutex::default(),
         }
     }
 }

@@ -161,6 +161,26 @@ fn a_deleted_parent_stays_as_long_as_it_is_read_from() {
     assert_eq!(content(&*store.volume("b").unwrap()), blocks(&[(2, 1), (1, 7), (0, 8)]));
 }
 
+/// A clone in the trash may come back: what it stands on is held until it is hydrated or gone, restarts included.
+#[test]
+fn a_deleted_clone_still_holds_its_parent() {
+    let (disk, store) = fresh(3, &["a"]);
+    let parent = store.volume("a").unwrap();
+    fill(&parent, 1, 0, 8);
+    let point = parent.tip_lsn();
+    let id = store.clone_volume(&parent, point, "b").unwrap().identity().id;
+    store.delete_volume("b").unwrap();
+    assert_eq!(parent.held_by_clones(), [(id, point)]);
+    store.close().unwrap();
+    drop((parent, store));
+    let store = open(&disk, 4);
+    assert_eq!(store.volume("a").unwrap().held_by_clones(), [(id, point)]);
+    let clone = store.undelete_volume("b").unwrap();
+    assert_eq!(content(&*clone), blocks(&[(1, 8), (0, 8)]));
+    store.hydrate_volume("b", &mut |_, _| Ok(())).unwrap();
+    assert!(store.volume("a").unwrap().held_by_clones().is_empty());
+}
+
 /// A crash while a clone is made leaves the whole clone or none, and its parent as it was; one on what was never
 /// flushed must not lose the ground under it.
 #[test]
