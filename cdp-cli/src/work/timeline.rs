@@ -34,7 +34,7 @@ const RECORDS_MAX: usize = 1000;
 /// Records shown on each side of an instant, and where nothing else is said.
 const RECORDS: usize = 20;
 /// So many records are read one by one; of more, the segments' sums are shown.
-const RECORDS_READ_MAX: u64 = 500_000;
+const RECORDS_READ_MAX: u64 = 200_000;
 /// Blocks in one piece of the map of written blocks.
 const PIECE_BLOCKS: u64 = 4096 * 8;
 /// Stretches asked for at a time, to see what was there before.
