@@ -72,6 +72,35 @@ An image that refers to other files (a backing file) is refused.")]
     /// Change a volume's settings, while it is served
     #[command(after_help = "Examples:\n  cdp set vm1 --journal-cap 200G\n  cdp set vm1 --journal-cap none")]
     Set(Set),
+    /// Say or change how far back a volume goes
+    #[command(after_help = "\
+Examples:
+  cdp retention show vm1
+  cdp retention set vm1 'every-write 24h, named until removed'
+  cdp retention set vm1 'at most 200GiB, at cap drop-oldest'
+
+A policy is clauses with commas between them. What is not said is kept for ever, and a full journal refuses writes.
+  every-write 24h              the state after every write of so long a time (or `forever`)
+  hourly 7d, every 10m for 2d  beyond it, the first marker of each interval; also minutely, daily, weekly
+  named until removed          named markers; `named 30d` lets them go by themselves
+  at most 200GiB               the journal; it goes by segments of 128 MiB
+  at cap block|drop-oldest     when it is full: refuse writes, or let the oldest history go
+
+The oldest history that nothing keeps is folded into the base; markers of hours and days hold what is behind them.
+`cdp log` shows every move of the horizon, and why.")]
+    Retention {
+        /// What to do
+        #[command(subcommand)]
+        command: RetentionCommand,
+    },
+    /// Let a named marker go
+    #[command(after_help = "Example:\n  cdp unmark vm1 before-upgrade")]
+    Unmark {
+        /// Which volume
+        volume: String,
+        /// Which marker
+        name: String,
+    },
     /// List the volumes, and the deleted ones
     #[command(after_help = "Example:\n  cdp list --json")]
     List,
@@ -351,6 +380,27 @@ pub struct Set {
     /// How much the journal may take; `none` for all but a tenth of the filesystem
     #[arg(long, value_name = "SIZE|none")]
     pub journal_cap: String,
+}
+
+/// `cdp retention`.
+#[derive(Debug, Subcommand)]
+pub enum RetentionCommand {
+    /// Say how far back a volume goes, what holds it, and what it takes
+    #[command(after_help = "Example:\n  cdp retention show vm1 --json")]
+    Show {
+        /// Which volume
+        volume: String,
+    },
+    /// Change what is kept; what is not kept any more goes in the background
+    #[command(
+        after_help = "Example:\n  cdp retention set vm1 'every-write 24h, at most 200GiB, at cap drop-oldest'"
+    )]
+    Set {
+        /// Which volume
+        volume: String,
+        /// The policy; see `cdp retention --help`
+        policy: String,
+    },
 }
 
 /// `cdp create`.

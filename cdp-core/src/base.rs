@@ -1,10 +1,14 @@
 //! The base: the volume's state under all records, as plain sparse images in pieces of 1 TiB, each with a
 //! presence map and block checksums beside it. A clone's is a view of its parent instead, until it is hydrated; what
 //! stands in its directory does not count before.
+//! What is folded into it: `fold`.
+
+mod fold;
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, IoSlice};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, RwLock, RwLockWriteGuard};
 
 use crate::device::{Content, Device, Read};
@@ -27,9 +31,14 @@ struct Piece {
     sums: Arc<dyn File>,
 }
 
-/// The opened base. Most volumes have none: they began as zeros.
+/// The opened base. A volume has none as long as it began as zeros and nothing was folded.
 pub struct Base {
-    pieces: BTreeMap<u64, Piece>,
+    files: Arc<dyn Files>,
+    dir: PathBuf,
+    volume: VolumeId,
+    // Of the volume, as far as pieces are made for it.
+    size_bytes: AtomicU64,
+    pieces: RwLock<BTreeMap<u64, Arc<Piece>>>,
     // A clone reads here, as long as it is set.
     parent: RwLock<Option<Arc<dyn Device>>>,
     // What stands in place of all the above once the clone has let go of its parent.
@@ -46,29 +55,40 @@ fn sums_path(dir: &Path, piece: u64) -> PathBuf {
 
 impl Base {
     /// Opens the pieces there are.
-    pub fn open(files: &dyn Files, dir: &Path, volume: VolumeId, size_bytes: u64) -> Result<Base> {
+    pub fn open(files: &Arc<dyn Files>, dir: &Path, volume: VolumeId, size_bytes: u64) -> Result<Base> {
         let mut pieces = BTreeMap::new();
         for number in 0..size_bytes.div_ceil(BASE_PIECE_BYTES) {
             let (path, sums) = (image_path(dir, number), sums_path(dir, number));
-            let image = match files.open(&path, false) {
+            let image = match files.open(&path, true) {
                 Err(error) if error.kind() == ErrorKind::NotFound => continue,
                 other => other.at(|| format!("opening {}", path.display()))?,
             };
-            let sums = files.open(&sums, false).at(|| format!("opening {}", sums.display()))?;
+            let sums = files.open(&sums, true).at(|| format!("opening {}", sums.display()))?;
             let mut header = [0; SUMS_HEADER_BYTES];
             sums.read_at(0, &mut header).at(|| format!("reading the checksums of {}", path.display()))?;
             if SumsHeader::decode(&header).is_none_or(|h| h.volume != volume || h.piece as u64 != number) {
                 let context = format!("the checksum file of {} is not readable", path.display());
                 return Err(Error::new(Kind::Damaged, context));
             }
-            pieces.insert(number, Piece { path, image, sums });
+            pieces.insert(number, Arc::new(Piece { path, image, sums }));
         }
-        Ok(Base { pieces, parent: RwLock::new(None), own: OnceLock::new() })
+        let pieces = RwLock::new(pieces);
+        let size_bytes = AtomicU64::new(size_bytes);
+        let (parent, own) = (RwLock::new(None), OnceLock::new());
+        Ok(Base { files: files.clone(), dir: dir.to_owned(), volume, size_bytes, pieces, parent, own })
     }
 
     /// The base of a clone: a view of its parent. Behind the parent's end it is zeros.
-    pub fn on(parent: Arc<dyn Device>) -> Base {
-        Base { pieces: BTreeMap::new(), parent: RwLock::new(Some(parent)), own: OnceLock::new() }
+    pub fn on(files: &Arc<dyn Files>, parent: Arc<dyn Device>) -> Base {
+        Base {
+            files: files.clone(),
+            dir: PathBuf::new(),
+            volume: VolumeId(0),
+            size_bytes: AtomicU64::new(0),
+            pieces: RwLock::default(),
+            parent: RwLock::new(Some(parent)),
+            own: OnceLock::new(),
+        }
     }
 
     /// The parent that it reads from.
@@ -88,12 +108,33 @@ impl Base {
         *self.parent.write().expect("no panics under this lock") = None;
     }
 
+    /// Whether history can be folded into it: not into one that is a view of a parent, or was.
+    pub fn takes_folds(&self) -> bool {
+        self.parent().is_none() && self.own.get().is_none()
+    }
+
+    /// Pieces that are made from now on are those of a volume of this size.
+    pub fn set_size(&self, size_bytes: u64) {
+        self.size_bytes.store(size_bytes, Ordering::Relaxed);
+    }
+
+    fn piece_bytes(&self, number: u64) -> u64 {
+        let size_bytes = self.size_bytes.load(Ordering::Relaxed);
+        size_bytes.saturating_sub(number * BASE_PIECE_BYTES).min(BASE_PIECE_BYTES)
+    }
+
     /// Whether there is nothing at all.
     pub fn is_empty(&self) -> bool {
         match self.own.get() {
             Some(own) => own.is_empty(),
-            None => self.pieces.is_empty() && self.parent().is_none(),
+            None => {
+                self.pieces.read().expect("no panics under this lock").is_empty() && self.parent().is_none()
+            }
         }
+    }
+
+    fn piece(&self, number: u64) -> Option<Arc<Piece>> {
+        self.pieces.read().expect("no panics under this lock").get(&number).cloned()
     }
 
     /// Reads whole blocks from `first` on; zeros where the base has none; every block is checked.
@@ -112,7 +153,7 @@ impl Base {
             let piece_end = (at / PIECE_BLOCKS + 1) * PIECE_BLOCKS;
             let blocks = (piece_end - at).min((rest.len() / BLOCK) as u64).min(SUMS_PER_READ);
             let (front, back) = rest.split_at_mut(blocks as usize * BLOCK);
-            match self.pieces.get(&(at / PIECE_BLOCKS)) {
+            match self.piece(at / PIECE_BLOCKS) {
                 None => front.fill(0),
                 Some(piece) => piece.read(at, front)?,
             }
@@ -136,7 +177,7 @@ impl Base {
         while at < to {
             let number = at / PIECE_BLOCKS;
             let end = ((number + 1) * PIECE_BLOCKS).min(to);
-            let Some(piece) = self.pieces.get(&number) else {
+            let Some(piece) = self.piece(number) else {
                 if present == Some(true) {
                     return Ok((at, true));
                 }
@@ -161,9 +202,13 @@ impl Base {
 impl Piece {
     fn sums(&self, first: u64, blocks: u64) -> Result<Vec<u32>> {
         let mut bytes = vec![0; blocks as usize * 4];
-        self.sums
-            .read_at(sum_offset(first), &mut bytes)
-            .at(|| format!("reading the checksums of {}", self.path.display()))?;
+        let offset = sum_offset(first);
+        let mut read = || {
+            // A piece that was made while the volume was smaller has none for what came later.
+            let there = self.sums.len()?.saturating_sub(offset).min(bytes.len() as u64) / 4 * 4;
+            self.sums.read_at(offset, &mut bytes[..there as usize])
+        };
+        read().at(|| format!("reading the checksums of {}", self.path.display()))?;
         let (sums, _) = bytes.as_chunks::<4>();
         Ok(sums.iter().map(|sum| u32::from_le_bytes(*sum)).collect())
     }

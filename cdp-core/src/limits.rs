@@ -58,6 +58,16 @@ pub const NOTE_BYTES_MAX: usize = 2048;
 /// See [`NOTE_BYTES_MAX`].
 pub const TAGS_MAX: usize = 16;
 
+/// Segments folded into the base at once: what was overwritten among them is written once.
+pub const FOLD_SEGMENTS_MAX: usize = 8;
+
+/// How fast history is folded into the base while the journal has room, in bytes a second. When it is full, as fast
+/// as the disk allows.
+pub const FOLD_BYTES_PER_S: u64 = 64 << 20;
+
+/// Length of a volume's ledger, in bytes: when it is reached, the older half goes.
+pub const LEDGER_BYTES_MAX: u64 = 1 << 20;
+
 /// Piece of the base kept in one file, in bytes: ext4 ends at 16 TiB.
 pub const BASE_PIECE_BYTES: u64 = 1 << 40;
 

@@ -79,8 +79,20 @@ impl Reader<'_> {
         self.search(|| Search::bounded(extent, versions_max)).map(|search| pieces(&search))
     }
 
+    /// What the records changed in a prefix of `extent`, of at least one block, in order: no piece of it is the
+    /// base's. Each part adds about `versions_max` pieces at most.
+    pub(crate) fn changed(&self, extent: Extent, versions_max: usize) -> Result<(Extent, Vec<Piece>)> {
+        let search = self.search(|| Search::bounded(extent, versions_max))?;
+        let mut pieces = pieces(&search);
+        pieces.retain(|piece| !matches!(piece, Piece::Base { .. }));
+        Ok((search.extent(), pieces))
+    }
+
     /// Hands a search through the layers of parts, newest first, and finishes it.
     pub fn search(&self, begin: impl Fn() -> Search) -> Result<Search> {
+        let base = self.parts.base();
+        let above = (base > Lsn::ZERO).then(|| self.visible.clone().above(base));
+        let visible = above.as_ref().unwrap_or(self.visible);
         // Once more for each layer with a bad run: from then on its segments answer.
         'anew: loop {
             let mut search = begin();
@@ -88,7 +100,7 @@ impl Reader<'_> {
                 if search.is_done() {
                     break;
                 }
-                if let Err(error) = layer.resolve(self.visible, &mut search) {
+                if let Err(error) = layer.resolve(visible, &mut search) {
                     if layer.fall_back() {
                         continue 'anew;
                     }
@@ -196,7 +208,7 @@ impl Reader<'_> {
     }
 
     /// Reads what the plan says into `buffer`, which begins at block `first`, and checks every block.
-    fn fetch(&self, first: u64, plan: &[Piece], buffer: &mut [u8]) -> Result<()> {
+    pub(crate) fn fetch(&self, first: u64, plan: &[Piece], buffer: &mut [u8]) -> Result<()> {
         let mut gathered = Vec::new();
         self.lay_out(plan, buffer, &mut gathered)?;
         self.carry_out(&mut gathered);

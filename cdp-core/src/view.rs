@@ -11,6 +11,7 @@ use crate::format::bytes::crc32;
 use crate::ids::*;
 use crate::index::Visible;
 use crate::io::{File, Files};
+use crate::volume::pins::PinGuard;
 use crate::volume::{Volume, check_range, read_visible};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
@@ -21,14 +22,34 @@ pub struct View {
     visible: Visible,
     size_bytes: u64,
     lsn: Lsn,
+    // Holds the state as long as the view is open. None: it was gone already.
+    pin: Option<PinGuard>,
 }
 
 impl View {
-    /// Opens the state at `lsn`. Reads nothing, replays nothing.
+    /// Opens the state at `lsn` and holds it. Reads nothing, replays nothing. Where the horizon has passed it, every
+    /// read of it is an error; [`View::open`] says so at once.
     pub fn new(volume: Arc<Volume>, lsn: Lsn) -> View {
+        let pin = volume.pin(lsn, "a view").ok();
+        View::pinned(volume, lsn, pin)
+    }
+
+    /// As [`View::new`], for `holder`, who is named where the view keeps history from going.
+    /// [`Kind::OutOfRange`] if the state is before the horizon.
+    pub fn open(volume: Arc<Volume>, lsn: Lsn, holder: &str) -> Result<View> {
+        let pin = volume.pin(lsn, holder)?;
+        Ok(View::pinned(volume, lsn, Some(pin)))
+    }
+
+    fn pinned(volume: Arc<Volume>, lsn: Lsn, pin: Option<PinGuard>) -> View {
         let visible = volume.visible(lsn);
         let size_bytes = volume.size_at(lsn);
-        View { volume, visible, size_bytes, lsn }
+        View { volume, visible, size_bytes, lsn, pin }
+    }
+
+    /// An error if the state is gone.
+    fn check_pinned(&self) -> Result<()> {
+        if self.pin.is_some() { Ok(()) } else { Err(self.volume.before_horizon(self.lsn)) }
     }
 
     /// Which record it stands behind.
@@ -69,10 +90,15 @@ impl Device for View {
     }
 
     fn read(&self, reads: &mut [Read<'_>]) {
-        read_visible(&self.volume, &self.visible, self.size_bytes, reads);
+        if let Err(error) = self.check_pinned() {
+            reads.iter_mut().for_each(|read| read.result = Err(error.duplicate()));
+            return;
+        }
+        read_visible(&self.volume, &self.volume.reader(&self.visible), self.size_bytes, reads);
     }
 
     fn extents(&self, offset: u64, len: u64, stretches_max: usize) -> Result<Vec<Stretch>> {
+        self.check_pinned()?;
         check_range(offset, len, self.size_bytes)?;
         self.volume.reader(&self.visible).extents(offset, len, stretches_max)
     }
@@ -222,7 +248,10 @@ impl ThrowAway {
             let part = &mut buffer[place];
             match source {
                 Source::Zero => part.fill(0),
-                Source::View => self.view.volume.reader(&self.view.visible).read_blocks(at, part)?,
+                Source::View => {
+                    self.view.check_pinned()?;
+                    self.view.volume.reader(&self.view.visible).read_blocks(at, part)?;
+                }
                 Source::Own(slot) => {
                     self.file
                         .read_at(slot.number * BLOCK_BYTES, part)

@@ -22,6 +22,7 @@ pub mod progress;
 pub mod prove;
 pub mod repair;
 pub mod restore;
+pub mod retention;
 pub mod rewind;
 pub mod serve;
 pub mod set;
@@ -74,6 +75,8 @@ fn dispatch(context: &Context, command: Command) -> Result<u8> {
         Command::Serve(arguments) => serve::run(context, &arguments),
         Command::Create(arguments) => create::run(context, &arguments),
         Command::Set(arguments) => set::run(context, &arguments),
+        Command::Retention { command } => retention::run(context, command),
+        Command::Unmark { volume, name } => retention::unmark(context, volume, name),
         Command::List => list::run(context),
         Command::Status { volume } => status::run(context, volume),
         Command::Group { command } => group::run(context, command),

@@ -4,6 +4,7 @@ use cdp_core::error::Result;
 use cdp_core::history::point::format_duration;
 
 use super::Context;
+use super::retention::size_lines;
 use crate::door::{Door, unexpected};
 use crate::report;
 use crate::units::{latency, size};
@@ -121,6 +122,14 @@ fn volume_lines(volume: &VolumeStatus) -> Vec<String> {
             "  rolled back {asked} (lsn:{}), by lsn:{} at {}; the state before: {}@{}",
             rollback.to_lsn, rollback.at.lsn, rollback.at.utc, volume.name, rollback.marker
         ));
+    }
+    if volume.state != "failed" {
+        lines.extend(size_lines(&volume.sizes, None));
+        lines.push(format!("  keeps       {}", volume.retention));
+    }
+    for (number, pin) in volume.pins.iter().enumerate() {
+        let head = if number == 0 { "held" } else { "" };
+        lines.push(format!("  {head:11} lsn:{} by {}", pin.lsn, pin.holder));
     }
     for damage in &volume.damages {
         lines.push(format!("  damage      lsn:{}: blocks {}+{}", damage.lsn, damage.lba, damage.blocks));

@@ -238,7 +238,8 @@ impl Exports for StoreExports {
                         on_close: Some(Box::new(used)),
                     });
                 }
-                let view = View::new(target.volume, target.resolved.lsn);
+                let holder = format!("{peer}, {}", info.canonical_name);
+                let view = View::open(target.volume, target.resolved.lsn, &holder)?;
                 match clone {
                     None => {
                         let view = Arc::new(view);

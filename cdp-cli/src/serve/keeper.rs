@@ -18,6 +18,8 @@ use crate::work::{Site, status};
 const TICK: Duration = Duration::from_millis(10);
 /// Between two rounds of the slow ones.
 const MAINTAIN: Duration = Duration::from_millis(250);
+/// Between two rounds of the slow ones while a journal is full and makes room.
+const PRESSED: Duration = Duration::from_millis(2);
 /// Between two looks at the verdict.
 const LOOK: Duration = Duration::from_secs(2);
 /// So long the alarm's program may take.
@@ -100,7 +102,9 @@ fn maintain(site: &Site, on_alarm: Option<&Path>, stop: &AtomicBool) {
                 Err(error) => tracing::warn!(%error, "the store's status cannot be told"),
             }
         }
-        std::thread::sleep(MAINTAIN);
+        // A full journal whose oldest history may go: somebody is about to wait for it.
+        let pressed = site.store.volumes().iter().any(|volume| volume.is_pressed());
+        std::thread::sleep(if pressed { PRESSED } else { MAINTAIN });
     }
 }
 

@@ -10,6 +10,7 @@ pub mod points;
 pub mod proofs;
 pub mod repair;
 pub mod restore;
+pub mod retention;
 pub mod rewind;
 pub mod shared;
 pub mod status;
@@ -188,6 +189,25 @@ pub enum Request {
         /// Its new size in bytes.
         size_bytes: u64,
     },
+    /// How far back a volume goes.
+    Retention {
+        /// Which volume.
+        volume: String,
+    },
+    /// Change what is kept of it.
+    SetRetention {
+        /// Which volume.
+        volume: String,
+        /// In words.
+        policy: String,
+    },
+    /// Let a named marker go.
+    Unmark {
+        /// Which volume.
+        volume: String,
+        /// Which marker.
+        name: String,
+    },
     /// Bring it back.
     Undelete {
         /// Which.
@@ -229,6 +249,10 @@ pub enum Response {
     Diff(DiffPage),
     /// To `Close`.
     Closed(CloneStatus),
+    /// To `Retention` and `SetRetention`.
+    Retention(Box<retention::Retention>),
+    /// To `Unmark`.
+    Unmarked(retention::Unmarked),
     /// To `Group…`.
     Groups(Vec<Group>),
     /// To `Clone`.
@@ -315,6 +339,11 @@ pub fn run(site: &Site, tz: Option<&str>, request: &Request, watch: &mut Watch<'
         Request::Undo(undo) => Response::Rewound(rewind::undo(site, undo)?),
         Request::Resume { target } => Response::Resumed(rewind::resume(site, target)?),
         Request::Grow { volume, size_bytes } => Response::Volume(rewind::grow(site, volume, *size_bytes)?),
+        Request::Retention { volume } => Response::Retention(Box::new(retention::show(store, volume)?)),
+        Request::SetRetention { volume, policy } => {
+            Response::Retention(Box::new(retention::set(store, volume, policy)?))
+        }
+        Request::Unmark { volume, name } => Response::Unmarked(retention::unmark(store, volume, name)?),
         Request::Undelete { volume } => Response::Volume(volumes::undelete(store, volume)?),
     })
 }

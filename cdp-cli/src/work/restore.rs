@@ -54,15 +54,20 @@ pub fn restore(
     if is_group {
         std::fs::create_dir_all(&request.path).at(|| format!("making {}", request.path.display()))?;
     }
+    // All of them are held before the first is written: that may take long.
+    let hold = |target: Target| {
+        let view = View::open(target.volume.clone(), target.resolved.lsn, "cdp restore")?;
+        Ok((target, view))
+    };
+    let held = targets.into_iter().map(hold).collect::<Result<Vec<_>>>()?;
     let mut restored = Vec::new();
-    for target in targets {
+    for (target, view) in held {
         let path = match is_group {
             true => request.path.join(format!("{}.img", target.volume.name())),
             false => request.path.clone(),
         };
         let point = target.info()?;
         let size_bytes = target.volume.size_at(target.resolved.lsn);
-        let view = View::new(target.volume, target.resolved.lsn);
         let written_bytes = target::Target::open(&path, size_bytes, request.force)?.fill(&view, watch)?;
         restored.push(Restored { point, path, size_bytes, written_bytes });
     }

@@ -7,6 +7,7 @@ use cdp_core::error::{IoContext, Result};
 use cdp_core::format::turn::Turn;
 use cdp_core::history::course::TurnAt;
 use cdp_core::history::point::{Timeline, format_utc};
+use cdp_core::history::retention::AtCap;
 use cdp_core::ids::Timestamp;
 use cdp_core::store::Store;
 use cdp_core::volume::clone::Parent;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::clones::CloneStatus;
 use super::points::Place;
+use super::retention::{self, PinLine, Sizes};
 use super::{Endpoints, ProofLine, Serving, Site};
 
 /// The journal's rate is taken over at most so long a time before now, in nanoseconds.
@@ -123,6 +125,18 @@ pub struct VolumeStatus {
     pub journal_bytes: u64,
     /// What it may take, in bytes.
     pub journal_cap_bytes: Option<u64>,
+    /// What it all takes.
+    #[serde(default)]
+    pub sizes: Sizes,
+    /// What holds history, oldest state first.
+    #[serde(default)]
+    pub pins: Vec<PinLine>,
+    /// What is kept, in words.
+    #[serde(default)]
+    pub retention: String,
+    /// The oldest history goes when the journal is full; else writes are refused.
+    #[serde(default)]
+    pub drops_oldest: bool,
     /// How fast it grows, in bytes a second.
     pub journal_rate: Option<f64>,
     /// Hours until it is full at that rate.
@@ -239,6 +253,15 @@ fn reasons(volume: &VolumeStatus) -> Vec<String> {
         ));
     }
     match volume.hours_until_full {
+        // Full is what it is meant to be; it is a reason to act only if something holds it.
+        Some(hours) if volume.drops_oldest => {
+            if let (true, Some(pin)) = (hours <= 0.0, volume.pins.first()) {
+                reasons.push(format!(
+                    "ACT: the journal of volume {name} is full, and its oldest history is held: lsn:{} by {}; close that, or raise its cap.",
+                    pin.lsn, pin.holder
+                ));
+            }
+        }
         Some(hours) if hours <= 0.0 => reasons.push(format!(
             "ACT: the journal of volume {name} is full, writes are refused; free space on the filesystem, or raise its cap."
         )),
@@ -263,6 +286,10 @@ fn failed(store: &Store) -> Vec<VolumeStatus> {
         durable: None,
         journal_bytes: 0,
         journal_cap_bytes: None,
+        sizes: Sizes::default(),
+        pins: Vec::new(),
+        retention: String::new(),
+        drops_oldest: false,
         journal_rate: None,
         hours_until_full: None,
         damages: Vec::new(),
@@ -291,6 +318,7 @@ fn of_volume(store: &Store, volume: &Volume) -> Result<VolumeStatus> {
         Health::Closed => ("closed", None, None),
     };
     let notes = volume.notes();
+    let policy = volume.retention();
     // Not a reason to know nothing of the volume; `cdp prove` says what is wrong with them.
     let proofs = volume.proofs().unwrap_or_default();
     let newest_good = proofs.iter().rev().find(|proof| proof.good);
@@ -319,6 +347,10 @@ fn of_volume(store: &Store, volume: &Volume) -> Result<VolumeStatus> {
         durable: Some(Place::new(durable, volume.timestamp_of(durable)?)),
         journal_bytes: volume.journal_bytes(),
         journal_cap_bytes: Some(cap),
+        sizes: Sizes::of(volume),
+        pins: retention::pins(volume),
+        retention: policy.to_string(),
+        drops_oldest: policy.at_cap == AtCap::DropOldest,
         journal_rate: rate,
         hours_until_full: hours,
         damages: notes

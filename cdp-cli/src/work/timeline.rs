@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use cdp_core::device::{Content, Device};
 use cdp_core::error::{Error, Kind, Result};
+use cdp_core::format::ledger::{Fact, Reason};
 use cdp_core::format::marker::MarkerClass;
 use cdp_core::format::record::{RecordHeader, RecordKind};
 use cdp_core::format::turn::Turn;
@@ -30,6 +31,8 @@ const INTERVALS_MAX: u64 = 400;
 const AROUND_INTERVALS: u64 = 20;
 /// The most events that are shown, the newest; and the most records.
 const EVENTS_MAX: usize = 400;
+/// Moves of the horizon within such a time, in nanoseconds, are shown as one.
+const MOVES_TOGETHER_NS: u64 = 60_000_000_000;
 const RECORDS_MAX: usize = 1000;
 /// Records shown on each side of an instant, and where nothing else is said.
 const RECORDS: usize = 20;
@@ -262,7 +265,7 @@ fn timeline(
             (begin / step * step, now, step)
         }
     };
-    let first = if from <= begin { Lsn::ZERO } else { volume.lsn_at(Timestamp(from - 1))? };
+    let first = if from <= begin { volume.horizon().0 } else { volume.lsn_at(Timestamp(from - 1))? };
     let last = volume.lsn_at(Timestamp(to))?;
     let summarised = last.0.saturating_sub(first.0) > RECORDS_READ_MAX;
     let intervals = match summarised {
@@ -444,8 +447,46 @@ fn events(volume: &Volume, first: Lsn, last: Lsn) -> Result<(Vec<EventRow>, usiz
             rows.push(event_line(volume, (proof.lsn, proof.at), "proof", text, None));
         }
     }
-    rows.sort_by_key(|row| row.lsn);
-    Ok((rows, left_out))
+    rows.extend(ledger_rows(volume));
+    rows.sort_by_key(|row| row.ns);
+    let too_many = rows.len().saturating_sub(EVENTS_MAX);
+    rows.drain(..too_many);
+    Ok((rows, left_out + too_many))
+}
+
+/// Why history is as long as it is. Of moves of the horizon for one reason, close together, the last one is shown.
+fn ledger_rows(volume: &Volume) -> Vec<EventRow> {
+    let horizon = volume.horizon();
+    let mut rows: Vec<EventRow> = Vec::new();
+    // The streak of moves that the last row stands for: why, from where, since when.
+    let mut streak: Option<(Reason, Lsn, Timestamp)> = None;
+    for entry in volume.ledger().into_iter().filter(|entry| entry.at >= horizon.1) {
+        let (kind, text) = match &entry.fact {
+            Fact::Horizon { from, to, reason } => {
+                let goes_on = streak.filter(|(before, _, since)| {
+                    before == reason && entry.at.0.saturating_sub(since.0) < MOVES_TOGETHER_NS
+                });
+                let (_, first, _) = *streak.insert(goes_on.unwrap_or((*reason, from.0, entry.at)));
+                if goes_on.is_some() {
+                    rows.pop();
+                }
+                let why = match reason {
+                    Reason::Policy => "its time was over",
+                    Reason::Cap => "the journal was full",
+                };
+                ("horizon", format!("lsn:{first} to lsn:{}, {}: {why}", to.0, format_utc(to.1)))
+            }
+            Fact::Policy(policy) => ("retention", policy.clone()),
+            Fact::LetGo { name, lsn, .. } => ("unmarked", format!("{name}, lsn:{lsn}")),
+        };
+        if kind != "horizon" {
+            streak = None;
+        }
+        // The state at it: what was newest then.
+        let lsn = volume.lsn_at(entry.at).unwrap_or(horizon.0);
+        rows.push(event_line(volume, (lsn, entry.at), kind, text, None));
+    }
+    rows
 }
 
 fn event_row(volume: &Volume, event: &cdp_core::volume::timeline::Event) -> Option<EventRow> {

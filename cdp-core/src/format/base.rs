@@ -45,8 +45,10 @@ impl SumsHeader {
 
 /// The stored sum of a block that is present.
 pub fn block_sum(block: &[u8]) -> u32 {
-    match crc32(block) {
-        0 => u32::MAX,
-        crc => crc,
-    }
+    stored_sum(crc32(block))
+}
+
+/// How the CRC of a block that is present is stored.
+pub fn stored_sum(crc: u32) -> u32 {
+    if crc == 0 { u32::MAX } else { crc }
 }

@@ -2,6 +2,8 @@
 
 pub mod base;
 pub mod bytes;
+pub mod history;
+pub mod ledger;
 pub mod manifest;
 pub mod mark;
 pub mod marker;

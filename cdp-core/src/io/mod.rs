@@ -17,6 +17,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// Zeros are written in pieces of this size, in bytes.
+const ZEROS_STEP_BYTES: usize = 64 << 10;
+
 /// The files of this machine: with gathered reads through io_uring where that is wanted and allowed, else plain
 /// ones. [`Files::name`] tells which; [`uring::Uring::probe`] tells why not.
 pub fn native(prefer_uring: bool) -> Arc<dyn Files> {
@@ -112,6 +115,10 @@ pub trait File: Send + Sync {
     fn set_len(&self, len: u64) -> io::Result<()>;
     /// Reserves space so that writes there cannot run out of it; reads give zeros; extends the file.
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()>;
+    /// Makes a range read as zeros, and gives its space back where the filesystem can. Never makes the file longer.
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        write_zeros(self, offset, len)
+    }
     /// Asks the system to start writing this range out; only a hint.
     fn start_writeback(&self, offset: u64, len: u64);
     /// The first offset ≥ `offset` that may hold something other than a hole; `None` if there is none.
@@ -134,6 +141,19 @@ pub trait Clock: Send + Sync + 'static {
     fn elapsed_ns(&self) -> u64;
     /// Random bits for names.
     fn random(&self) -> u128;
+}
+
+/// Overwrites a range with zeros, as far as the file goes.
+pub(crate) fn write_zeros<F: File + ?Sized>(file: &F, offset: u64, len: u64) -> io::Result<()> {
+    let zeros = [0; ZEROS_STEP_BYTES];
+    let end = file.len()?.min(offset.saturating_add(len));
+    let mut at = offset;
+    while at < end {
+        let step = (end - at).min(zeros.len() as u64);
+        file.write_at(at, &[io::IoSlice::new(&zeros[..step as usize])])?;
+        at += step;
+    }
+    Ok(())
 }
 
 /// Writes a small file so that after a crash either the old or the new content is there: a temporary name

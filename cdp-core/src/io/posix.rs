@@ -10,7 +10,7 @@ use std::sync::Arc;
 use rustix::fs::{FallocateFlags, FlockOperation, SeekFrom};
 use rustix::io::{Errno, ReadWriteFlags};
 
-use super::{DirEntry, File, Files, GatheredRead, Lock, Space};
+use super::{DirEntry, File, Files, GatheredRead, Lock, Space, write_zeros};
 
 /// A store belongs to who made it: its files hold other people's disks.
 const FILE_MODE: u32 = 0o600;
@@ -219,6 +219,14 @@ impl File for PosixFile {
         }
         match retry(|| rustix::fs::fallocate(&self.inner, FallocateFlags::empty(), offset, len)) {
             Err(error) if is(&error, &[Errno::OPNOTSUPP, Errno::NOSYS]) => self.fill_holes(offset, len),
+            other => other,
+        }
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match retry(|| rustix::fs::fallocate(&self.inner, flags, offset, len)) {
+            Err(error) if is(&error, &[Errno::OPNOTSUPP, Errno::NOSYS]) => write_zeros(self, offset, len),
             other => other,
         }
     }

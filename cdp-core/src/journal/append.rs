@@ -21,6 +21,7 @@ const STREAM_BATCH_BYTES: u64 = 256 << 10;
 const STREAM_RECORD_BYTES: u64 = 32 << 10;
 
 /// A record before it has its LSN.
+#[derive(Clone)]
 pub struct Draft<'a> {
     /// What it says.
     pub kind: RecordKind,

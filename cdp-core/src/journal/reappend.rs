@@ -5,8 +5,6 @@
 //! everything is as if nothing had happened; from then on the fresh segments are the stream, whole and
 //! synced. So the records are written and synced first, then the headers from the last to the first.
 
-use std::sync::Arc;
-
 use super::Placement;
 use super::append::{Appender, Position, Verbatim};
 use super::pool::{self, Pool};
@@ -22,8 +20,9 @@ const BYTES_PER_BATCH: usize = 8 << 20;
 
 /// Where the stream is cut, and who cuts it.
 pub struct Cut {
-    /// The segment that stays in front; none at the beginning of the journal.
-    pub predecessor: Option<Arc<Segment>>,
+    /// The segment that stays in front, or the last one that was folded into the base; 0 = neither: the journal
+    /// begins.
+    pub predecessor: SegmentId,
     /// Offset in it behind the newest record that stays.
     pub predecessor_end: u64,
     /// That record.
@@ -50,7 +49,7 @@ pub fn next_header(cut: &Cut, random: u128) -> SegmentHeader {
         bytes: 0,
         incarnation: cut.incarnation,
         previous_incarnation: cut.previous_incarnation,
-        predecessor: cut.predecessor.as_ref().map_or(SegmentId(0), |segment| segment.header.id),
+        predecessor: cut.predecessor,
         predecessor_end: cut.predecessor_end,
         timestamp_before: cut.position.timestamp,
         epoch: cut.epoch,
@@ -90,7 +89,7 @@ pub fn reappend(
             }
             match appender.append_verbatim(collected, durable, placement) {
                 Err(error) if error.kind() == Kind::NoSpace && appender.end > BLOCK_BYTES => {
-                    cut.predecessor = Some(appender.segment.clone());
+                    cut.predecessor = appender.segment.header.id;
                     cut.predecessor_end = appender.end;
                     cut.position = appender.position;
                     let next = pool.take(next_header(&cut, random()), Fill::Reserved)?;

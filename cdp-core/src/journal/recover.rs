@@ -10,8 +10,8 @@ use super::scan::{self, Stop};
 use super::segment::{self, FirstBlock, Segment};
 use super::verdict::{self, Evidence, MarkEvidence, Verdict};
 use crate::error::{IoContext, Result};
+use crate::format::history::BasePoint;
 use crate::format::mark::Mark;
-use crate::format::record::Chain;
 use crate::format::segment::{Seal, segment_file_name};
 use crate::ids::*;
 use crate::io::{File, FilePool, Files};
@@ -50,8 +50,8 @@ pub struct Request<'a> {
     pub segments: &'a Arc<FilePool>,
     /// Whose journal.
     pub volume: VolumeId,
-    /// When the volume was made: the timestamp of LSN 0.
-    pub created: Timestamp,
+    /// Where the journal begins: behind what was folded into the base.
+    pub begin: Begin,
     /// The mark that was read.
     pub mark: Option<Mark>,
     /// Somebody accepted that the mark is lost.
@@ -86,15 +86,28 @@ pub struct Recovered {
 }
 
 impl Recovered {
-    /// The newest kept record.
-    pub fn position(&self, created: Timestamp) -> Position {
-        self.stream.last().map_or(beginning(created), |found| found.last)
+    /// The newest kept record; `begin` where the journal holds none.
+    pub fn position(&self, begin: &Begin) -> Position {
+        self.stream.last().map_or(begin.position, |found| found.last)
     }
 }
 
-/// Before the first record.
-pub fn beginning(created: Timestamp) -> Position {
-    Position { lsn: Lsn::ZERO, chain: Chain::default(), timestamp: created }
+/// Where a journal begins.
+#[derive(Clone, Copy, Debug)]
+pub struct Begin {
+    /// The newest record that the base holds; LSN 0 where nothing was folded yet.
+    pub position: Position,
+    /// The segment that ended with it; 0 for none.
+    pub segment: SegmentId,
+    /// That segment's ordinal; 0 for none.
+    pub ordinal: u64,
+}
+
+impl From<&BasePoint> for Begin {
+    fn from(base: &BasePoint) -> Begin {
+        let position = Position { lsn: base.lsn, chain: base.chain, timestamp: base.timestamp };
+        Begin { position, segment: base.segment, ordinal: base.ordinal }
+    }
 }
 
 const END_OF_JOURNAL: &str = "end of the journal";
@@ -116,10 +129,15 @@ struct Headless {
 }
 
 fn list(files: &dyn Files, request: &Request<'_>) -> Result<Listing> {
-    let mut listing = Listing { segments: Vec::new(), unused: Vec::new(), headless: Vec::new(), newest: 0 };
+    let mut listing = Listing {
+        segments: Vec::new(),
+        unused: Vec::new(),
+        headless: Vec::new(),
+        newest: request.begin.ordinal,
+    };
     for ordinal in segment::list_ordinals(files, request.dir)? {
         let path = request.dir.join(segment_file_name(ordinal));
-        listing.newest = ordinal;
+        listing.newest = listing.newest.max(ordinal);
         let file = request.segments.file(&path);
         file.held().at(|| format!("opening {}", path.display()))?;
         let first = segment::read_first_block(&*file);
@@ -146,19 +164,20 @@ fn list(files: &dyn Files, request: &Request<'_>) -> Result<Listing> {
 pub fn recover(files: &dyn Files, request: &Request<'_>) -> Result<Recovered> {
     let listing = list(files, request)?;
     let mut stream: Vec<Found> = Vec::new();
-    let mut at = beginning(request.created);
-    let mut witness = Lsn::ZERO;
+    let mut at = request.begin.position;
+    // What the base holds was durable before it was folded.
+    let mut witness = at.lsn;
     let mut damaged: Vec<Lsn> = Vec::new();
     let mut unreadable: Vec<Lsn> = Vec::new();
     let mut why = String::from(END_OF_JOURNAL);
     let mut clean_stop = false;
-    let mut predecessor = SegmentId(0);
+    let mut predecessor = request.begin.segment;
     // The newest segment that says it follows this one: an older one was superseded by a recovery.
     // Ordinals rise along the stream, so that no two headers can send this in a circle.
     let follows = |id: SegmentId, ordinal: u64| {
         listing.segments.iter().rfind(|s| s.header.predecessor == id && s.header.ordinal > ordinal)
     };
-    let mut ordinal = 0;
+    let mut ordinal = request.begin.ordinal;
     while let Some(current) = follows(predecessor, ordinal) {
         let header = &current.header;
         if header.first_lsn != at.lsn.next() || header.chain_before != at.chain {
@@ -227,7 +246,7 @@ pub fn recover(files: &dyn Files, request: &Request<'_>) -> Result<Recovered> {
     }
 
     // What lies behind the end cannot be used, but it still bears witness.
-    let newest_in_stream = stream.last().map_or(0, |found| found.segment.header.ordinal);
+    let newest_in_stream = stream.last().map_or(request.begin.ordinal, |found| found.segment.header.ordinal);
     for segment in listing.segments.iter().filter(|s| s.header.ordinal > newest_in_stream) {
         if let Ok(Some(seal)) = segment::read_seal(segment) {
             witness = witness.max(seal.last_lsn);
@@ -251,7 +270,7 @@ pub fn recover(files: &dyn Files, request: &Request<'_>) -> Result<Recovered> {
     }
 
     if planted::is(planted::Bug::CutOnAnyMismatch) {
-        witness = Lsn::ZERO;
+        witness = request.begin.position.lsn;
     }
     // Damage behind every witness is the crash's; damage before it is rot and stays in its place.
     let tail_damage = damaged.iter().copied().find(|lsn| *lsn > witness);
@@ -357,12 +376,12 @@ fn weigh_mark(
     if mark.volume != request.volume || (!known_incarnation && !listing.segments.is_empty()) {
         return Ok(MarkEvidence::Disagrees);
     }
-    if mark.lsn > at.lsn {
-        // Nothing to compare with: the log is short, which the table judges by itself.
+    if mark.lsn > at.lsn || mark.lsn < request.begin.position.lsn {
+        // Nothing to compare with: the log is short, which the table judges by itself, or the record is in the base.
         return Ok(MarkEvidence::Agrees);
     }
     let chain = match stream.iter().find(|found| found.last.lsn >= mark.lsn) {
-        None => Chain::default(),
+        None => request.begin.position.chain,
         Some(found) if found.last.lsn == mark.lsn => found.last.chain,
         Some(found) if found.before.lsn == mark.lsn => found.before.chain,
         Some(found) => {

@@ -90,7 +90,13 @@ impl Store {
     /// be opened, too.
     pub(super) fn note_clones(&self) -> Result<()> {
         let opened = self.opened();
-        for identity in self.places()?.into_iter().filter_map(|place| place.identity) {
+        for place in self.places()? {
+            let Some(identity) = place.identity else {
+                // It may be a clone of anything.
+                let holder = format!("{}, whose manifest cannot be read", place.name);
+                opened.iter().for_each(|volume| volume.hold_while_open(volume.oldest().0, &holder));
+                continue;
+            };
             let Some(parent) = identity.parent else { continue };
             for volume in opened.iter().filter(|volume| volume.identity().id == parent.id) {
                 volume.hold_for_clone(identity.id, parent.lsn);

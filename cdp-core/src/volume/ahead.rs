@@ -85,15 +85,20 @@ impl Volume {
             (pool.claim_ordinal(), pool.segment_bytes())
         };
         segment::prepare(&*self.shared.files, &self.dir, ordinal, bytes, fill)?;
+        let is_ready = self.add_to_pool(ordinal, fill);
+        if is_ready {
+            self.journal_bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+        Ok(is_ready)
+    }
+
+    /// A segment is there for use. Whether it came in time.
+    pub(super) fn add_to_pool(&self, ordinal: u64, fill: Fill) -> bool {
         let append = self.append.lock().expect("no panics under this lock");
         let newest_used = append.as_ref().map_or(u64::MAX, |appender| appender.segment.header.ordinal);
         let mut pool = self.pool.lock().expect("no panics under this lock");
         let before = pool.ready();
         pool.add(ordinal, fill, newest_used);
-        let is_ready = pool.ready() > before;
-        if is_ready {
-            self.journal_bytes.fetch_add(bytes, Ordering::Relaxed);
-        }
-        Ok(is_ready)
+        pool.ready() > before
     }
 }

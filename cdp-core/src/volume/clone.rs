@@ -99,7 +99,7 @@ impl Volume {
         }
         writer.finish()?;
         self.change_manifest(|manifest| manifest.parent = None)?;
-        self.base.let_go(Base::open(&**files, &self.dir, id, bytes)?);
+        self.base.let_go(Base::open(files, &self.dir, id, bytes)?);
         Ok(copied)
     }
 }

@@ -55,7 +55,7 @@ impl Volume {
     /// ends with the old segment. Its first records count only behind the old one's last record.
     pub(super) fn roll(&self, appender: &mut Appender) -> Result<()> {
         let cut = Cut {
-            predecessor: Some(appender.segment.clone()),
+            predecessor: appender.segment.header.id,
             predecessor_end: appender.end,
             position: appender.position,
             volume: self.identity.id,
@@ -100,7 +100,7 @@ impl Volume {
         let files = &self.shared.files;
         match files.remove(&segment.path).and_then(|()| files.sync_dir(&self.dir)) {
             Ok(()) => {
-                self.journal_bytes.fetch_sub(segment.header.bytes, Ordering::Relaxed);
+                self.forget_bytes(segment.header.bytes);
                 self.note_error(format!("{cause}; that segment was removed, service goes on"));
             }
             Err(error) => {
@@ -122,9 +122,12 @@ impl Volume {
                 "volume {}: the journal holds {used} bytes of at most {cap}, no room for another segment",
                 self.identity.name
             );
-            return Err(Error::new(Kind::NoSpace, context).hint(
-                "free space on the store's filesystem or raise the journal cap; writing then goes on",
-            ));
+            let hint = "free space on the store's filesystem or raise the journal cap; writing then goes on";
+            let error = Error::new(Kind::NoSpace, context);
+            return Err(match self.held_by() {
+                Some(pin) => error.hint(format!("{:?} is held by {}; {hint}", pin.lsn, pin.holder)),
+                None => error.hint(hint),
+            });
         }
         Ok(())
     }
@@ -189,10 +192,11 @@ impl Volume {
         }
         let in_front = from.checked_sub(1).map(|at| &list[at]);
         let (predecessor, predecessor_end) = if durable > poisoned.before.lsn {
-            (Some(poisoned.segment.clone()), kept.end)
+            (poisoned.segment.header.id, kept.end)
         } else {
             let end = in_front.and_then(|part| part.frozen.get()).map_or(0, |frozen| frozen.end);
-            (in_front.map(|part| part.segment.clone()), end)
+            let base = self.base_point().segment;
+            (in_front.map_or(base, |part| part.segment.header.id), end)
         };
         let cut = Cut {
             predecessor,

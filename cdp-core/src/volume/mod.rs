@@ -1,17 +1,21 @@
 //! A volume: one journal, its index, its base. The one owner of their state.
 //!
-//! Lock order: `merging` → `append` → `pool` → `parts` (a part's own lock last). `commit` is never held while another is
-//! taken. Nobody does I/O while holding `parts` or `course`.
+//! Lock order: `duties` → `merging` → `append` → `pool` → `parts` (a part's own lock last). `commit` is never held while
+//! another is taken. Nobody does I/O while holding `parts` or `course`.
 
+pub mod advance;
 mod ahead;
 pub mod changed;
 pub mod client;
 pub mod clone;
 pub mod durable;
+pub mod ledger;
 pub mod merge;
 pub mod open;
 pub mod parts;
+pub mod pins;
 pub mod proofs;
+pub mod retain;
 pub mod rollback;
 pub mod timeline;
 pub mod upkeep;
@@ -27,6 +31,7 @@ use crate::catalog::Catalog;
 use crate::device::{Change, Device, Read, Stretch};
 use crate::error::{Error, Kind, Result};
 use crate::history::course::Course;
+use crate::history::retention::Policy;
 use crate::ids::*;
 use crate::index::{IndexOptions, PageCache, Visible};
 use crate::io::{FilePool, Files};
@@ -134,6 +139,12 @@ pub struct Volume {
     // What the manifest says now. Held while it is written.
     manifest: Mutex<Identity>,
     door: rollback::Door,
+    history: Mutex<retain::History>,
+    ledger: Mutex<ledger::Ledger>,
+    pins: Arc<pins::Pins>,
+    retention: Mutex<Policy>,
+    // Sealing, folding and dropping: one at a time.
+    duties: Mutex<advance::Duties>,
 }
 
 /// What was written and not yet synced.
@@ -245,7 +256,9 @@ impl Volume {
 
     /// What it may take, in bytes.
     pub fn journal_cap_bytes(&self) -> Result<u64> {
-        if let Some(cap) = self.manifest.lock().expect("no panics under this lock").journal_cap_bytes {
+        let by_policy = self.retention.lock().expect("no panics under this lock").bytes_max;
+        let by_hand = self.manifest.lock().expect("no panics under this lock").journal_cap_bytes;
+        if let Some(cap) = by_hand.into_iter().chain(by_policy).min() {
             return Ok(cap);
         }
         let space = self.shared.files.space(&self.dir).map_err(|error| {
@@ -284,6 +297,11 @@ impl Volume {
             visible,
             volume: &self.identity.name,
         }
+    }
+
+    /// As [`Volume::reader`], with a list of parts that was taken before anything else was looked at.
+    fn reader_of<'a>(&'a self, parts: parts::PartList, visible: &'a Visible) -> Reader<'a> {
+        Reader { parts, ..self.reader(visible) }
     }
 
     /// Which records the state at `lsn` consists of.
@@ -341,17 +359,17 @@ pub fn check_range(offset: u64, len: u64, size_bytes: u64) -> Result<()> {
     Ok(())
 }
 
-/// Reads as of `visible` from a device of `size_bytes`; the volume's tip and every view of it read here.
-pub fn read_visible(volume: &Volume, visible: &Visible, size_bytes: u64, reads: &mut [Read<'_>]) {
+/// Carries out reads from a device of `size_bytes`; the volume's tip and every view of it read here.
+pub fn read_visible(volume: &Volume, reader: &Reader<'_>, size_bytes: u64, reads: &mut [Read<'_>]) {
     for read in reads.iter_mut() {
         read.result = check_range(read.offset, read.buffer.len() as u64, size_bytes);
     }
-    volume.reader(visible).read(reads);
+    reader.read(reads);
     if reads.iter().any(is_gone) {
         // A segment was dropped between the look at the index and the read: the index has the answer now.
         for read in reads.iter_mut().filter(|read| is_gone(read)) {
             read.result = Ok(());
-            volume.reader(visible).read(std::slice::from_mut(read));
+            volume.reader(reader.visible).read(std::slice::from_mut(read));
         }
     }
 }
@@ -378,11 +396,16 @@ impl Device for Volume {
     }
 
     fn read(&self, reads: &mut [Read<'_>]) {
-        read_visible(self, &self.visible(self.tip_lsn()), self.size_bytes(), reads);
+        // The list first: as long as it is held, what is visible at this tip is not folded away.
+        let parts = self.parts.list();
+        let visible = self.visible(self.tip_lsn());
+        read_visible(self, &self.reader_of(parts, &visible), self.size_bytes(), reads);
     }
 
     fn extents(&self, offset: u64, len: u64, stretches_max: usize) -> Result<Vec<Stretch>> {
         check_range(offset, len, self.size_bytes())?;
-        self.reader(&self.visible(self.tip_lsn())).extents(offset, len, stretches_max)
+        let parts = self.parts.list();
+        let visible = self.visible(self.tip_lsn());
+        self.reader_of(parts, &visible).extents(offset, len, stretches_max)
     }
 }

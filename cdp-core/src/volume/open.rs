@@ -1,23 +1,30 @@
 //! Making a volume and opening it again, whatever happened in between.
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
+use super::advance::Duties;
 use super::clone::Parent;
+use super::ledger::Ledger;
 use super::parts::{self, FreshParts, Frozen, Part, PartIndex, Parts};
+use super::pins::Pins;
+use super::retain::History;
 use super::rollback::{Door, Held};
 use super::upkeep::UpkeepState;
 use super::{Health, Identity, MarkState, Notes, Shared, Staged, Volume, durable, timeline, upkeep};
 use crate::base::Base;
 use crate::device::Device;
 use crate::error::{Error, IoContext, Kind, Result};
+use crate::format::history::{HISTORY_FILE, HistoryState};
 use crate::format::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::format::mark::Mark;
 use crate::format::record::Chain;
 use crate::format::run::MergedSource;
 use crate::format::segment::{is_merged_run_name, run_file_name};
 use crate::history::course::Course;
+use crate::history::retention::Policy;
 use crate::ids::*;
 use crate::index::Run;
 use crate::io::{Files, read_file, replace_file};
@@ -26,13 +33,15 @@ use crate::journal::commit::Commit;
 use crate::journal::mark::MarkFile;
 use crate::journal::pool::Pool;
 use crate::journal::reappend::{self, Cut};
-use crate::journal::recover::{self, Found, KnownFromRun, Recovered, Request};
+use crate::journal::recover::{self, Begin, Found, KnownFromRun, Recovered, Request};
 use crate::journal::segment::{Fill, Segment};
 use crate::journal::verdict::Verdict;
 use crate::limits::VOLUME_BYTES_MAX;
 
 /// Name of a volume's manifest in its directory.
 pub const MANIFEST_FILE: &str = "volume";
+/// Name of the file with the volume's retention policy; missing where none was set.
+pub const RETENTION_FILE: &str = "retention";
 const MANIFEST_KIND: &str = "cdp-volume";
 const COPY_STEP_BYTES: u64 = 64 << 10;
 const MANIFEST_VERSION: u32 = 1;
@@ -121,10 +130,35 @@ pub fn read_manifest(shared: &Shared, dir: &Path) -> Result<Identity> {
     let path = dir.join(MANIFEST_FILE);
     let bytes =
         read_file(&*shared.files, &path, MANIFEST_BYTES_MAX).at(|| format!("reading {}", path.display()))?;
-    Manifest::decode(&bytes).as_ref().and_then(Identity::from_manifest).ok_or_else(|| {
-        Error::new(Kind::Damaged, format!("{} is damaged or of a newer version", path.display()))
-            .hint("restore it from a backup of the store; the journal itself is not touched")
-    })
+    Manifest::decode(&bytes).as_ref().and_then(Identity::from_manifest).ok_or_else(|| damaged_manifest(&path))
+}
+
+/// Reads where the volume's history begins.
+pub(super) fn read_history(shared: &Shared, dir: &Path, identity: &Identity) -> Result<HistoryState> {
+    let path = dir.join(HISTORY_FILE);
+    match read_file(&*shared.files, &path, MANIFEST_BYTES_MAX) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(HistoryState::beginning(identity.created)),
+        other => {
+            let bytes = other.at(|| format!("reading {}", path.display()))?;
+            HistoryState::decode(&bytes).ok_or_else(|| damaged_manifest(&path))
+        }
+    }
+}
+
+fn read_retention(shared: &Shared, dir: &Path) -> Result<Policy> {
+    let path = dir.join(RETENTION_FILE);
+    match read_file(&*shared.files, &path, MANIFEST_BYTES_MAX) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Policy::default()),
+        other => {
+            let bytes = other.at(|| format!("reading {}", path.display()))?;
+            super::retain::decode_policy(&bytes).ok_or_else(|| damaged_manifest(&path))
+        }
+    }
+}
+
+fn damaged_manifest(path: &Path) -> Error {
+    Error::new(Kind::Damaged, format!("{} is damaged or of a newer version", path.display()))
+        .hint("restore it from a backup of the store; the journal itself is not touched")
 }
 
 /// Opens a volume: recovers its journal, and makes what it shows durable before anybody can read it.
@@ -142,6 +176,8 @@ pub fn open_on(
 ) -> Result<Arc<Volume>> {
     let files = &*shared.files;
     let identity = read_manifest(shared, dir)?;
+    let history = read_history(shared, dir, &identity)?;
+    let begin = Begin::from(&history.base);
     if identity.parent.is_some() != parent.is_some() {
         let context =
             format!("volume {}: a clone is opened with its parent, and only a clone", identity.name);
@@ -153,7 +189,7 @@ pub fn open_on(
         dir,
         segments: &shared.segments,
         volume: identity.id,
-        created: identity.created,
+        begin,
         mark,
         accept_mark_loss: accept.mark_loss,
         believe_seals: true,
@@ -171,7 +207,7 @@ pub fn open_on(
     // What is built on them now must not go with the power.
     files.sync_dir(dir).at(|| format!("syncing {}", dir.display()))?;
     let incarnation = Incarnation((shared.clock.random() as u64).max(1));
-    let position = recovered.position(identity.created);
+    let position = recovered.position(&begin);
     shared.clock.pass(position.timestamp);
     let mut pool = Pool::new(
         shared.files.clone(),
@@ -191,8 +227,15 @@ pub fn open_on(
                 // again, never files that nobody knows to keep.
                 keep_aside(shared, dir, &recovered, incarnation)?;
             }
-            let (fresh, fresh_parts) =
-                append_tail(shared, &identity, incarnation, &recovered, &front, settled, &mut pool)?;
+            let (fresh, fresh_parts) = append_tail(
+                shared,
+                &identity,
+                incarnation,
+                (&recovered, &begin),
+                &front,
+                settled,
+                &mut pool,
+            )?;
             mark_file.write(Mark {
                 volume: identity.id,
                 incarnation,
@@ -234,13 +277,17 @@ pub fn open_on(
     }
     let position = appender.as_ref().map_or(position, |appender| appender.position);
     let journal_bytes = measure(shared, dir)?;
+    let retention = read_retention(shared, dir)?;
     let notes =
         Notes { recovery: describe(&recovered, position), last_error: None, damages: damages(&parts)? };
     let base = match parent {
-        Some(parent) => Base::on(parent),
+        Some(parent) => Base::on(&shared.files, parent),
         // It may have grown: whatever pieces there are.
-        None => Base::open(files, dir, identity.id, VOLUME_BYTES_MAX)?,
+        None => Base::open(&shared.files, dir, identity.id, VOLUME_BYTES_MAX)?,
     };
+    // Resizes up to the base are gone with their records.
+    let first_size_bytes =
+        if history.base.lsn > Lsn::ZERO { history.base.size_bytes } else { identity.first_size_bytes };
     let volume = Volume {
         dir: dir.to_owned(),
         shared: shared.clone(),
@@ -270,10 +317,15 @@ pub fn open_on(
         // Every session takes at least one LSN, so that a number never comes again.
         sessions: AtomicU64::new(position.lsn.0 + 1),
         journal_bytes: AtomicU64::new(journal_bytes),
-        course: RwLock::new(Course::new(identity.first_size_bytes)),
-        size_bytes: AtomicU64::new(identity.first_size_bytes),
+        course: RwLock::new(Course::new(first_size_bytes)),
+        size_bytes: AtomicU64::new(first_size_bytes),
         door: Door::new(identity.held.clone()),
         manifest: Mutex::new(identity.clone()),
+        history: Mutex::new(History::new(history)),
+        ledger: Mutex::new(Ledger::open(&shared.files, dir, identity.id)?),
+        pins: Pins::above(history.horizon.0),
+        retention: Mutex::new(retention),
+        duties: Mutex::new(Duties::new(shared.clock.elapsed_ns())),
         identity,
     };
     volume.load_events()?;
@@ -426,7 +478,7 @@ fn survey(
 ) -> Result<Survey> {
     let recovered = recover::recover(&*shared.files, request)?;
     let health = health_after(&identity.name, &recovered, accept);
-    let newest = recovered.position(identity.created).lsn;
+    let newest = recovered.position(&request.begin).lsn;
     let settled = if health == Health::Good { recovered.witness.min(newest) } else { newest };
     let mut front = recovered.stream.clone();
     recover::cut_stream(&mut front, settled)?;
@@ -475,15 +527,15 @@ fn append_tail(
     shared: &Shared,
     identity: &Identity,
     incarnation: Incarnation,
-    recovered: &Recovered,
+    (recovered, begin): (&Recovered, &Begin),
     front: &[Found],
     settled: Lsn,
     pool: &mut Pool,
 ) -> Result<(Appender, Vec<Arc<Part>>)> {
     let last = front.last();
-    let position = last.map_or(recover::beginning(identity.created), |found| found.last);
+    let position = last.map_or(begin.position, |found| found.last);
     let cut = Cut {
-        predecessor: last.map(|found| found.segment.clone()),
+        predecessor: last.map_or(begin.segment, |found| found.segment.header.id),
         predecessor_end: last.map_or(0, |found| found.end),
         position,
         volume: identity.id,

@@ -1,6 +1,6 @@
 //! The parts of a volume's index, one per segment, oldest first; and how records find their way into them.
 
-use std::sync::{Arc, OnceLock, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock, Weak};
 
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::record::{RecordHeader, RecordKind, flags};
@@ -305,7 +305,12 @@ pub struct PartSet {
 }
 
 impl PartSet {
-    fn new(parts: Vec<Arc<Part>>) -> PartSet {
+    /// The record before the first one of these parts: what a merged run says of it and of older ones is the base's.
+    pub fn base(&self) -> Lsn {
+        self.parts.first().map_or(Lsn::ZERO, |first| first.before.lsn)
+    }
+
+    pub(super) fn new(parts: Vec<Arc<Part>>) -> PartSet {
         let is_one = |a: &Part, b: &Part| match (a.merged_run(), b.merged_run()) {
             (Some(a), Some(b)) => Arc::ptr_eq(a, b),
             _ => false,
@@ -352,12 +357,24 @@ pub type PartList = Arc<PartSet>;
 /// The volume's parts.
 pub struct Parts {
     list: RwLock<PartList>,
+    // Lists that were replaced and that somebody may still hold.
+    retired: Mutex<Vec<Weak<PartSet>>>,
+}
+
+/// Lists that were replaced: readers that took one of them may still be at work.
+pub struct OldLists(Vec<Weak<PartSet>>);
+
+impl OldLists {
+    /// Whether nobody holds one of them any more.
+    pub fn are_gone(&self) -> bool {
+        self.0.iter().all(|list| list.strong_count() == 0)
+    }
 }
 
 impl Parts {
     /// These parts, oldest first.
     pub fn new(parts: Vec<Arc<Part>>) -> Parts {
-        Parts { list: RwLock::new(Arc::new(PartSet::new(parts))) }
+        Parts { list: RwLock::new(Arc::new(PartSet::new(parts))), retired: Mutex::default() }
     }
 
     /// The list now.
@@ -370,7 +387,15 @@ impl Parts {
         let mut list = self.list.write().expect("no panics under this lock");
         let mut parts = list.parts.clone();
         change(&mut parts);
-        *list = Arc::new(PartSet::new(parts));
+        let old = std::mem::replace(&mut *list, Arc::new(PartSet::new(parts)));
+        let mut retired = self.retired.lock().expect("no panics under this lock");
+        retired.retain(|list| list.strong_count() > 0);
+        retired.push(Arc::downgrade(&old));
+    }
+
+    /// All lists that were replaced so far.
+    pub fn old_lists(&self) -> OldLists {
+        OldLists(self.retired.lock().expect("no panics under this lock").clone())
     }
 
     /// Puts a part in the place of the one with the same segment.
@@ -382,6 +407,11 @@ impl Parts {
             }
         });
     }
+}
+
+/// Whether a part is of a sealed segment with its run: nothing about it changes any more.
+pub(super) fn is_sealed(part: &Part) -> bool {
+    matches!(part.index, PartIndex::Run(_)) && part.frozen.get().is_some_and(|end| end.seal_hash.is_some())
 }
 
 /// The part that holds this record, among parts that are oldest first.

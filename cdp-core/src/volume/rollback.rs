@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::Volume;
+use super::pins::PinGuard;
 use crate::device::Device;
 use crate::error::{Error, Kind, Result};
 use crate::format::marker::{MarkerClass, MarkerPayload};
@@ -109,6 +110,7 @@ struct Planned {
     size_before: u64,
     marker: MarkerPayload,
     turn: Turn,
+    _pin: PinGuard,
 }
 
 type Locked<'a> = MutexGuard<'a, Option<Appender>>;
@@ -229,6 +231,8 @@ impl Volume {
         };
         let (size_before, size_bytes) = (course.size_at(tip), course.size_at(to));
         drop(course);
+        // Held until the record says that it is needed.
+        let pin = self.pin(to, "a rollback")?;
         let (group, asked) = (how.group, how.asked.clone());
         let marker = MarkerPayload {
             class: MarkerClass::Manual,
@@ -243,7 +247,7 @@ impl Volume {
             hook_output: String::new(),
         };
         let turn = Turn::Rollback { to, number, size_bytes, undo, group, asked };
-        let plan = Planned { to, size_before, marker, turn };
+        let plan = Planned { to, size_before, marker, turn, _pin: pin };
         self.make_room(append, &plan)?;
         Ok(plan)
     }

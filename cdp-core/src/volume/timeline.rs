@@ -8,6 +8,7 @@ use super::parts::{Part, part_of};
 use super::{Health, Volume};
 use crate::catalog::{CatalogName, Complete};
 use crate::error::{Error, IoContext, Kind, Result};
+use crate::format::ledger::Fact;
 use crate::format::marker::{MarkerClass, MarkerPayload};
 use crate::format::record::{RecordHeader, RecordKind, block_crcs, payload_crc};
 use crate::format::run::{MarkerRow, Summary};
@@ -45,6 +46,24 @@ impl Names {
     fn insert_known(&mut self, lsn: Lsn, at: Timestamp, name: String, class: MarkerClass) {
         self.by_name.entry(name.clone()).or_default().push(lsn);
         self.by_lsn.insert(lsn, Named { name, at, class });
+    }
+
+    fn forget(&mut self, lsn: Lsn) {
+        let Some(named) = self.by_lsn.remove(&lsn) else { return };
+        if let Some(lsns) = self.by_name.get_mut(&named.name) {
+            lsns.retain(|marker| *marker != lsn);
+            if lsns.is_empty() {
+                self.by_name.remove(&named.name);
+            }
+        }
+    }
+
+    fn forget_through(&mut self, lsn: Lsn) {
+        self.by_lsn = self.by_lsn.split_off(&lsn.next());
+        self.by_name.retain(|_, lsns| {
+            lsns.retain(|marker| *marker > lsn);
+            !lsns.is_empty()
+        });
     }
 
     fn marker_at(&self, lsn: Lsn) -> Option<MarkerAt> {
@@ -124,10 +143,8 @@ impl Volume {
     /// Sets a marker.
     pub fn mark(&self, marker: &MarkerPayload) -> Result<(Lsn, Timestamp)> {
         self.refuse_unless_writable()?;
-        let set = {
-            let mut append = self.append.lock().expect("no panics under this lock");
-            self.append_marker(&mut append, marker, &marker.encode())?
-        };
+        let payload = marker.encode();
+        let set = self.append_alone(|append| self.append_marker(append, marker, &payload))?;
         self.sync_through(set.0)?;
         Ok(set)
     }
@@ -161,6 +178,10 @@ impl Volume {
             volume.refuse_unless_writable()?;
         }
         let payload = marker.encode();
+        // With all locks held nobody can make room any more.
+        for volume in volumes {
+            volume.make_room_for_event();
+        }
         let mut locks: Vec<_> =
             volumes.iter().map(|volume| volume.append.lock().expect("no panics under this lock")).collect();
         let mut set = Vec::with_capacity(volumes.len());
@@ -231,9 +252,32 @@ impl Volume {
             }
         }
         *self.names.lock().expect("no panics under this lock") = names;
+        for entry in self.ledger() {
+            if let Fact::LetGo { lsn, .. } = entry.fact {
+                self.forget_marker(lsn);
+            }
+        }
+        // The catalog may know more than the journal still has.
+        self.forget_names(self.base_point().lsn);
+        turns.retain(|turn| turn.lsn > self.base_point().lsn);
         self.take_course(turns)?;
         self.teach_catalog();
         Ok(())
+    }
+
+    /// Markers up to the base LSN are gone with their records.
+    pub(super) fn forget_names(&self, base: Lsn) {
+        self.names.lock().expect("no panics under this lock").forget_through(base);
+    }
+
+    /// Somebody let it go.
+    pub(super) fn forget_marker(&self, lsn: Lsn) {
+        self.names.lock().expect("no panics under this lock").forget(lsn);
+    }
+
+    /// Whether this record is a marker with a name.
+    pub(super) fn is_kept_name(&self, lsn: Lsn) -> bool {
+        self.names.lock().expect("no panics under this lock").by_lsn.contains_key(&lsn)
     }
 
     /// Brings the catalog up to the newest sealed segment.
@@ -396,10 +440,11 @@ impl Volume {
     }
 
     pub(super) fn timestamp_of_record(&self, lsn: Lsn) -> Result<Timestamp> {
-        if lsn == Lsn::ZERO {
-            return Ok(self.identity.created);
-        }
         let parts = self.parts.list();
+        let base = self.base_point();
+        if lsn == base.lsn {
+            return Ok(base.timestamp);
+        }
         part_of(&parts, lsn)?
             .timestamp_of(lsn)?
             .ok_or_else(|| Error::new(Kind::NotFound, format!("there is no {lsn:?}")))
@@ -441,7 +486,7 @@ impl Timeline for Volume {
     }
 
     fn horizon(&self) -> (Lsn, Timestamp) {
-        (Lsn::ZERO, self.identity.created)
+        self.oldest()
     }
 
     fn lsn_at(&self, at: Timestamp) -> Result<Lsn> {
@@ -460,7 +505,7 @@ impl Timeline for Volume {
                 return Ok(lsn);
             }
         }
-        Ok(Lsn::ZERO)
+        Ok(self.base_point().lsn)
     }
 
     fn timestamp_of(&self, lsn: Lsn) -> Result<Timestamp> {

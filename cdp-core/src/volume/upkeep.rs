@@ -3,7 +3,6 @@
 
 use std::io::IoSlice;
 use std::path::Path;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use super::parts::{self, Frozen, Part, PartIndex};
@@ -135,8 +134,12 @@ impl Volume {
             // Markers with a name go another way.
             draft.flags = MarkerClass::Periodic as u8;
         }
-        let mut append = self.append.lock().expect("no panics under this lock");
-        self.append_one(&mut append, draft)
+        if kind == RecordKind::Marker {
+            // Set by the quick duties, which nobody may hold up.
+            let mut append = self.append.lock().expect("no panics under this lock");
+            return self.append_one(&mut append, draft);
+        }
+        self.append_alone(|append| self.append_one(append, draft.clone()))
     }
 
     /// The slow duties, to be called about once a second: seals segments that are full, writes their runs,
@@ -145,6 +148,7 @@ impl Volume {
         if self.health() != Health::Good {
             return Ok(());
         }
+        let mut duties = self.duties.lock().expect("no panics under this lock");
         // Ahead of the sealing: a writer may be waiting for it soon.
         self.make_segment_ahead()?;
         self.serve_commits_from_written_space()?;
@@ -170,7 +174,10 @@ impl Volume {
             self.teach_catalog();
         }
         self.merge_some()?;
-        self.refresh_mark()
+        self.refresh_mark()?;
+        // Whoever folds waits until nobody holds an old list.
+        drop(list);
+        self.age(&mut duties)
     }
 
     /// Whether much was appended since this was asked before.
@@ -240,7 +247,7 @@ impl Volume {
     /// Legal states after a crash: no seal and no run (the segment is read again), a seal and no run (the
     /// run is made again), or both. A torn seal is no seal. Cutting the file behind the seal may or may not
     /// have happened: without it, the seal is not found at the file's end and the segment is read.
-    fn seal_part(&self, part: &Arc<Part>, clean_stop: bool) -> Result<()> {
+    pub(super) fn seal_part(&self, part: &Arc<Part>, clean_stop: bool) -> Result<()> {
         let frozen = *part.frozen.get().expect("the caller looked");
         let segment = &part.segment;
         let place = || format!("sealing {}", segment.path.display());
@@ -278,7 +285,7 @@ impl Volume {
                         .and_then(|()| file.sync())
                         .at(place)?;
                     let freed = bytes.saturating_sub(frozen.end + BLOCK_BYTES);
-                    self.journal_bytes.fetch_sub(freed, Ordering::Relaxed);
+                    self.forget_bytes(freed);
                 }
                 hash
             }
@@ -298,7 +305,7 @@ impl Volume {
             let bytes = segment.file.len().at(place)?;
             if bytes > frozen.end + BLOCK_BYTES {
                 segment.file.set_len(frozen.end).at(place)?;
-                self.journal_bytes.fetch_sub(bytes - frozen.end, Ordering::Relaxed);
+                self.forget_bytes(bytes - frozen.end);
             }
         }
         Ok(())
@@ -327,8 +334,10 @@ impl Volume {
     fn seal_hash_before(&self, part: &Part) -> [u8; 32] {
         let list = self.parts.list();
         let at = list.partition_point(|other| other.segment.header.ordinal < part.segment.header.ordinal);
-        let before = at.checked_sub(1).and_then(|at| list[at].frozen.get());
-        before.and_then(|frozen| frozen.seal_hash).unwrap_or_default()
+        match at.checked_sub(1) {
+            Some(at) => list[at].frozen.get().and_then(|frozen| frozen.seal_hash).unwrap_or_default(),
+            None => self.base_point().seal,
+        }
     }
 
     fn write_run(&self, part: &Part, frozen: Frozen) -> Result<Run> {
@@ -343,6 +352,7 @@ impl Volume {
         }
         *self.health.lock().expect("no panics under this lock") = Health::Closed;
         self.abandon_merge();
+        let _duties = self.duties.lock().expect("no panics under this lock");
         // Whoever got past the check of the health before has the lock, or finds no appender.
         let appender = self.append.lock().expect("no panics under this lock").take();
         let Some(appender) = appender else { return Ok(()) };

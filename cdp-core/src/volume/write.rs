@@ -4,6 +4,7 @@ use std::sync::MutexGuard;
 use std::sync::atomic::Ordering;
 
 use super::Volume;
+use super::advance::Room;
 use super::check_range;
 use super::client::stale;
 use super::parts::{OpenPart, Part, PartIndex};
@@ -21,6 +22,10 @@ static ZERO_BLOCK_CRC: std::sync::LazyLock<u32> = std::sync::LazyLock::new(|| cr
 /// So often an edge block is read again because somebody changed it meanwhile, before it is read with
 /// everybody else kept out.
 const EDGE_TRIES: u32 = 3;
+/// So often a writer makes room in a full journal for others to take it before he is refused.
+const ROOM_TRIES: u32 = 100;
+/// A marker with all it may carry fits into this, in bytes.
+const EVENT_ROOM_BYTES: u64 = 64 << 10;
 
 /// A change with its unaligned ends taken apart.
 struct Shape {
@@ -188,8 +193,17 @@ impl Volume {
             slots.iter().for_each(|slot| results[*slot] = Err(stale(self)));
             done = drafts.len();
         }
+        let mut tries = 0;
         while done < drafts.len() {
             let (count, outcome) = self.append_front(&mut append, &drafts[done..]);
+            if self.is_full(&outcome) {
+                drop(append);
+                let is_room = self.make_room_for(&mut tries);
+                append = self.append.lock().expect("no panics under this lock");
+                if is_room {
+                    continue;
+                }
+            }
             for (number, slot) in slots[done..done + count].iter().enumerate() {
                 results[*slot] = match &outcome {
                     Ok(first) => Ok(Lsn(first.0 + number as u64)),
@@ -201,6 +215,52 @@ impl Volume {
         drop(append);
         drafts.clear();
         slots.clear();
+    }
+
+    fn is_full<T>(&self, outcome: &Result<T>) -> bool {
+        outcome.as_ref().is_err_and(|error| error.kind() == Kind::NoSpace)
+    }
+
+    /// Makes room where the policy lets the oldest history go for it; whoever asks holds no lock, and asks again
+    /// only as long as others are as quick to use what was freed. Whether it is worth trying again.
+    pub(super) fn make_room_for(&self, tries: &mut u32) -> bool {
+        match self.drop_for_room() {
+            Ok(Room::Made) => {
+                *tries += 1;
+                *tries <= ROOM_TRIES
+            }
+            Ok(Room::Was) => {
+                *tries += ROOM_TRIES / 4;
+                *tries <= ROOM_TRIES
+            }
+            Ok(Room::None) => false,
+            Err(error) => {
+                self.note_error(format!("making room in the journal: {error}"));
+                false
+            }
+        }
+    }
+
+    /// Makes room, if the next record may find none.
+    pub(super) fn make_room_for_event(&self) {
+        let ready = self.pool.lock().expect("no panics under this lock").ready();
+        if ready == 0 && self.journal_room_bytes() < EVENT_ROOM_BYTES {
+            self.make_room_for(&mut 0);
+        }
+    }
+
+    /// As [`Volume::append_one`] for a caller who holds no lock: where the journal is full, the policy may make room.
+    pub(super) fn append_alone<T>(
+        &self,
+        mut append_it: impl FnMut(&mut MutexGuard<'_, Option<Appender>>) -> Result<T>,
+    ) -> Result<T> {
+        let mut tries = 0;
+        loop {
+            let outcome = append_it(&mut self.append.lock().expect("no panics under this lock"));
+            if !self.is_full(&outcome) || !self.make_room_for(&mut tries) {
+                return outcome;
+            }
+        }
     }
 
     /// Appends one record that may change blocks or not. The caller holds the append lock.
@@ -279,8 +339,20 @@ impl Volume {
         shape: &Shape,
         data: &[u8],
     ) -> Result<Lsn> {
+        let mut room_tries = 0;
+        loop {
+            let outcome = self.try_unaligned(session, rolled_back, shape, data);
+            if !self.is_full(&outcome) || !self.make_room_for(&mut room_tries) {
+                return outcome;
+            }
+        }
+    }
+
+    fn try_unaligned(&self, session: SessionId, rolled_back: Lsn, shape: &Shape, data: &[u8]) -> Result<Lsn> {
         let mut tries = 0;
         loop {
+            // As long as this list is held, what is visible at the tip is not folded away.
+            let _held = self.parts.list();
             let seen = self.tip_lsn();
             if tries < EDGE_TRIES {
                 let edges = self.fill_edges(shape, data, seen)?;

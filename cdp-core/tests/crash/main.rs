@@ -6,6 +6,7 @@
 #[macro_use]
 mod harness;
 
+mod ages;
 mod boundaries;
 mod clones;
 mod faults;

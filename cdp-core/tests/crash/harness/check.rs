@@ -26,6 +26,8 @@ pub struct Promise {
     /// What not even a power loss may take; at most `floor`.
     pub flushed: Vec<Lsn>,
     pub ceiling: Vec<Lsn>,
+    /// The oldest state of each volume that must be there.
+    pub horizon: Vec<Lsn>,
 }
 
 /// How much is looked at.
@@ -78,31 +80,54 @@ pub fn check_volume(volume: &Arc<Volume>, model: &Model, depth: Depth, chance: &
     let tip = volume.tip_lsn();
     let everywhere = depth == Depth::Every || chance.percent(10);
     shows(&**volume, model, tip, everywhere)?;
+    let horizon = volume.oldest().0;
     let mut points: Vec<u64> = match depth {
-        Depth::Every => (0..=tip.0).collect(),
-        Depth::Quick => (0..3).map(|_| chance.below(tip.0 + 1)).collect(),
+        Depth::Every => (horizon.0..=tip.0).collect(),
+        Depth::Quick => (0..3).map(|_| horizon.0 + chance.below(tip.0 - horizon.0 + 1)).collect(),
     };
-    points.push(tip.0.saturating_sub(1));
+    points.push(tip.0.saturating_sub(1).max(horizon.0));
+    points.push(horizon.0);
+    check_refused(volume, horizon)?;
     for lsn in &points {
         shows(&View::new(volume.clone(), Lsn(*lsn)), model, Lsn(*lsn), everywhere)?;
     }
     check_times(volume, model, tip)?;
+    let base = volume.base_point().lsn;
+    let expected: Vec<_> = model.names(tip).into_iter().filter(|(lsn, _)| *lsn > base).collect();
     let names: Vec<(Lsn, String)> =
         volume.named_markers().into_iter().map(|(marker, _)| (marker.lsn, marker.name)).collect();
-    ensure!(names == model.names(tip), "markers {names:?}, expected {:?}", model.names(tip));
+    ensure!(names == expected, "markers {names:?}, expected {expected:?}");
     Ok(points.len() as u64 + 1)
+}
+
+/// What is before the horizon is refused, never shown.
+fn check_refused(volume: &Arc<Volume>, horizon: Lsn) -> Outcome {
+    if horizon == Lsn::ZERO {
+        return Ok(());
+    }
+    let gone = horizon.previous();
+    ensure!(
+        View::open(volume.clone(), gone, "a test").is_err(),
+        "{gone:?} opens, the horizon is {horizon:?}"
+    );
+    ensure!(
+        read_blocks(&View::new(volume.clone(), gone), 0, 1).is_err(),
+        "{gone:?} is read, the horizon is {horizon:?}"
+    );
+    Ok(())
 }
 
 /// Timestamps are those that were given, and T → LSN is exact.
 pub fn check_times(volume: &Volume, model: &Model, tip: Lsn) -> Outcome {
     let words = |error: cdp_core::error::Error| format!("unexpected error: {error:?}");
-    for lsn in (0..=tip.0).rev() {
+    let horizon = volume.oldest().0.0;
+    for lsn in (horizon..=tip.0).rev() {
         let at = model.records[lsn as usize].at;
         let found = volume.timestamp_of(Lsn(lsn)).map_err(words)?;
         ensure!(found == at, "lsn {lsn} has the timestamp {found:?}, it was given {at:?}");
         let exact = volume.lsn_at(at).map_err(words)?;
         ensure!(exact.0 == lsn, "at {at:?} stands {exact:?}, lsn {lsn} was expected");
-        if lsn > 0 {
+        if lsn > horizon {
             let before = volume.lsn_at(Timestamp(at.0 - 1)).map_err(words)?;
             ensure!(before.0 == lsn - 1, "1 ns before lsn {lsn} stands {before:?}");
         }
@@ -132,6 +157,9 @@ pub fn check_store(
         rig::good(volume)?;
         let (tip, floor, ceiling) = (volume.tip_lsn(), promise.floor[number], promise.ceiling[number]);
         ensure!(tip >= floor, "LOST: {tip:?} is the newest, {floor:?} was promised; {:?}", volume.notes());
+        let (oldest, wanted) = (volume.oldest().0, promise.horizon[number]);
+        ensure!(oldest <= wanted, "LOST: the horizon is {oldest:?}, everything from {wanted:?} on was kept");
+        ensure!(volume.base_point().lsn <= oldest, "the base is at {:?}", volume.base_point().lsn);
         ensure!(tip <= ceiling, "{tip:?} is there, nobody asked for more than {ceiling:?}");
         tally.views += check_volume(volume, model, depth, chance)
             .map_err(|broken| format!("volume {number}, tip {tip:?}: {broken}"))?;
@@ -146,6 +174,11 @@ fn clock_after(seed: u64) -> SimClock {
     let mut chance = Chance::new(seed);
     clock.set_wall(WALL_START_NS + chance.pick(&[0, 0, 3_600_000_000_000]));
     clock
+}
+
+/// Files that a recovery may have to remove.
+fn dropped_files(disk: &SimDisk) -> u64 {
+    disk.paths().iter().filter(|path| path.ends_with(".seg") || path.ends_with(".run")).count() as u64
 }
 
 /// How the machine dies.
@@ -187,6 +220,7 @@ impl Crash<'_> {
         let disk = death.strike(&disk);
         tally.crashes += 1;
         let clock = clock_after(self.seed);
+        let dropped = dropped_files(&disk);
         let operations = disk.operations();
         disk.record_boundaries(self.nested);
         let store = rig::open(&disk, &clock, self.wrap)?;
@@ -194,13 +228,16 @@ impl Crash<'_> {
         disk.record_boundaries(false);
         let segments = disk.paths().iter().filter(|path| path.ends_with(".seg")).count() as u64;
         let operations = disk.operations() - operations;
-        let bound = OPERATIONS_MAX * self.models.len() as u64 + OPERATIONS_PER_SEGMENT_MAX * segments;
+        let bound =
+            dropped + OPERATIONS_MAX * self.models.len() as u64 + OPERATIONS_PER_SEGMENT_MAX * segments;
         ensure!(operations <= bound, "recovery took {operations} operations, at most {bound} are allowed");
         let tips = check_store(&store, self.models, promise, self.depth, &mut chance, tally)?;
         if self.nested {
             self.check_nested(&boundaries, promise, &tips, tally)?;
             // What was shown is durable.
-            let shown = Promise { floor: tips.clone(), flushed: tips.clone(), ceiling: tips.clone() };
+            let horizon = store.volumes().iter().map(|volume| volume.oldest().0).collect();
+            let shown =
+                Promise { floor: tips.clone(), flushed: tips.clone(), ceiling: tips.clone(), horizon };
             let after = Death::Power(PowerLoss::all_lost()).strike(&disk.snapshot().mount(self.seed));
             tally.crashes += 1;
             let again = rig::open(&after, &clock_after(self.seed + 1), self.wrap)?;
@@ -232,7 +269,8 @@ impl Crash<'_> {
                 // The cache survives a process, so nothing may be lost; power may take what was never synced.
                 let flushed = promise.flushed.clone();
                 let floor = if inner.is_power() { flushed.clone() } else { tips.to_vec() };
-                let legal = Promise { floor, flushed, ceiling: tips.to_vec() };
+                let horizon = promise.horizon.clone();
+                let legal = Promise { floor, flushed, ceiling: tips.to_vec(), horizon };
                 let place = || {
                     format!(
                         "crash ({inner:?}) during recovery at {:?} of {}{}",

@@ -28,6 +28,7 @@ pub struct Milestone {
     operations: u64,
     acknowledged: Vec<Lsn>,
     flushed: Vec<Lsn>,
+    horizon: Vec<Lsn>,
 }
 
 /// A store that is driven step by step.
@@ -129,6 +130,7 @@ impl Rig {
             operations: self.disk.operations(),
             acknowledged: self.models.iter().map(Model::tip).collect(),
             flushed: self.flushed.clone(),
+            horizon: self.volumes.iter().map(|volume| volume.oldest().0).collect(),
         });
         Ok(())
     }
@@ -139,7 +141,12 @@ impl Rig {
         let past = &self.milestones[next.saturating_sub(1)];
         let coming = self.milestones.get(next).unwrap_or(past);
         let floor = if power { &past.flushed } else { &past.acknowledged };
-        Promise { floor: floor.clone(), flushed: past.flushed.clone(), ceiling: coming.acknowledged.clone() }
+        Promise {
+            floor: floor.clone(),
+            flushed: past.flushed.clone(),
+            ceiling: coming.acknowledged.clone(),
+            horizon: coming.horizon.clone(),
+        }
     }
 
     /// What is promised now.

@@ -1,0 +1,134 @@
+//! How far back a volume goes, what keeps it, and what it takes.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use cdp_core::device::Device;
+use cdp_core::error::Result;
+use cdp_core::history::point::{Timeline, format_utc};
+use cdp_core::history::retention;
+use cdp_core::store::Store;
+use cdp_core::volume::Volume;
+use serde::{Deserialize, Serialize};
+
+use super::points::Place;
+
+/// Unit of `st_blocks`.
+const STAT_BLOCK_BYTES: u64 = 512;
+
+/// What `cdp retention show` shows of a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retention {
+    /// The volume.
+    pub volume: String,
+    /// The policy in words, as `set` takes it.
+    pub policy: String,
+    /// The oldest state that can be viewed.
+    pub horizon: Place,
+    /// The newest one.
+    pub tip: Place,
+    /// Up to which record history is in the base.
+    pub base_lsn: u64,
+    /// What the journal may take, in bytes.
+    pub journal_cap_bytes: u64,
+    /// What it all takes.
+    pub sizes: Sizes,
+    /// What is held by whom, oldest state first.
+    pub pins: Vec<PinLine>,
+}
+
+/// What a volume takes on the disk, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sizes {
+    /// Its own size, as clients see it.
+    pub logical: u64,
+    /// Segments.
+    pub journal: u64,
+    /// Runs.
+    pub index: u64,
+    /// Images and checksums of the base.
+    pub base: u64,
+}
+
+impl Sizes {
+    /// As the filesystem counts it: holes take nothing.
+    pub fn of(volume: &Volume) -> Sizes {
+        let mut sizes = Sizes { logical: volume.size_bytes(), ..Sizes::default() };
+        // A file that goes away meanwhile takes nothing.
+        for entry in fs::read_dir(volume.dir()).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            let bytes = entry.metadata().map_or(0, |data| data.blocks() * STAT_BLOCK_BYTES);
+            if name.ends_with(".seg") {
+                sizes.journal += bytes;
+            } else if name.ends_with(".run") {
+                sizes.index += bytes;
+            } else if name.starts_with("base.") {
+                sizes.base += bytes;
+            }
+        }
+        sizes
+    }
+}
+
+/// A hold on history.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinLine {
+    /// The state.
+    pub lsn: u64,
+    /// Who.
+    pub holder: String,
+}
+
+/// What holds history, oldest state first.
+pub fn pins(volume: &Volume) -> Vec<PinLine> {
+    volume.pins().into_iter().map(|pin| PinLine { lsn: pin.lsn.0, holder: pin.holder }).collect()
+}
+
+/// A marker that was let go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unmarked {
+    /// The volume.
+    pub volume: String,
+    /// The marker's name.
+    pub name: String,
+    /// Its record.
+    pub lsn: u64,
+    /// When it was set, RFC 3339 in UTC.
+    pub utc: String,
+}
+
+/// How far back it goes, and why.
+pub fn show(store: &Store, name: &str) -> Result<Retention> {
+    let volume = store.volume(name)?;
+    let ((horizon, horizon_at), (tip, tip_at)) = (volume.horizon(), volume.tip());
+    Ok(Retention {
+        volume: volume.name().to_owned(),
+        policy: volume.retention().to_string(),
+        horizon: Place::new(horizon, horizon_at),
+        tip: Place::new(tip, tip_at),
+        base_lsn: volume.base_point().lsn.0,
+        journal_cap_bytes: volume.journal_cap_bytes()?,
+        sizes: Sizes::of(&volume),
+        pins: pins(&volume),
+    })
+}
+
+/// Sets a policy.
+pub fn set(store: &Store, name: &str, policy: &str) -> Result<Retention> {
+    let policy = retention::parse(policy)?;
+    store.volume(name)?.set_retention(policy)?;
+    show(store, name)
+}
+
+/// Lets a named marker go.
+pub fn unmark(store: &Store, name: &str, marker: &str) -> Result<Unmarked> {
+    let volume = store.volume(name)?;
+    let (lsn, at) = volume.unmark(marker)?;
+    Ok(Unmarked {
+        volume: volume.name().to_owned(),
+        name: marker.to_owned(),
+        lsn: lsn.0,
+        utc: format_utc(at),
+    })
+}

@@ -1,0 +1,96 @@
+//! A journal with a small cap that drops its oldest history, for as long as somebody writes.
+
+mod cli;
+
+use cli::*;
+
+const MIB: usize = 1 << 20;
+/// Writes go round so many places of 1 MiB.
+const PLACES: u64 = 40;
+const WRITES: u64 = 1400;
+const MARK_EVERY: u64 = 50;
+
+fn content(number: u64) -> Vec<u8> {
+    (number | 1 << 40).to_le_bytes().repeat(MIB / 8)
+}
+
+/// What stands at a place after `newest` writes, numbered from 0.
+fn expected(place: u64, newest: u64) -> Option<u64> {
+    let last = newest.checked_sub(1)?;
+    let round = (last / PLACES) * PLACES + place;
+    if round <= last { Some(round) } else { round.checked_sub(PLACES) }
+}
+
+fn check(client: &mut cdp_cli::commands::demo::client::Client, writes: u64, step: usize) {
+    for place in (0..PLACES).step_by(step) {
+        let bytes = get(client, place * MIB as u64, MIB).unwrap();
+        let wanted = expected(place, writes).map_or(vec![0; MIB], content);
+        assert!(bytes == wanted, "place {place} after {writes} writes");
+    }
+}
+
+/// The daily life of a small disk: it is written to for ever, never runs full, is killed in between, and every
+/// state of its window is exact. Whoever runs this for months would otherwise find out at night.
+#[test]
+fn a_small_journal_goes_on_for_ever() {
+    let home = Home::new();
+    let mut served = home.serve(&[]);
+    let policy = "at most 512MiB, at cap drop-oldest";
+    let shown = home.json(&["retention", "set", "disk", policy]);
+    assert_eq!(shown["policy"], format!("every-write forever, named until removed, {policy}"));
+    let refused = home.run(&["retention", "set", "disk", "at most 5MiB, at cap drop-oldest"]);
+    assert!(refused.code != 0 && refused.err.contains("segments"), "{refused:?}");
+
+    let mut disk = served.connect("disk").unwrap();
+    let mut marks = Vec::new();
+    for number in 0..WRITES {
+        put(&mut disk, number % PLACES * MIB as u64, &content(number)).unwrap();
+        if number % MARK_EVERY == MARK_EVERY - 1 {
+            let name = format!("after-{}", number + 1);
+            let marked = home.json(&["mark", "disk", &name]);
+            marks.push((name, number + 1, marked[0]["lsn"].as_u64().unwrap()));
+        }
+        if number == WRITES / 2 {
+            served.signal(rustix::process::Signal::KILL);
+            served.wait();
+            served = home.serve(&[]);
+            disk = served.connect("disk").unwrap();
+            check(&mut disk, number + 1, 1);
+        }
+    }
+    check(&mut disk, WRITES, 1);
+
+    let shown = home.json(&["retention", "show", "disk"]);
+    let horizon = shown["horizon"]["lsn"].as_u64().unwrap();
+    assert!(shown["sizes"]["journal"].as_u64().unwrap() <= 512 << 20, "{shown}");
+    assert!(shown["base_lsn"].as_u64().unwrap() > 0 && horizon > 0, "{shown}");
+    assert!(shown["sizes"]["base"].as_u64().unwrap() >= PLACES << 20, "{shown}");
+    let mut exact = 0;
+    for (name, writes, lsn) in &marks {
+        match served.connect(&format!("disk@{name}")) {
+            Ok(mut view) => {
+                assert!(*lsn >= horizon, "{name} is before the horizon and opens");
+                check(&mut view, *writes, 7);
+                exact += 1;
+            }
+            Err(error) => assert!(*lsn < horizon, "{name} is in the window: {error}"),
+        }
+    }
+    assert!(exact >= 2 && exact < marks.len(), "{exact} of {} marks are in the window", marks.len());
+
+    // What is looked at stays, and status says by whom.
+    let view = served.connect("disk@start").unwrap();
+    let status = home.json(&["status"]);
+    assert_eq!(status["volumes"][0]["pins"][0]["lsn"].as_u64(), Some(horizon), "{status}");
+    drop(view);
+
+    let log = home.json(&["log", "disk"]).to_string();
+    assert!(log.contains("the journal was full"), "the timeline shows why the horizon moved");
+    let newest = &marks.last().unwrap().0;
+    home.json(&["unmark", "disk", newest]);
+    assert!(served.connect(&format!("disk@{newest}")).is_err());
+    let verified = home.run(&["verify", "disk"]);
+    assert_eq!(verified.code, 0, "{verified:?}");
+    served.stop();
+    assert_eq!(home.json(&["status"])["act"], false);
+}

@@ -1,0 +1,426 @@
+//! Advance: the oldest history is folded into the base, the newest version of each block only, and its segments are
+//! given back.
+//!
+//! ```text
+//!           ┌───────── an error, or the process died: from the beginning ─────────┐
+//!           ▼                                                                     │
+//!   horizon durable → drain → write → sync → read back → base LSN durable → drop, recycle
+//! ```
+//!
+//! - *Horizon durable*: no state below it can be viewed any more (`volume/retain.rs`), and the base LSN `b` will
+//!   not be above it.
+//! - *Drain*: reads that began before hold the list of parts that they took; they have gone when the list has.
+//! - *Write*: a block of the base is written over only if a record in (base LSN, b] changed it. Every state that is
+//!   retained sees that record or a newer one, so nobody reads that block of the base until the base LSN is b.
+//! - *Sync, read back*: the base holds what the records promised before anything says so.
+//! - *Base LSN durable*: one manifest, replaced as a whole. From here on the records up to b are the base's.
+//! - *Drop*: the segments go; whoever still reads in one keeps it until he is done.
+//!
+//! Nothing here holds the append lock during I/O. Every step can be repeated, so a crash or an error anywhere costs
+//! only work.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::parts::{OldLists, Part, PartList, PartSet, is_sealed};
+use super::{Health, Volume};
+use crate::error::{IoContext, Result};
+use crate::format::bytes::crc32;
+use crate::format::history::{BasePoint, HistoryState};
+use crate::format::ledger::Reason;
+use crate::format::segment::run_file_name;
+use crate::history::retention::AtCap;
+use crate::ids::*;
+use crate::index::Visible;
+use crate::journal::segment::{self, Fill};
+use crate::limits::{FOLD_BYTES_PER_S, FOLD_SEGMENTS_MAX};
+use crate::reader::{Piece, Reader};
+
+const BLOCK: usize = BLOCK_BYTES as usize;
+/// Versions looked up at a time, by each part.
+const VERSIONS_PER_LOOK: usize = 1024;
+/// Blocks read from the journal and written to the base at a time.
+const BLOCKS_PER_WRITE: usize = 256;
+/// Looking up and checking costs about as much as so many bytes, so that work without payload counts too.
+const LOOK_BYTES: u64 = 64 << 10;
+/// The budget of a call when the journal is full, in bytes: between two calls the other duties have their turn.
+const PRESSED_STEP_BYTES: u64 = 64 << 20;
+/// The policy is looked at so often, in nanoseconds.
+const POLICY_INTERVAL_NS: u64 = 1_000_000_000;
+/// So long a writer waits for readers and views to leave what is to be dropped, in milliseconds.
+const READERS_WAIT_MS: u64 = 1_000;
+
+/// What upkeep of history remembers between calls. Its lock is taken before all others of the volume.
+pub(super) struct Duties {
+    fold: Option<Fold>,
+    dropped: Vec<(Arc<Part>, Arc<OldLists>)>,
+    budget_at_ns: u64,
+    policy_at_ns: u64,
+}
+
+impl Duties {
+    pub(super) fn new(now_ns: u64) -> Duties {
+        Duties { fold: None, dropped: Vec::new(), budget_at_ns: now_ns, policy_at_ns: 0 }
+    }
+}
+
+/// A fold in progress.
+struct Fold {
+    /// What is folded: the oldest parts, all sealed.
+    parts: PartList,
+    /// Where the base will stand.
+    to: BasePoint,
+    visible: Visible,
+    stage: Stage,
+    /// The next block to look at, while writing and reading back.
+    next_block: u64,
+}
+
+enum Stage {
+    /// Until the readers of these lists have gone.
+    Drain(OldLists),
+    Write,
+    Check,
+}
+
+/// What came of making room.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Room {
+    /// There was some: the filesystem is full, or others are quicker.
+    Was,
+    /// There is some now.
+    Made,
+    /// There is none to be had.
+    None,
+}
+
+/// What a step came to.
+#[derive(PartialEq, Eq)]
+enum Step {
+    /// There is nothing to fold or drop.
+    Idle,
+    /// Somebody still reads what is to go.
+    Waiting,
+    /// So many bytes' worth of work was done.
+    Worked(u64),
+}
+
+impl Volume {
+    /// The part of [`Volume::maintain`] that keeps history as short as its policy says: some bounded work.
+    pub(super) fn age(&self, duties: &mut Duties) -> Result<()> {
+        let now_ns = self.shared.clock.elapsed_ns();
+        let since = now_ns.saturating_sub(duties.budget_at_ns);
+        duties.budget_at_ns = now_ns;
+        self.choose_horizon(duties, now_ns)?;
+        let pressed = self.excess_bytes()? > 0;
+        let gentle = u128::from(FOLD_BYTES_PER_S) * u128::from(since) / 1_000_000_000;
+        let mut budget =
+            if pressed { PRESSED_STEP_BYTES } else { (gentle as u64).clamp(LOOK_BYTES, PRESSED_STEP_BYTES) };
+        while let Step::Worked(bytes) = self.age_step(duties)? {
+            budget = budget.saturating_sub(bytes);
+            if budget == 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the journal is full and the oldest history has to go: then [`Volume::maintain`] is wanted again at
+    /// once.
+    pub fn is_pressed(&self) -> bool {
+        self.health() == Health::Good && self.excess_bytes().is_ok_and(|bytes| bytes > 0)
+    }
+
+    /// Makes room for the next segment, as the policy allows, while a writer waits who holds no lock.
+    pub(super) fn drop_for_room(&self) -> Result<Room> {
+        if self.retention().at_cap != AtCap::DropOldest {
+            return Ok(Room::None);
+        }
+        let mut waited_ms = 0;
+        let mut room = Room::Was;
+        loop {
+            let mut duties = self.duties.lock().expect("no panics under this lock");
+            if self.excess_bytes()? == 0 {
+                return Ok(room);
+            }
+            room = Room::Made;
+            self.seal_oldest()?;
+            self.choose_horizon(&mut duties, self.shared.clock.elapsed_ns())?;
+            match self.age_step(&mut duties)? {
+                Step::Worked(_) => {}
+                Step::Idle if self.excess_bytes()? == 0 => return Ok(room),
+                Step::Idle if self.held_by().is_none() => return Ok(Room::None),
+                // A view that is open for a moment must not fail a write; one that stays may.
+                Step::Idle | Step::Waiting if waited_ms >= READERS_WAIT_MS => return Ok(Room::None),
+                Step::Idle | Step::Waiting => {
+                    drop(duties);
+                    // Whoever reads there needs no lock of ours to come to an end.
+                    std::thread::sleep(std::time::Duration::from_millis(1));
+                    waited_ms += 1;
+                }
+            }
+        }
+    }
+
+    /// Where the journal is full of segments that nobody sealed yet, the oldest one has to be.
+    fn seal_oldest(&self) -> Result<()> {
+        let list = self.parts.list();
+        match list.first() {
+            Some(part) if part.frozen.get().is_some() && !is_sealed(part) => self.seal_part(part, false),
+            _ => Ok(()),
+        }
+    }
+
+    fn choose_horizon(&self, duties: &mut Duties, now_ns: u64) -> Result<()> {
+        // What is being folded makes room already.
+        if duties.fold.is_some() || !duties.dropped.is_empty() {
+            return Ok(());
+        }
+        if duties.policy_at_ns == 0 || now_ns.saturating_sub(duties.policy_at_ns) >= POLICY_INTERVAL_NS {
+            duties.policy_at_ns = now_ns;
+            if let Some(to) = self.horizon_by_policy()? {
+                self.move_horizon(to, Reason::Policy)?;
+            }
+        }
+        let excess = self.excess_bytes()?;
+        if excess > 0
+            && let Some(to) = self.horizon_by_space(excess)?
+        {
+            self.move_horizon(to, Reason::Cap)?;
+        }
+        Ok(())
+    }
+
+    /// One bounded step. After an error the fold begins anew.
+    fn age_step(&self, duties: &mut Duties) -> Result<Step> {
+        match self.recycle_dropped(duties)? {
+            Step::Idle => {}
+            done => return Ok(done),
+        }
+        let chosen = match duties.fold.take() {
+            Some(fold) => Some(fold),
+            None => self.choose_fold()?,
+        };
+        let Some(mut fold) = chosen else { return Ok(Step::Idle) };
+        match &fold.stage {
+            Stage::Drain(lists) if !lists.are_gone() => {
+                duties.fold = Some(fold);
+                return Ok(Step::Waiting);
+            }
+            Stage::Drain(_) => fold.stage = Stage::Write,
+            Stage::Write | Stage::Check => {}
+        }
+        let checking = matches!(fold.stage, Stage::Check);
+        let bytes = self.fold_some(&mut fold, checking)?;
+        let blocks = self.largest_size_bytes().div_ceil(BLOCK_BYTES);
+        if fold.next_block >= blocks {
+            if checking {
+                self.finish_fold(duties, &fold)?;
+                return Ok(Step::Worked(bytes));
+            }
+            self.base.sync()?;
+            fold.stage = Stage::Check;
+            fold.next_block = 0;
+        }
+        duties.fold = Some(fold);
+        Ok(Step::Worked(bytes))
+    }
+
+    /// The oldest sealed segments that no retained state needs, if there are any.
+    fn choose_fold(&self) -> Result<Option<Fold>> {
+        if !self.base.takes_folds() {
+            return Ok(None);
+        }
+        let list = self.parts.list();
+        let sealed = list.iter().take(FOLD_SEGMENTS_MAX).take_while(|part| is_sealed(part)).count();
+        let mut resting = None;
+        for part in list[..sealed].iter().rev() {
+            let Some(frozen) = part.frozen.get() else { continue };
+            if self.may_rest(frozen.last.lsn)? {
+                resting = Some((part, frozen, frozen.seal_hash));
+                break;
+            }
+        }
+        let Some((last, frozen, Some(seal))) = resting else { return Ok(None) };
+        let ordinal = last.segment.header.ordinal;
+        let count = list.partition_point(|part| part.segment.header.ordinal <= ordinal);
+        let to = BasePoint {
+            lsn: frozen.last.lsn,
+            timestamp: frozen.last.timestamp,
+            chain: frozen.last.chain,
+            segment: last.segment.header.id,
+            ordinal,
+            seal,
+            size_bytes: self.size_at(frozen.last.lsn),
+        };
+        let parts: PartList = Arc::new(PartSet::new(list[..count].to_vec()));
+        drop(list);
+        // Those who read from here on take another list, so that the old ones tell when the others have gone.
+        self.parts.change(|_| {});
+        self.base.set_size(self.largest_size_bytes());
+        let visible = self.visible(to.lsn);
+        Ok(Some(Fold { parts, to, visible, stage: Stage::Drain(self.parts.old_lists()), next_block: 0 }))
+    }
+
+    /// Writes some blocks to the base, or reads them back; gives what it cost.
+    fn fold_some(&self, fold: &mut Fold, checking: bool) -> Result<u64> {
+        let blocks = self.largest_size_bytes().div_ceil(BLOCK_BYTES);
+        let reader = Reader {
+            files: &*self.shared.files,
+            parts: fold.parts.clone(),
+            base: &self.base,
+            visible: &fold.visible,
+            volume: &self.identity.name,
+        };
+        let (covered, pieces) = reader.changed(Extent::new(fold.next_block, blocks), VERSIONS_PER_LOOK)?;
+        let mut bytes = LOOK_BYTES;
+        let mut rest = &pieces[..];
+        while let Some(first) = rest.first() {
+            let count = match first {
+                Piece::Journal { .. } => neighbours(rest),
+                _ => 1,
+            };
+            let (now, later) = rest.split_at(count);
+            rest = later;
+            match first {
+                Piece::Journal { lba, .. } => {
+                    self.fold_payload(&reader, lba.0, now, checking)?;
+                    bytes += (count * BLOCK) as u64;
+                }
+                Piece::Zero { extent, .. } if checking => {
+                    self.base.check_erased(extent.start.0, extent.end())?;
+                }
+                Piece::Zero { extent, .. } => self.base.erase(extent.start.0, extent.end())?,
+                Piece::Base { .. } => unreachable!("the base's own pieces are left out"),
+            }
+        }
+        fold.next_block = covered.end();
+        Ok(bytes)
+    }
+
+    /// Blocks that are neighbours on the volume, from `first` on.
+    fn fold_payload(&self, reader: &Reader<'_>, first: u64, pieces: &[Piece], checking: bool) -> Result<()> {
+        let mut buffer = vec![0; pieces.len() * BLOCK];
+        if reader.fetch(first, pieces, &mut buffer).is_err() {
+            // Some block is damaged. What can be read of it goes to the base with the checksum that it does not
+            // fit, so that reading it stays an error, and the others are what they were.
+            for (piece, block) in pieces.iter().zip(buffer.chunks_exact_mut(BLOCK)) {
+                let Piece::Journal { lba, .. } = piece else { continue };
+                let _ = reader.fetch(lba.0, std::slice::from_ref(piece), block);
+            }
+        }
+        let crcs: Vec<u32> = pieces
+            .iter()
+            .map(|piece| match piece {
+                Piece::Journal { crc, .. } => *crc,
+                _ => 0,
+            })
+            .collect();
+        if !checking {
+            return self.base.put(first, &buffer, &crcs);
+        }
+        let intact: Vec<bool> =
+            buffer.chunks_exact(BLOCK).zip(&crcs).map(|(block, crc)| crc32(block) == *crc).collect();
+        self.base.check_put(first, &crcs, &intact)
+    }
+
+    /// The base holds it all: says so, and takes the segments out.
+    fn finish_fold(&self, duties: &mut Duties, fold: &Fold) -> Result<()> {
+        let horizon = self.durable_history().horizon;
+        self.publish_history(HistoryState { horizon, base: fold.to })?;
+        // Under the append lock: leaving a poisoned segment replaces parts by their places in the list.
+        let append = self.append.lock().expect("no panics under this lock");
+        let mut dropped = Vec::new();
+        self.parts.change(|parts| {
+            let count = parts.partition_point(|part| part.segment.header.ordinal <= fold.to.ordinal);
+            dropped.extend(parts.drain(..count));
+        });
+        let lists = Arc::new(self.parts.old_lists());
+        duties.dropped.extend(dropped.into_iter().map(|part| (part, lists.clone())));
+        drop(append);
+        // Sealed segments are synced, also where the next round of syncs has not taken them off its list yet.
+        let mut staged = self.staged.lock().expect("no panics under this lock");
+        staged.dirty.retain(|segment| segment.header.ordinal > fold.to.ordinal);
+        drop(staged);
+        self.forget_names(fold.to.lsn);
+        Ok(())
+    }
+
+    /// Gives the space of dropped segments back: as the next segment if one is wanted, else to the filesystem.
+    ///
+    /// Legal states after a crash: the segment is still there (it is before the base, and removed at the next
+    /// opening), its header is zeros under its old or its new name (an unused segment, or removed), or it is gone.
+    fn recycle_dropped(&self, duties: &mut Duties) -> Result<Step> {
+        let Some((part, lists)) = duties.dropped.first() else { return Ok(Step::Idle) };
+        let wanted = self.pool.lock().expect("no panics under this lock").ready() == 0;
+        // No list has it any more but old ones, so nobody can come to hold it who does not yet.
+        let is_held = Arc::strong_count(part) > 1 || Arc::strong_count(&part.segment) > 1;
+        let is_read = is_held || !lists.are_gone();
+        let (part, _) = duties.dropped.remove(0);
+        let files = &self.shared.files;
+        self.remove_run_of(&part);
+        let path = &part.segment.path;
+        let bytes = part.segment.file.len().at(|| format!("measuring {}", path.display()))?;
+        if wanted && !is_read {
+            self.recycle(&part, bytes)?;
+        } else {
+            files.remove(path).at(|| format!("removing {}", path.display()))?;
+            self.forget_bytes(bytes);
+        }
+        Ok(Step::Worked(LOOK_BYTES))
+    }
+
+    /// A merged run goes with the last of its segments. A file that stays costs space only; the next opening removes
+    /// it.
+    fn remove_run_of(&self, part: &Part) {
+        let files = &self.shared.files;
+        match part.merged_run() {
+            None => drop(files.remove(&self.dir.join(run_file_name(part.segment.header.ordinal)))),
+            Some(run) => {
+                let list = self.parts.list();
+                let is_shared = |other: &Arc<Part>| other.run().is_some_and(|own| Arc::ptr_eq(own, run));
+                if !list.iter().any(is_shared) {
+                    let _ = files.remove(run.path());
+                }
+            }
+        }
+    }
+
+    fn recycle(&self, part: &Part, bytes: u64) -> Result<()> {
+        let files = &*self.shared.files;
+        let (ordinal, full) = {
+            let mut pool = self.pool.lock().expect("no panics under this lock");
+            (pool.claim_ordinal(), pool.segment_bytes())
+        };
+        if let Err(error) = segment::recycle(files, &self.dir, &part.segment, ordinal, full) {
+            // It is before the base: whatever is left of it, the next opening removes it.
+            let _ = files.remove(&part.segment.path);
+            self.forget_bytes(bytes);
+            return Err(error);
+        }
+        self.journal_bytes.fetch_add(full.saturating_sub(bytes), Ordering::Relaxed);
+        self.add_to_pool(ordinal, Fill::Written);
+        Ok(())
+    }
+
+    /// A wrong sum must not wrap: a measurement may have come in between.
+    pub(super) fn forget_bytes(&self, bytes: u64) {
+        let less = |now: u64| Some(now.saturating_sub(bytes));
+        let _ = self.journal_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+    }
+}
+
+/// How many of the front pieces are payload of neighbouring blocks, as many as are written at once.
+fn neighbours(pieces: &[Piece]) -> usize {
+    let lba = |piece: &Piece| match piece {
+        Piece::Journal { lba, .. } => Some(lba.0),
+        _ => None,
+    };
+    let first = pieces.first().and_then(lba).unwrap_or(0);
+    let follow = pieces
+        .iter()
+        .take(BLOCKS_PER_WRITE)
+        .enumerate()
+        .take_while(|(n, piece)| lba(piece) == Some(first + *n as u64));
+    follow.count().max(1)
+}

@@ -1,0 +1,276 @@
+//! How far back a volume can be viewed: its horizon, what holds it, and the policy that moves it.
+//!
+//! The horizon moves in this order: the floor for new pins (so that nobody opens what is about to go), the
+//! manifest `history` on the disk, and only then anything is folded or dropped. After a crash anywhere the horizon
+//! is where it was or where it should be; both are at or above the base.
+
+use super::open::RETENTION_FILE;
+use super::pins::{Pin, PinGuard};
+use super::{Volume, parts};
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::format::history::{BasePoint, HISTORY_FILE, HistoryState};
+use crate::format::ledger::{Entry, Fact, Reason};
+use crate::format::manifest::Manifest;
+use crate::format::record::RecordKind;
+use crate::format::run::MarkerRow;
+use crate::history::point::{Timeline, format_utc};
+use crate::history::retention::{self, AtCap, Candidate, Policy, Retained};
+use crate::ids::*;
+use crate::index::Visible;
+use crate::io::replace_file;
+
+const KIND: &str = "cdp-retention";
+const VERSION: u32 = 1;
+/// Segments that a journal needs to go on while it drops the oldest: the open one, the one that is dropped, and the
+/// next one made ahead.
+pub const SEGMENTS_MIN: u64 = 3;
+
+pub(super) fn decode_policy(bytes: &[u8]) -> Option<Policy> {
+    let manifest = Manifest::decode(bytes).filter(|m| m.kind == KIND && m.version == VERSION)?;
+    retention::parse(manifest.values.get("policy")?).ok()
+}
+
+/// How far back it goes.
+pub(super) struct History {
+    // As on the disk; written by the holder of `duties` only.
+    durable: HistoryState,
+    // The oldest state that is shown: ahead of the durable horizon while that is on its way to the disk.
+    oldest: (Lsn, Timestamp),
+}
+
+impl History {
+    pub(super) fn new(durable: HistoryState) -> History {
+        History { durable, oldest: durable.horizon }
+    }
+}
+
+impl Volume {
+    /// Where the base stands.
+    pub fn base_point(&self) -> BasePoint {
+        self.durable_history().base
+    }
+
+    /// The oldest state that can be viewed.
+    pub fn oldest(&self) -> (Lsn, Timestamp) {
+        self.history.lock().expect("no panics under this lock").oldest
+    }
+
+    pub(super) fn durable_history(&self) -> HistoryState {
+        self.history.lock().expect("no panics under this lock").durable
+    }
+
+    /// What is kept of its history.
+    pub fn retention(&self) -> Policy {
+        self.retention.lock().expect("no panics under this lock").clone()
+    }
+
+    /// Changes what is kept. Durable when this returns; what is not kept any more goes in the background.
+    pub fn set_retention(&self, policy: Policy) -> Result<()> {
+        let least = SEGMENTS_MIN * self.identity.segment_bytes;
+        if policy.bytes_max.is_some_and(|bytes| bytes < least) {
+            let context = format!("a journal of at most {} bytes", policy.bytes_max.unwrap_or(0));
+            return Err(Error::new(Kind::Invalid, context).hint(format!(
+                "it grows and shrinks by segments of {} bytes and needs {SEGMENTS_MIN} of them",
+                self.identity.segment_bytes
+            )));
+        }
+        let mut current = self.retention.lock().expect("no panics under this lock");
+        let mut manifest = Manifest::new(KIND, VERSION);
+        manifest.set("policy", &policy);
+        let path = self.dir.join(RETENTION_FILE);
+        replace_file(&*self.shared.files, &path, &manifest.encode())
+            .at(|| format!("writing {}", path.display()))?;
+        *current = policy.clone();
+        drop(current);
+        self.note_fact(Fact::Policy(policy.to_string()));
+        Ok(())
+    }
+
+    /// Writes a fact down. A ledger that cannot be written costs an explanation, no history: it is no reason to stop.
+    fn note_fact(&self, fact: Fact) {
+        let (at, base) = (self.shared.clock.now(), self.base_point().lsn);
+        let written = self.ledger.lock().expect("no panics under this lock").append(at, fact, base);
+        if let Err(error) = written {
+            self.note_error(format!("{error}; it will be written with the next entry"));
+        }
+    }
+
+    /// What is written down about its history besides the journal, oldest first.
+    pub fn ledger(&self) -> Vec<Entry> {
+        let horizon = self.oldest().0;
+        let came_about = |entry: &&Entry| match entry.fact {
+            Fact::Horizon { to, .. } => to.0 <= horizon,
+            _ => true,
+        };
+        let ledger = self.ledger.lock().expect("no panics under this lock");
+        ledger.entries().iter().filter(came_about).cloned().collect()
+    }
+
+    /// Lets the newest marker of this name go: it keeps nothing any more, and its name is free.
+    pub fn unmark(&self, name: &str) -> Result<(Lsn, Timestamp)> {
+        let marker = Timeline::marker(self, name)?.ok_or_else(|| {
+            Error::new(Kind::NotFound, format!("volume {} has no marker `{name}`", self.identity.name))
+        })?;
+        let fact = Fact::LetGo { lsn: marker.lsn, at: marker.at, name: name.to_owned() };
+        let (at, base) = (self.shared.clock.now(), self.base_point().lsn);
+        // This one must be written: a name that came back would hold history that nobody wants.
+        self.ledger.lock().expect("no panics under this lock").append(at, fact, base)?;
+        self.forget_marker(marker.lsn);
+        Ok((marker.lsn, marker.at))
+    }
+
+    /// What holds history now, oldest state first.
+    pub fn pins(&self) -> Vec<Pin> {
+        let clone = |(id, lsn)| Pin { lsn, holder: format!("the clone with the id {id}") };
+        let mut pins = self.pins.list();
+        pins.extend(self.held_by_clones().into_iter().map(clone));
+        pins.sort_by_key(|pin| pin.lsn);
+        pins
+    }
+
+    /// Holds the state at `lsn` until the guard is dropped. [`Kind::OutOfRange`] if it is before the horizon.
+    pub fn pin(&self, lsn: Lsn, holder: &str) -> Result<PinGuard> {
+        self.pins.take(lsn, holder).ok_or_else(|| self.before_horizon(lsn))
+    }
+
+    /// Holds the state at `lsn` as long as the volume is open.
+    pub fn hold_while_open(&self, lsn: Lsn, holder: &str) {
+        if let Ok(guard) = self.pin(lsn, holder) {
+            std::mem::forget(guard);
+        }
+    }
+
+    /// The error about a state that is gone.
+    pub(crate) fn before_horizon(&self, lsn: Lsn) -> Error {
+        let (oldest, at) = self.oldest();
+        let name = &self.identity.name;
+        let context =
+            format!("{lsn:?} of volume {name} is before the horizon, {oldest:?} at {}", format_utc(at));
+        Error::new(Kind::OutOfRange, context).hint("the oldest state is `start`")
+    }
+
+    /// States whose records the base must not mix: one for each shape that a retained state can have.
+    fn retained_shapes(&self, horizon: Lsn) -> Result<Vec<Visible>> {
+        let mut points = vec![horizon, self.tip_lsn()];
+        points.extend(self.pins().into_iter().map(|pin| pin.lsn));
+        // What is seen changes its shape at a rollback only.
+        for part in self.parts.list().iter() {
+            let rows = part.events()?;
+            let turns =
+                rows.iter().filter(|row| row.kind == RecordKind::Rollback as u8 && row.lsn >= horizon);
+            points.extend(turns.map(|row| row.lsn));
+        }
+        Ok(points.into_iter().map(|lsn| self.visible(lsn)).collect())
+    }
+
+    /// Whether the base may rest at `b`, the end of a segment.
+    pub(super) fn may_rest(&self, b: Lsn) -> Result<bool> {
+        let horizon = self.durable_history().horizon.0;
+        Ok(b <= horizon && retention::may_rest(b, &self.visible(b), &self.retained_shapes(horizon)?))
+    }
+
+    /// Moves the horizon to `to`, or as far as pins allow. Whether it moved. Durable when this returns.
+    pub(super) fn move_horizon(&self, to: Lsn, reason: Reason) -> Result<bool> {
+        let to = self.held_by_clones().into_iter().map(|(_, lsn)| lsn).fold(to, Lsn::min);
+        let to = {
+            let mut held = self.pins.lock();
+            let to = held.oldest().map_or(to, |pin| pin.lsn.min(to));
+            held.floor = held.floor.max(to);
+            to
+        };
+        let before = self.durable_history();
+        // What is not shown any more stays hidden, also where saying so failed: the disk may have it all the same.
+        let to = to.max(self.oldest().0);
+        if to <= before.horizon.0 {
+            return Ok(false);
+        }
+        let horizon = (to, self.timestamp_of_record(to)?);
+        self.history.lock().expect("no panics under this lock").oldest = horizon;
+        // Why, before it is so: an entry for a move that never came is passed over by whoever reads.
+        self.note_fact(Fact::Horizon { from: before.horizon, to: horizon, reason });
+        self.publish_history(HistoryState { horizon, ..before })?;
+        Ok(true)
+    }
+
+    /// Writes the manifest `history`. Only the duties' thread, which holds their lock, comes here.
+    pub(super) fn publish_history(&self, state: HistoryState) -> Result<()> {
+        let path = self.dir.join(HISTORY_FILE);
+        replace_file(&*self.shared.files, &path, &state.encode())
+            .at(|| format!("writing {}", path.display()))?;
+        self.history.lock().expect("no panics under this lock").durable = state;
+        Ok(())
+    }
+
+    /// What the policy keeps now.
+    pub fn retained(&self) -> Result<Retained> {
+        let policy = self.retention();
+        let now = self.shared.clock.now();
+        let horizon = self.oldest().0;
+        let mut markers = Vec::new();
+        if policy.every_write != retention::Keep::Forever {
+            let window = policy.every_write.since(now);
+            for part in self.parts.list().iter() {
+                if part.segment.header.timestamp_before >= window {
+                    break;
+                }
+                let rows = part.events()?;
+                let is_marker = |row: &&MarkerRow| row.kind == RecordKind::Marker as u8 && row.lsn >= horizon;
+                markers.extend(rows.iter().filter(is_marker).map(|row| Candidate {
+                    lsn: row.lsn,
+                    at: row.timestamp,
+                    named: self.is_kept_name(row.lsn),
+                }));
+            }
+        }
+        Ok(retention::retained(&policy, markers, now))
+    }
+
+    /// Where the horizon should stand by the policy's times: at the oldest state that is kept.
+    pub(super) fn horizon_by_policy(&self) -> Result<Option<Lsn>> {
+        if self.retention().every_write == retention::Keep::Forever {
+            return Ok(None);
+        }
+        let retained = self.retained()?;
+        let (horizon, at) = self.oldest();
+        let window = match retained.window <= at {
+            true => horizon,
+            false => self.lsn_at(retained.window)?,
+        };
+        Ok(Some(retained.kept.first().map_or(window, |kept| window.min(*kept))))
+    }
+
+    /// Whether the journal should be made smaller for the next segment to fit, by policy; and by how much.
+    pub(super) fn excess_bytes(&self) -> Result<u64> {
+        if self.retention().at_cap != AtCap::DropOldest {
+            return Ok(0);
+        }
+        let ready = self.pool.lock().expect("no panics under this lock").ready() as u64;
+        let wanted = self.identity.segment_bytes * 1u64.saturating_sub(ready);
+        Ok((self.journal_bytes() + wanted).saturating_sub(self.journal_cap_bytes()?))
+    }
+
+    /// The end of so many of the oldest sealed segments that dropping them gives back `bytes`, or all there are.
+    pub(super) fn horizon_by_space(&self, bytes: u64) -> Result<Option<Lsn>> {
+        let mut freed = 0;
+        let mut end = None;
+        for part in self.parts.list().iter() {
+            let Some(frozen) = part.frozen.get().filter(|_| parts::is_sealed(part)) else { break };
+            freed += part.segment.file.len().at(|| format!("measuring {}", part.segment.path.display()))?;
+            // Where the base could rest if this were the horizon: not on a branch that was left.
+            let last = frozen.last.lsn;
+            if retention::may_rest(last, &self.visible(last), &self.retained_shapes(last)?) {
+                end = Some(last);
+                if freed >= bytes {
+                    break;
+                }
+            }
+        }
+        Ok(end)
+    }
+
+    /// The oldest pin, if it keeps a journal that may drop its oldest from doing so.
+    pub(super) fn held_by(&self) -> Option<Pin> {
+        let drops = self.retention().at_cap == AtCap::DropOldest;
+        self.pins().into_iter().next().filter(|_| drops)
+    }
+}
