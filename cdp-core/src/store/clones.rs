@@ -47,7 +47,7 @@ impl Store {
                 .hint(format!("`cdp hydrate {}` makes it a volume of its own", parent.name())));
         }
         // Held from here on, and there after a power cut.
-        let view = View::new(parent.clone(), lsn);
+        let view = View::open(parent.clone(), lsn, "a clone that is being made")?;
         parent.settle(lsn)?;
         let identity = Identity {
             name: name.to_owned(),

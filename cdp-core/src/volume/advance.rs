@@ -144,10 +144,12 @@ impl Volume {
                 return Ok(room);
             }
             room = Room::Made;
-            self.seal_oldest()?;
+            let sealed = self.seal_oldest()?;
             self.choose_horizon(&mut duties, self.shared.clock.elapsed_ns())?;
             match self.age_step(&mut duties)? {
                 Step::Worked(_) => {}
+                // The base may rest at the end of the next one only.
+                Step::Idle if sealed => {}
                 Step::Idle if self.excess_bytes()? == 0 => return Ok(room),
                 Step::Idle if self.held_by().is_none() => return Ok(Room::None),
                 // A view that is open for a moment must not fail a write; one that stays may.
@@ -162,13 +164,14 @@ impl Volume {
         }
     }
 
-    /// Where the journal is full of segments that nobody sealed yet, the oldest one has to be.
-    fn seal_oldest(&self) -> Result<()> {
+    /// Only sealed segments can go: seals the oldest one that is full and is not. Whether there was one.
+    fn seal_oldest(&self) -> Result<bool> {
         let list = self.parts.list();
-        match list.first() {
-            Some(part) if part.frozen.get().is_some() && !is_sealed(part) => self.seal_part(part, false),
-            _ => Ok(()),
-        }
+        let Some(part) = list.iter().find(|part| part.frozen.get().is_some() && !is_sealed(part)) else {
+            return Ok(false);
+        };
+        self.seal_part(part, false)?;
+        Ok(true)
     }
 
     fn choose_horizon(&self, duties: &mut Duties, now_ns: u64) -> Result<()> {
@@ -232,9 +235,11 @@ impl Volume {
             return Ok(None);
         }
         let list = self.parts.list();
-        let sealed = list.iter().take(FOLD_SEGMENTS_MAX).take_while(|part| is_sealed(part)).count();
+        let sealed = list.iter().take_while(|part| is_sealed(part)).count();
+        let (near, far) = list[..sealed].split_at(sealed.min(FOLD_SEGMENTS_MAX));
+        // A branch that was left by a rollback goes as a whole, however long it is.
         let mut resting = None;
-        for part in list[..sealed].iter().rev() {
+        for part in near.iter().rev().chain(far) {
             let Some(frozen) = part.frozen.get() else { continue };
             if self.may_rest(frozen.last.lsn)? {
                 resting = Some((part, frozen, frozen.seal_hash));

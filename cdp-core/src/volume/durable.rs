@@ -8,6 +8,7 @@ use super::open::measure;
 use super::parts::{FreshParts, Frozen, Part, PartList};
 use super::{Volume, parts};
 use crate::error::{Error, IoContext, Kind, Result};
+use crate::history::retention::AtCap;
 use crate::ids::*;
 use crate::journal::append::{Appender, Position, Verbatim};
 use crate::journal::reappend::{self, Cut};
@@ -65,7 +66,7 @@ impl Volume {
         };
         let mut pool = self.pool.lock().expect("no panics under this lock");
         let is_made_now = pool.ready() == 0;
-        if is_made_now {
+        if is_made_now && !self.may_pass_cap(appender.position.lsn) {
             self.refuse_beyond_cap(pool.segment_bytes())?;
         }
         // Nobody waits for zeros to be written: if none is ready, space is only reserved.
@@ -112,6 +113,16 @@ impl Volume {
                 );
             }
         }
+    }
+
+    /// Behind a rollback nothing of the branch that was left can be folded until the segment that ends with the
+    /// rollback is full, which takes the next one: where the oldest history may go for it, that one may pass the
+    /// cap, as long as the disk has room for it.
+    fn may_pass_cap(&self, newest: Lsn) -> bool {
+        let drops = self.retention().at_cap == AtCap::DropOldest;
+        let is_behind_rollback = newest > Lsn::ZERO && newest == self.rolled_back();
+        let has_space = |space: crate::io::Space| space.available > 2 * self.identity.segment_bytes;
+        drops && is_behind_rollback && self.shared.files.space(&self.dir).is_ok_and(has_space)
     }
 
     /// An error before the filesystem is full, or the cap the user chose is passed.

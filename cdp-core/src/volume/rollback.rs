@@ -182,6 +182,17 @@ impl Volume {
             members.windows(2).all(|pair| pair[0].0.identity.id < pair[1].0.identity.id),
             "locks are taken in the order of ids"
         );
+        // What makes room may drop the oldest history, but not where this goes.
+        let mut held = Vec::with_capacity(members.len());
+        for (volume, back) in members {
+            match (back, volume.rolled_back()) {
+                (Back::To(to), _) => held.push(volume.pin(*to, "a rollback")?),
+                // Refused below.
+                (Back::Undo, Lsn::ZERO) => {}
+                (Back::Undo, newest) => held.push(volume.pin(newest.previous(), "an undo")?),
+            }
+            volume.make_room_for_event();
+        }
         let mut locks: Vec<Locked<'_>> = members
             .iter()
             .map(|(volume, _)| volume.append.lock().expect("no panics under this lock"))
@@ -298,6 +309,7 @@ impl Volume {
             return Err(Error::new(Kind::Invalid, context));
         }
         self.refuse_unless_writable()?;
+        self.make_room_for_event();
         let set = {
             let mut append = self.append.lock().expect("no panics under this lock");
             let now = self.size_bytes();

@@ -79,7 +79,7 @@ fn shows(device: &dyn Device, model: &Model, lsn: Lsn, everywhere: bool) -> Outc
 pub fn check_volume(volume: &Arc<Volume>, model: &Model, depth: Depth, chance: &mut Chance) -> Outcome<u64> {
     let tip = volume.tip_lsn();
     let everywhere = depth == Depth::Every || chance.percent(10);
-    shows(&**volume, model, tip, everywhere)?;
+    shows(&**volume, model, tip, everywhere).map_err(|broken| format!("{broken}; {}", stand(volume, tip)))?;
     let horizon = volume.oldest().0;
     let mut points: Vec<u64> = match depth {
         Depth::Every => (horizon.0..=tip.0).collect(),
@@ -98,6 +98,21 @@ pub fn check_volume(volume: &Arc<Volume>, model: &Model, depth: Depth, chance: &
         volume.named_markers().into_iter().map(|(marker, _)| (marker.lsn, marker.name)).collect();
     ensure!(names == expected, "markers {names:?}, expected {expected:?}");
     Ok(points.len() as u64 + 1)
+}
+
+/// What the volume believes, for whoever has to find out why it is wrong.
+fn stand(volume: &Volume, tip: Lsn) -> String {
+    let parts = volume.part_list();
+    let parts: Vec<_> =
+        parts.iter().map(|part| (part.segment.header.first_lsn.0, part.last_lsn().0)).collect();
+    let turns: Vec<_> = volume.course().turns().iter().map(|turn| (turn.lsn, turn.turn.clone())).collect();
+    format!(
+        "base {:?}, oldest {:?}, parts {parts:?}, turns {turns:?}, visible {:?}, recovery {:?}",
+        volume.base_point(),
+        volume.oldest(),
+        volume.visible(tip),
+        volume.notes().recovery
+    )
 }
 
 /// What is before the horizon is refused, never shown.

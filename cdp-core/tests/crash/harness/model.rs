@@ -142,6 +142,11 @@ impl Model {
         self.rollbacks.push(lsn);
     }
 
+    /// How many rollbacks there were.
+    pub fn turns(&self) -> usize {
+        self.rollbacks.len()
+    }
+
     /// The newest rollback.
     pub fn rolled_back(&self) -> Option<Lsn> {
         self.rollbacks.last().copied()

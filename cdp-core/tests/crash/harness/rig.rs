@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use cdp_core::device::{Change, Device};
+use cdp_core::error::Kind;
 use cdp_core::format::marker::{MarkerClass, MarkerPayload};
 use cdp_core::ids::*;
 use cdp_core::index::IndexOptions;
@@ -193,14 +194,24 @@ impl Rig {
             }
             Step::MarkGroup => {}
             Step::Rollback { volume, pick } => {
-                let to = Lsn(pick % (self.models[*volume].tip().0 + 1));
-                let done = self.volumes[*volume].rollback(Back::To(to), "lsn").map_err(words)?;
-                self.take_rollback(*volume, to, &done)?;
+                let oldest = self.volumes[*volume].oldest().0;
+                let to = Lsn(oldest.0 + pick % (self.models[*volume].tip().0 - oldest.0 + 1));
+                match self.volumes[*volume].rollback(Back::To(to), "lsn") {
+                    Ok(done) => self.take_rollback(*volume, to, &done)?,
+                    // Where it goes holds all that could make room.
+                    Err(error) if error.kind() == Kind::NoSpace => {}
+                    Err(error) => return Err(words(error)),
+                }
             }
             Step::Undo { volume } => {
-                let Some(newest) = self.models[*volume].rolled_back() else { return Ok(()) };
-                let done = self.volumes[*volume].rollback(Back::Undo, "").map_err(words)?;
-                self.take_rollback(*volume, newest.previous(), &done)?;
+                let oldest = self.volumes[*volume].oldest().0;
+                let newest = self.models[*volume].rolled_back().filter(|newest| *newest > oldest);
+                let Some(newest) = newest else { return Ok(()) };
+                match self.volumes[*volume].rollback(Back::Undo, "") {
+                    Ok(done) => self.take_rollback(*volume, newest.previous(), &done)?,
+                    Err(error) if error.kind() == Kind::NoSpace => {}
+                    Err(error) => return Err(words(error)),
+                }
             }
             Step::Grow { volume, blocks } => {
                 let bytes = self.volumes[*volume].size_bytes() + blocks * BLOCK_BYTES;
