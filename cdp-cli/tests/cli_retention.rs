@@ -73,7 +73,11 @@ fn a_small_journal_goes_on_for_ever() {
                 check(&mut view, *writes, 7);
                 exact += 1;
             }
-            Err(error) => assert!(*lsn < horizon, "{name} is in the window: {error}"),
+            Err(error) => {
+                // Room for the next segment is made in the background: the horizon may have moved on meanwhile.
+                let now = home.json(&["retention", "show", "disk"])["horizon"]["lsn"].as_u64().unwrap();
+                assert!(*lsn < now, "{name} is in the window: {error}");
+            }
         }
     }
     assert!(exact >= 2 && exact < marks.len(), "{exact} of {} marks are in the window", marks.len());
@@ -81,7 +85,9 @@ fn a_small_journal_goes_on_for_ever() {
     // What is looked at stays, and status says by whom.
     let view = served.connect("disk@start").unwrap();
     let status = home.json(&["status"]);
-    assert_eq!(status["volumes"][0]["pins"][0]["lsn"].as_u64(), Some(horizon), "{status}");
+    let of_disk = &status["volumes"][0];
+    assert_eq!(of_disk["pins"][0]["lsn"], of_disk["horizon"]["lsn"], "{status}");
+    assert!(of_disk["horizon"]["lsn"].as_u64() >= Some(horizon), "{status}");
     drop(view);
 
     let log = home.json(&["log", "disk"]).to_string();
