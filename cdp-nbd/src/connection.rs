@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::budget::Buffer;
@@ -11,8 +12,10 @@ use crate::limits::{
     BUFFER_BYTES, BUFFER_BYTES_MIN, HANDSHAKE_REPLY_BYTES, HANDSHAKE_TIME, IDLE_TIME, LARGE_KEPT_ROUNDS,
     LARGE_STEP_BYTES, LARGE_WAIT, RECEIVE_EXACT_BYTES, ROUND_REQUESTS_MAX,
 };
+use crate::reply::ReplyBuffer;
 use crate::request::{Decoded, Request, Session};
 use crate::round::{Class, Executor, Outlet};
+use crate::sender::Sender;
 use crate::server::{Client, Shared};
 use crate::wire::{Order, Received, Wire};
 
@@ -28,7 +31,10 @@ pub fn serve(wire: &Wire<'_>, client: &Client, shared: &Shared) {
         Ok(Some((rest, negotiated, opened))) => {
             client.opened(&opened.export.canonical_name);
             tracing::debug!(peer = %client.peer, export = opened.export.canonical_name, "connected");
-            transmit(wire, client, shared, &rest, negotiated, &opened)
+            thread::scope(|scope| {
+                let sender = Sender::new(scope, wire, Arc::clone(&shared.budget));
+                transmit(wire, sender, client, shared, &rest, negotiated, &opened)
+            })
             // The export is dropped here, after the last reply.
         }
         Ok(None) => {
@@ -160,16 +166,20 @@ impl Input {
 }
 
 /// Where replies go, and who counts them.
-struct Socket<'a> {
-    wire: &'a Wire<'a>,
+struct Socket<'a, 'scope, 'env> {
+    sender: Sender<'scope, 'env>,
     client: &'a Client,
     shared: &'a Shared,
     received: Instant,
 }
 
-impl Outlet for Socket<'_> {
+impl Outlet for Socket<'_, '_, '_> {
     fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.wire.send(bytes, None)
+        self.sender.send(bytes)
+    }
+
+    fn send_large(&mut self, replies: &mut ReplyBuffer) -> io::Result<()> {
+        self.sender.send_large(replies)
     }
 
     fn done(&mut self, class: Class, requests: u64, bytes: u64) {
@@ -180,6 +190,7 @@ impl Outlet for Socket<'_> {
 
 fn transmit(
     wire: &Wire<'_>,
+    sender: Sender<'_, '_>,
     client: &Client,
     shared: &Shared,
     rest: &[u8],
@@ -199,7 +210,7 @@ fn transmit(
         input.buffer.bytes()[..rest.len()].copy_from_slice(rest);
         input.end = rest.len();
     }
-    let mut outlet = Socket { wire, client, shared, received: Instant::now() };
+    let mut outlet = Socket { sender, client, shared, received: Instant::now() };
     let mut idle = false;
     let mut large_unused = 0u32;
     // Time spent waiting for a large payload, and bytes that came, while others wait for memory.
@@ -215,6 +226,7 @@ fn transmit(
         let need = match round {
             Round::Over { goodbye } => {
                 if goodbye {
+                    outlet.sender.settle()?;
                     wire.goodbye(GOODBYE_TIME);
                 }
                 return Ok(());
@@ -267,6 +279,8 @@ fn transmit(
                 if input.is_empty() {
                     (input.start, input.end) = (0, 0);
                     input.buffer.shrink(0);
+                    outlet.sender.settle()?;
+                    outlet.sender.release();
                     idle = true;
                 } else if input.buffer.is_large() && shared.budget.wanted() {
                     // It stopped in the middle, and others need the memory.
@@ -292,7 +306,7 @@ fn decode(
     session: &mut Session,
     input: &mut Input,
     executor: &mut Executor,
-    outlet: &mut Socket<'_>,
+    outlet: &mut Socket<'_, '_, '_>,
 ) -> io::Result<Round> {
     let mut requests: Vec<Request<'_>> = Vec::new();
     let (start, end) = (input.start, input.end);

@@ -17,6 +17,7 @@ pub mod proto;
 pub mod reply;
 pub mod request;
 pub mod round;
+mod sender;
 pub mod server;
 pub mod stats;
 mod wire;

@@ -106,6 +106,12 @@ pub const SHUTDOWN_GRACE: Duration = Duration::from_millis(250);
 /// When the server goes down, a client that takes nothing of its replies for this time is not waited for.
 pub const STALLED_TIME: Duration = Duration::from_secs(2);
 
+/// Replies of at least this many bytes are sent beside the connection's thread.
+pub const SEND_BESIDE_BYTES_MIN: usize = 256 << 10;
+
+/// Whoever waits for a client to take its replies looks this often whether the server wants it to end.
+pub const SEND_LOOK_TIME: Duration = Duration::from_millis(250);
+
 /// Socket buffer asked for, in bytes; the kernel may give less.
 pub const SOCKET_BUFFER_BYTES: usize = 2 << 20;
 

@@ -37,6 +37,14 @@ pub trait Outlet {
     /// Sends all bytes; an error ends the connection.
     fn send(&mut self, bytes: &[u8]) -> io::Result<()>;
 
+    /// Sends all that is in `replies` and leaves it empty, perhaps another buffer; an error may come with a later
+    /// call.
+    fn send_large(&mut self, replies: &mut ReplyBuffer) -> io::Result<()> {
+        self.send(replies.bytes())?;
+        replies.clear();
+        Ok(())
+    }
+
     /// So many requests of this class, about so many bytes, are done.
     fn done(&mut self, class: Class, requests: u64, bytes: u64);
 }
@@ -380,7 +388,7 @@ impl Executor {
         }
         let errors = self.fill();
         let sent = match errors.is_empty() {
-            true => outlet.send(self.replies.bytes()),
+            true => outlet.send_large(&mut self.replies),
             false => {
                 let bytes = self.without_failed(&errors);
                 outlet.send(&bytes)

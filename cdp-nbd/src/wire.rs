@@ -10,7 +10,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 
-use crate::limits::STALLED_TIME;
+use crate::limits::{SEND_LOOK_TIME, STALLED_TIME};
 
 /// What a connection is told to do.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -160,11 +160,22 @@ impl<'a> Wire<'a> {
                     let since = *stalled_since.get_or_insert_with(Instant::now);
                     let stalled = (self.signal.order() > Order::Run).then_some(since + STALLED_TIME);
                     let until = until.into_iter().chain(self.signal.until()).chain(stalled).min();
-                    match self.signal.wait(&self.socket, PollFlags::OUT, until)? {
+                    // The connection's other thread may be the one that the signal wakes.
+                    let look = Instant::now() + SEND_LOOK_TIME;
+                    match self.signal.wait(
+                        &self.socket,
+                        PollFlags::OUT,
+                        until.into_iter().chain([look]).min(),
+                    )? {
                         Wake::Ready => {}
-                        Wake::Order if self.signal.order() < Order::End => stalled_since = None,
-                        Wake::Order => return Err(io::ErrorKind::ConnectionAborted.into()),
-                        Wake::Timeout => return Err(io::ErrorKind::TimedOut.into()),
+                        Wake::Order | Wake::Timeout if self.signal.order() == Order::End => {
+                            return Err(io::ErrorKind::ConnectionAborted.into());
+                        }
+                        Wake::Order => stalled_since = None,
+                        Wake::Timeout if until.is_some_and(|until| until <= Instant::now()) => {
+                            return Err(io::ErrorKind::TimedOut.into());
+                        }
+                        Wake::Timeout => {}
                     }
                 }
                 Err(error) => return Err(error.into()),

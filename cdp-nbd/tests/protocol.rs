@@ -336,6 +336,36 @@ fn a_bad_sector_fails_its_own_request_only() {
 }
 
 #[test]
+fn large_replies_are_whole_while_the_next_ones_are_made() {
+    // A buffer that is sent while another is filled: a mix-up would hand one request's bytes to another.
+    let setup = setup();
+    let stamped: Vec<u8> =
+        (0..1u32 << 20).flat_map(|word| word.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    setup.disk.fill(0, &stamped);
+    for mut client in all_forms(&setup.path) {
+        let mut bytes = Vec::new();
+        let mut asked = Vec::new();
+        for number in 0..60u64 {
+            let offset = number * 50_021;
+            let len = [1 << 20, 300_000, 4096, 512, 1 << 18, 3][number as usize % 6];
+            let (cookie, request) = client.encode(0, command::READ, offset, len, &[]);
+            bytes.extend(request);
+            asked.push((cookie, offset as usize, len as usize));
+        }
+        client.put(&bytes);
+        for (number, (cookie, offset, len)) in asked.into_iter().enumerate() {
+            if number % 20 == 0 {
+                // The socket is full by now, and the server waits with one buffer under way and one filled.
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+            let (data, _) = client.collect(cookie, offset as u64, len).unwrap();
+            assert!(data == stamped[offset..offset + len], "request {number}: {len} bytes at {offset}");
+        }
+        assert_eq!(client.read(4, 4).unwrap(), stamped[4..8]);
+    }
+}
+
+#[test]
 fn holes_travel_as_holes() {
     let setup = setup();
     setup.disk.fill(1 << 20, &vec![7; 1 << 20]);
