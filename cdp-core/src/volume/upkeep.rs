@@ -5,6 +5,7 @@ use std::io::IoSlice;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use super::ahead::{Look, Seen};
 use super::parts::{self, Frozen, Part, PartIndex};
 use super::write::is_open;
 use super::{Health, Shared, Volume};
@@ -39,8 +40,9 @@ pub(super) struct UpkeepState {
     handed_over: (SegmentId, u64),
     // Where the journal ended at the call of `maintain` before: the segment's ordinal, the offset in it.
     end_before: (u64, u64),
-    // The same for the look at the commits, and the syncs of that segment until then.
-    pub(super) commits_before: (u64, u64, u64),
+    // The open segment at that call.
+    pub(super) seen_before: Seen,
+    pub(super) look: Look,
 }
 
 impl UpkeepState {
@@ -51,7 +53,8 @@ impl UpkeepState {
             mark_at_ns: now_ns,
             handed_over: Default::default(),
             end_before: Default::default(),
-            commits_before: Default::default(),
+            seen_before: Default::default(),
+            look: Default::default(),
         }
     }
 }
@@ -66,6 +69,7 @@ impl Volume {
         let now_ns = self.shared.clock.elapsed_ns();
         self.set_periodic_marker(now_ns)?;
         self.hand_over();
+        self.serve_commits_from_written_space(now_ns)?;
         let (since_ns, bytes) = {
             let staged = self.staged.lock().expect("no panics under this lock");
             (staged.since_ns, staged.bytes)
@@ -151,7 +155,7 @@ impl Volume {
         let mut duties = self.duties.lock().expect("no panics under this lock");
         // Ahead of the sealing: a writer may be waiting for it soon.
         self.make_segment_ahead()?;
-        self.serve_commits_from_written_space()?;
+        self.write_segment_behind_stream()?;
         let list = self.parts.list();
         for part in list.iter().filter(|part| part.repaired.get().is_some()) {
             self.write_run_anew(part)?;
