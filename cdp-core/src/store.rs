@@ -12,6 +12,7 @@
 
 mod clones;
 mod operation;
+pub mod replicas;
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -22,6 +23,7 @@ use crate::base::BaseWriter;
 use crate::catalog::Catalog;
 use crate::device::Device;
 use crate::error::{Error, IoContext, Kind, Result};
+use crate::format::history::{HISTORY_FILE, HistoryState};
 use crate::format::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::format::marker::MarkerPayload;
 use crate::history::point::{validate_marker_name, validate_volume_name};
@@ -31,6 +33,7 @@ use crate::io::{Clock, FilePool, Files, Lock, read_file, replace_file};
 use crate::limits::*;
 use crate::time::StoreClock;
 use crate::volume::open::{Accept, create, open_on};
+use crate::volume::role::Role;
 use crate::volume::{Identity, Shared, Volume};
 
 const STORE_FILE: &str = "store";
@@ -314,16 +317,19 @@ impl Store {
             marker_interval_ns: options.marker_interval_ns,
             held: None,
             parent: None,
+            role: Role::Primary,
         };
-        self.make_volume(&identity, fill, None)
+        self.make_volume(&identity, fill, None, None)
     }
 
-    /// Makes a volume with this identity; `parent` is the view that a clone's base is.
+    /// Makes a volume with this identity; `parent` is the view that a clone's base is; `history` says where the journal
+    /// begins, if not at the beginning.
     fn make_volume(
         &self,
         identity: &Identity,
         fill: Option<&mut FillBase<'_>>,
         parent: Option<Arc<dyn Device>>,
+        history: Option<&HistoryState>,
     ) -> Result<Arc<Volume>> {
         let (name, id) = (&identity.name[..], identity.id);
         validate_volume_name(name)?;
@@ -339,10 +345,14 @@ impl Store {
         let fresh = volumes_dir.join(format!("{UNFINISHED_PREFIX}{id}"));
         let made = files.create_dir(&fresh).at(|| format!("making {}", fresh.display())).and_then(|()| {
             if let Some(fill) = fill {
-                let mut base =
-                    BaseWriter::new(self.shared.files.clone(), &fresh, id, identity.first_size_bytes);
+                let bytes = history.map_or(identity.first_size_bytes, |history| history.base.size_bytes);
+                let mut base = BaseWriter::new(self.shared.files.clone(), &fresh, id, bytes);
                 fill(&mut base)?;
                 base.finish()?;
+            }
+            if let Some(history) = history {
+                let path = fresh.join(HISTORY_FILE);
+                replace_file(files, &path, &history.encode()).at(|| format!("writing {}", path.display()))?;
             }
             create(&self.shared, &fresh, identity)?;
             files
@@ -503,7 +513,9 @@ impl Store {
         let mut errors = Vec::new();
         let volumes = self.volumes();
         if let Some(step) = self.shared.clock.look_for_step() {
-            errors.extend(volumes.iter().filter_map(|volume| volume.note_clock_step(step).err()));
+            // The history of a replica is that of its primary, its clock's steps too.
+            let primaries = volumes.iter().filter(|volume| volume.is_primary());
+            errors.extend(primaries.filter_map(|volume| volume.note_clock_step(step).err()));
         }
         errors.extend(volumes.iter().filter_map(|volume| volume.tick().err()));
         errors

@@ -10,6 +10,7 @@ use cdp_core::store::Store;
 use cdp_core::view::{ThrowAway, View};
 use cdp_core::volume::Volume;
 use cdp_core::volume::client::Client;
+use cdp_core::volume::role::Role;
 use cdp_nbd::{BitmapInfo, Bitmaps, ExportInfo, ExportSummary, Exports, OpenExport, Peer};
 
 use super::bitmaps::{self, PointBitmaps};
@@ -160,8 +161,13 @@ fn describe_live(volume: &Volume) -> String {
         lsn => format!(", {ROLLED_BACK}{lsn}"),
     };
     let held = if volume.held().is_some() { ", closed to clients" } else { "" };
+    let role = match volume.role() {
+        Role::Primary => "live",
+        Role::Replica { .. } => "replica, read-only",
+        Role::Fenced { .. } => "fenced, read-only",
+    };
     let (size, made) = (units::size(volume.size_bytes()), format_utc(volume.identity().created));
-    format!("{size}, live, made {made}{held}{rolled_back}")
+    format!("{size}, {role}, made {made}{held}{rolled_back}")
 }
 
 fn describe_past(target: &Target, since: Option<&Target>) -> String {

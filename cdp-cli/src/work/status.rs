@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::clones::CloneStatus;
 use super::points::Place;
 use super::retention::{self, PinLine, Sizes};
-use super::{Endpoints, ProofLine, Serving, Site};
+use super::{Endpoints, ProofLine, Serving, Site, volumes};
 
 /// The journal's rate is taken over at most so long a time before now, in nanoseconds.
 const RATE_NS: u64 = 3600 * 1_000_000_000;
@@ -107,8 +107,11 @@ pub struct LatencyStatus {
 pub struct VolumeStatus {
     /// Its name.
     pub name: String,
-    /// `good`, `held` (closed to clients until it is resumed), `read-only`, `closed`, `failed`.
+    /// `good`, `replica`, `fenced`, `held` (closed to clients until it is resumed), `read-only`, `closed`, `failed`.
     pub state: String,
+    /// `primary`, `replica` or `fenced`, where it is known.
+    #[serde(default)]
+    pub role: Option<String>,
     /// Why, where it is not good.
     pub why: Option<String>,
     /// What to do about it.
@@ -230,7 +233,7 @@ fn calm(site: &Site, volumes: &[VolumeStatus]) -> String {
 fn reasons(volume: &VolumeStatus) -> Vec<String> {
     let mut reasons = Vec::new();
     let name = &volume.name;
-    if ["failed", "read-only", "held"].contains(&volume.state.as_str()) {
+    if ["failed", "read-only", "held", "fenced"].contains(&volume.state.as_str()) {
         let why = volume.why.as_deref().unwrap_or("no reason is known");
         let what = match volume.state.as_str() {
             "failed" => "cannot be opened",
@@ -280,6 +283,7 @@ fn failed(store: &Store) -> Vec<VolumeStatus> {
         why: Some(crate::report::Report::of(&error).message),
         name,
         state: "failed".to_owned(),
+        role: None,
         size_bytes: 0,
         tip: None,
         horizon: None,
@@ -312,7 +316,13 @@ fn of_volume(store: &Store, volume: &Volume) -> Result<VolumeStatus> {
                 let remedy = format!("`cdp resume {}` opens it again", volume.name());
                 ("held", Some(why), Some(remedy))
             }
-            None => ("good", None, None),
+            None => match volumes::of_role(&volume.role()) {
+                (state, Some(why)) => {
+                    let remedy = "write where that epoch is; nothing that was written here is lost";
+                    (state, Some(why), Some(remedy.to_owned()))
+                }
+                (state, None) => (state, None, None),
+            },
         },
         Health::ReadOnly { reason, hint } => ("read-only", Some(reason), Some(hint)),
         Health::Closed => ("closed", None, None),
@@ -339,6 +349,7 @@ fn of_volume(store: &Store, volume: &Volume) -> Result<VolumeStatus> {
     Ok(VolumeStatus {
         name: volume.name().to_owned(),
         state: state.to_owned(),
+        role: Some(volume.role().word().to_owned()),
         why,
         remedy,
         size_bytes: volume.size_bytes(),

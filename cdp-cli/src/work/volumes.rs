@@ -7,6 +7,7 @@ use cdp_core::device::Device;
 use cdp_core::error::{Error, Kind, Result};
 use cdp_core::history::point::{Timeline, format_utc};
 use cdp_core::store::{CreateOptions, Store};
+use cdp_core::volume::role::Role;
 use cdp_core::volume::{Health, Volume};
 use serde::{Deserialize, Serialize};
 
@@ -52,8 +53,11 @@ pub struct Created {
 pub struct VolumeLine {
     /// Its name.
     pub name: String,
-    /// `good`, `held` (closed to clients until it is resumed), `read-only`, `closed`, `failed`, `deleted`.
+    /// `good`, `replica`, `fenced`, `held` (closed to clients until it is resumed), `read-only`, `closed`, `failed`, `deleted`.
     pub state: String,
+    /// `primary`, `replica` or `fenced`, where it is known.
+    #[serde(default)]
+    pub role: Option<String>,
     /// Why, where it is not good.
     pub why: Option<String>,
     /// Its size in bytes, where it is known.
@@ -75,7 +79,7 @@ impl VolumeLine {
         let (state, why) = match volume.health() {
             Health::Good => match volume.held() {
                 Some(held) => ("held", Some(held.why)),
-                None => ("good", None),
+                None => of_role(&volume.role()),
             },
             Health::ReadOnly { reason, .. } => ("read-only", Some(reason)),
             Health::Closed => ("closed", None),
@@ -83,6 +87,7 @@ impl VolumeLine {
         VolumeLine {
             name: volume.name().to_owned(),
             state: state.to_owned(),
+            role: Some(volume.role().word().to_owned()),
             why,
             size_bytes: Some(volume.size_bytes()),
             tip_lsn: Some(lsn.0),
@@ -96,6 +101,7 @@ impl VolumeLine {
         VolumeLine {
             name,
             state: state.to_owned(),
+            role: None,
             why,
             size_bytes: None,
             tip_lsn: None,
@@ -103,6 +109,15 @@ impl VolumeLine {
             journal_bytes: None,
             since,
         }
+    }
+}
+
+/// The state of a volume that is well, and why it takes no writes where it takes none.
+pub fn of_role(role: &Role) -> (&'static str, Option<String>) {
+    match role {
+        Role::Primary => ("good", None),
+        Role::Replica { .. } => ("replica", None),
+        Role::Fenced { by, why, .. } => ("fenced", Some(format!("by epoch {}: {why}", by.0))),
     }
 }
 

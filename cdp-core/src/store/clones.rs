@@ -13,6 +13,7 @@ use crate::ids::*;
 use crate::view::View;
 use crate::volume::clone::{Parent, Watch};
 use crate::volume::open::{Accept, open_on, read_manifest};
+use crate::volume::role::Role;
 use crate::volume::{Health, Identity, Volume};
 
 /// Clones of clones of clones: so many at most, one behind the other. Each reads through all its parents.
@@ -59,11 +60,12 @@ impl Store {
             marker_interval_ns: parent.identity().marker_interval_ns,
             held: None,
             parent: Some(Parent { id: parent.identity().id, lsn }),
+            role: Role::Primary,
         };
         parent.hold_for_clone(identity.id, lsn);
         // Also where this fails: a clone that stands there and could not be opened is one. The next opening of the store
         // knows.
-        self.make_volume(&identity, None, Some(Arc::new(view)))
+        self.make_volume(&identity, None, Some(Arc::new(view)), None)
     }
 
     /// Copies what a clone reads from its parent, and lets go of that; see [`Volume::hydrate`].
@@ -206,6 +208,12 @@ impl Store {
             }
         }
         Ok(places)
+    }
+
+    /// Where a volume with this id stands in this store, in the trash too: its directory's name.
+    pub(super) fn place_of(&self, id: VolumeId) -> Result<Option<String>> {
+        let is_it = |place: &Place| place.identity.as_ref().is_some_and(|identity| identity.id == id);
+        Ok(self.places()?.into_iter().find(is_it).map(|place| place.name))
     }
 
     /// A hidden volume is opened again under its own name: the old one only serves those who read from it.

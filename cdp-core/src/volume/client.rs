@@ -8,21 +8,29 @@ use crate::device::{Change, Device, Read, Stretch};
 use crate::error::{Error, Kind, Result};
 use crate::ids::*;
 
-/// The live volume for one connection. After a rollback every request fails: what the client knows of the disk
-/// is of a state that is no more, and what it writes is meant for that.
+/// What has to be as it was when a client came in, so that what it knows of the disk can be true.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Entry {
+    /// The newest rollback.
+    rolled_back: Lsn,
+    /// So often the volume changed its role since it was opened.
+    role_changes: u64,
+}
+
+/// The live volume for one connection. After a rollback, and when the volume changed its role, every request fails: what
+/// the client knows of the disk is of a state that is no more, and what it writes is meant for that.
 pub struct Client {
     volume: Arc<Volume>,
     size_bytes: u64,
-    // The newest rollback when it came in.
-    rolled_back: Lsn,
+    entry: Entry,
 }
 
 impl Client {
     /// Lets a client in, or says why not.
     pub fn admit(volume: Arc<Volume>) -> Result<Client> {
-        let rolled_back = volume.rolled_back();
+        let entry = volume.entry();
         volume.refuse_if_held()?;
-        Ok(Client { size_bytes: volume.size_bytes(), rolled_back, volume })
+        Ok(Client { size_bytes: volume.size_bytes(), entry, volume })
     }
 
     /// The volume.
@@ -31,13 +39,22 @@ impl Client {
     }
 
     fn refuse_if_stale(&self) -> Result<()> {
-        if self.volume.rolled_back() == self.rolled_back { Ok(()) } else { Err(stale(&self.volume)) }
+        if self.volume.entry() == self.entry { Ok(()) } else { Err(stale(&self.volume)) }
     }
 }
 
-/// The refusal of a client that came in before a rollback.
+impl Volume {
+    /// What whoever comes in now may count on.
+    pub(super) fn entry(&self) -> Entry {
+        Entry { rolled_back: self.rolled_back(), role_changes: self.role_changes() }
+    }
+}
+
+/// The refusal of a client that came in before a rollback, or before the volume changed its role.
 pub(super) fn stale(volume: &Volume) -> Error {
-    let context = format!("volume {} was rolled back: what this client knows of it is stale", volume.name());
+    let name = volume.name();
+    let context =
+        format!("volume {name} was rolled back or changed its role: what this client knows of it is stale");
     Error::new(Kind::Closed, context).hint("connect again")
 }
 
@@ -51,7 +68,7 @@ impl Device for Client {
     }
 
     fn apply(&self, session: SessionId, changes: &[Change<'_>], results: &mut Vec<Result<Lsn>>) {
-        self.volume.apply_changes(session, self.rolled_back, changes, results);
+        self.volume.apply_changes(session, self.entry, changes, results);
     }
 
     fn flush(&self) -> Result<()> {

@@ -16,6 +16,7 @@ pub mod parts;
 pub mod pins;
 pub mod proofs;
 pub mod retain;
+pub mod role;
 pub mod rollback;
 pub mod timeline;
 pub mod upkeep;
@@ -89,6 +90,8 @@ pub struct Identity {
     pub held: Option<rollback::Held>,
     /// Of a clone: whose view its base is. As of the opening: [`Volume::parent`] knows what holds now.
     pub parent: Option<clone::Parent>,
+    /// Whether it takes writes of its own. As of the opening: [`Volume::role`] knows what holds now.
+    pub role: role::Role,
 }
 
 /// How a volume is doing.
@@ -139,6 +142,7 @@ pub struct Volume {
     // What the manifest says now. Held while it is written.
     manifest: Mutex<Identity>,
     door: rollback::Door,
+    role: role::RoleNow,
     history: Mutex<retain::History>,
     ledger: Mutex<ledger::Ledger>,
     pins: Arc<pins::Pins>,
@@ -324,7 +328,14 @@ impl Volume {
         self.course.read().expect("no panics under this lock").clone()
     }
 
+    /// Whether records of its own may be appended.
     fn refuse_unless_writable(&self) -> Result<()> {
+        self.refuse_unless_healthy()?;
+        self.refuse_unless_primary()
+    }
+
+    /// Whether records may be appended at all, whosoever they are.
+    fn refuse_unless_healthy(&self) -> Result<()> {
         match self.health() {
             Health::Good => Ok(()),
             Health::ReadOnly { reason, hint } => Err(Error::new(
@@ -384,11 +395,11 @@ impl Device for Volume {
     }
 
     fn is_read_only(&self) -> bool {
-        self.health() != Health::Good
+        self.health() != Health::Good || !self.is_primary()
     }
 
     fn apply(&self, session: SessionId, changes: &[Change<'_>], results: &mut Vec<Result<Lsn>>) {
-        self.apply_changes(session, self.rolled_back(), changes, results);
+        self.apply_changes(session, self.entry(), changes, results);
     }
 
     fn flush(&self) -> Result<()> {

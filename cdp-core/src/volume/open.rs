@@ -11,6 +11,7 @@ use super::ledger::Ledger;
 use super::parts::{self, FreshParts, Frozen, Part, PartIndex, Parts};
 use super::pins::Pins;
 use super::retain::History;
+use super::role::{Role, RoleNow};
 use super::rollback::{Door, Held};
 use super::upkeep::UpkeepState;
 use super::{Health, Identity, MarkState, Notes, Shared, Staged, Volume, durable, timeline, upkeep};
@@ -44,7 +45,9 @@ pub const MANIFEST_FILE: &str = "volume";
 pub const RETENTION_FILE: &str = "retention";
 const MANIFEST_KIND: &str = "cdp-volume";
 const COPY_STEP_BYTES: u64 = 64 << 10;
+/// Of a primary; and of a volume with another role, which older programs must not write to.
 const MANIFEST_VERSION: u32 = 1;
+const MANIFEST_VERSION_ROLE: u32 = 2;
 
 /// What somebody accepted when opening a volume that was refused before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,7 +60,9 @@ pub struct Accept {
 
 impl Identity {
     fn manifest(&self) -> Manifest {
-        let mut manifest = Manifest::new(MANIFEST_KIND, MANIFEST_VERSION);
+        let version = if self.role == Role::Primary { MANIFEST_VERSION } else { MANIFEST_VERSION_ROLE };
+        let mut manifest = Manifest::new(MANIFEST_KIND, version);
+        self.role.put(&mut manifest);
         manifest.set("name", &self.name);
         manifest.set("id", self.id);
         manifest.set("size_bytes", self.first_size_bytes);
@@ -79,10 +84,16 @@ impl Identity {
     }
 
     fn from_manifest(manifest: &Manifest) -> Option<Identity> {
-        if manifest.kind != MANIFEST_KIND || manifest.version != MANIFEST_VERSION {
+        let role = match manifest.version {
+            MANIFEST_VERSION => Role::Primary,
+            MANIFEST_VERSION_ROLE => Role::from(manifest)?,
+            _ => return None,
+        };
+        if manifest.kind != MANIFEST_KIND {
             return None;
         }
         Some(Identity {
+            role,
             name: manifest.get("name")?,
             id: VolumeId(manifest.get_hex("id")?),
             first_size_bytes: manifest.get("size_bytes")?,
@@ -320,6 +331,7 @@ pub fn open_on(
         course: RwLock::new(Course::new(first_size_bytes)),
         size_bytes: AtomicU64::new(first_size_bytes),
         door: Door::new(identity.held.clone()),
+        role: RoleNow::new(identity.role.clone()),
         manifest: Mutex::new(identity.clone()),
         history: Mutex::new(History::new(history)),
         ledger: Mutex::new(Ledger::open(&shared.files, dir, identity.id)?),

@@ -199,12 +199,14 @@ impl Volume {
     pub fn open_session(&self, peer: &str) -> Result<SessionId> {
         use std::sync::atomic::Ordering;
         let session = SessionId(self.sessions.fetch_add(1, Ordering::Relaxed) as u32);
-        if self.health() == Health::Good {
+        // The history of a replica is that of its primary.
+        if self.health() == Health::Good && self.is_primary() {
             // The number stands in the payload too: `log` then reads the index and payloads, no headers.
             let payload = [&session.0.to_le_bytes(), peer.as_bytes()].concat();
             match self.append_event(RecordKind::SessionOpen, session, &payload) {
                 // A full journal is still there to be read, and a client that comes back must find its disk.
-                Err(error) if error.kind() == Kind::NoSpace => {}
+                // Nor is one that becomes a replica right now.
+                Err(error) if matches!(error.kind(), Kind::NoSpace | Kind::ReadOnly) => {}
                 other => drop(other?),
             }
         }
@@ -213,7 +215,7 @@ impl Volume {
 
     /// Notes that it left.
     pub fn close_session(&self, session: SessionId) -> Result<()> {
-        if self.health() == Health::Good {
+        if self.health() == Health::Good && self.is_primary() {
             self.append_event(RecordKind::SessionClose, session, &session.0.to_le_bytes())?;
         }
         Ok(())

@@ -107,7 +107,12 @@ impl Volume {
         {
             let state = self.upkeep.lock().expect("no panics under this lock");
             let idle = state.marked_lsn == self.tip_lsn();
-            if interval_ns == 0 || idle || now_ns.saturating_sub(state.marker_at_ns) < interval_ns {
+            // A replica's markers come from its primary.
+            if interval_ns == 0
+                || idle
+                || !self.is_primary()
+                || now_ns.saturating_sub(state.marker_at_ns) < interval_ns
+            {
                 return Ok(());
             }
         }
@@ -116,8 +121,9 @@ impl Volume {
         state.marker_at_ns = now_ns;
         match lsn {
             Ok(lsn) => state.marked_lsn = lsn,
-            // A full journal has no room for markers either; the writers are told.
-            Err(error) if error.kind() == Kind::NoSpace => {}
+            // A full journal has no room for markers either; the writers are told. One that becomes a replica right
+            // now gets its markers from elsewhere.
+            Err(error) if matches!(error.kind(), Kind::NoSpace | Kind::ReadOnly) => {}
             Err(error) => return Err(error),
         }
         Ok(())

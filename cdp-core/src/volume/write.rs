@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use super::Volume;
 use super::advance::Room;
 use super::check_range;
-use super::client::stale;
+use super::client::{Entry, stale};
 use super::parts::{OpenPart, Part, PartIndex};
 use crate::device::{Change, Device};
 use crate::error::{Error, Kind, Result};
@@ -79,11 +79,11 @@ fn is_zero(bytes: &[u8]) -> bool {
 }
 
 impl Volume {
-    /// `rolled_back` is the newest rollback that whoever asks knows of: what it wants is meant for the state since.
+    /// `entry` is when whoever asks came in: what it wants is meant for the state since.
     pub(super) fn apply_changes(
         &self,
         session: SessionId,
-        rolled_back: Lsn,
+        entry: Entry,
         changes: &[Change<'_>],
         results: &mut Vec<Result<Lsn>>,
     ) {
@@ -123,11 +123,11 @@ impl Volume {
                 slots.push(slot);
             } else {
                 // Its edges depend on what comes before it, so that goes first.
-                self.append_drafts(rolled_back, &mut drafts, &mut slots, results);
-                results[slot] = self.apply_unaligned(session, rolled_back, &shape, data);
+                self.append_drafts(entry, &mut drafts, &mut slots, results);
+                results[slot] = self.apply_unaligned(session, entry, &shape, data);
             }
         }
-        self.append_drafts(rolled_back, &mut drafts, &mut slots, results);
+        self.append_drafts(entry, &mut drafts, &mut slots, results);
     }
 
     /// Appends generated changes, see [`crate::generate`]: their payload is zeros that are not looked at.
@@ -155,7 +155,7 @@ impl Volume {
         }
         let mut slots: Vec<usize> = (0..drafts.len()).collect();
         let mut results: Vec<Result<Lsn>> = drafts.iter().map(|_| Ok(Lsn::ZERO)).collect();
-        self.append_drafts(self.rolled_back(), &mut drafts, &mut slots, &mut results);
+        self.append_drafts(self.entry(), &mut drafts, &mut slots, &mut results);
         results.into_iter().collect::<Result<Vec<Lsn>>>().map(drop)
     }
 
@@ -179,7 +179,7 @@ impl Volume {
 
     fn append_drafts(
         &self,
-        rolled_back: Lsn,
+        entry: Entry,
         drafts: &mut Vec<Draft<'_>>,
         slots: &mut Vec<usize>,
         results: &mut [Result<Lsn>],
@@ -189,7 +189,7 @@ impl Volume {
         }
         let mut append = self.append.lock().expect("no panics under this lock");
         let mut done = 0;
-        if self.rolled_back() != rolled_back {
+        if self.entry() != entry {
             slots.iter().for_each(|slot| results[*slot] = Err(stale(self)));
             done = drafts.len();
         }
@@ -279,8 +279,21 @@ impl Volume {
         append: &mut MutexGuard<'_, Option<Appender>>,
         drafts: &[Draft<'_>],
     ) -> (usize, Result<Lsn>) {
-        // Whoever waited for the lock may find that the volume became read-only meanwhile.
-        let refusal = self.refuse_unless_writable().err();
+        // Whoever waited for the lock may find that the volume became a replica meanwhile.
+        match self.refuse_unless_primary() {
+            Ok(()) => self.append_in_any_role(append, drafts),
+            Err(error) => (drafts.len(), Err(error)),
+        }
+    }
+
+    /// As [`Volume::append_front`], for the promotion of a volume that is not the primary yet.
+    pub(super) fn append_in_any_role(
+        &self,
+        append: &mut MutexGuard<'_, Option<Appender>>,
+        drafts: &[Draft<'_>],
+    ) -> (usize, Result<Lsn>) {
+        // Likewise that it became read-only.
+        let refusal = self.refuse_unless_healthy().err();
         let Some(appender) = append.as_mut().filter(|_| refusal.is_none()) else {
             return (drafts.len(), Err(refusal.unwrap_or_else(closed)));
         };
@@ -332,23 +345,17 @@ impl Volume {
         self.tip.store(staged.lsn.0, Ordering::Release);
     }
 
-    fn apply_unaligned(
-        &self,
-        session: SessionId,
-        rolled_back: Lsn,
-        shape: &Shape,
-        data: &[u8],
-    ) -> Result<Lsn> {
+    fn apply_unaligned(&self, session: SessionId, entry: Entry, shape: &Shape, data: &[u8]) -> Result<Lsn> {
         let mut room_tries = 0;
         loop {
-            let outcome = self.try_unaligned(session, rolled_back, shape, data);
+            let outcome = self.try_unaligned(session, entry, shape, data);
             if !self.is_full(&outcome) || !self.make_room_for(&mut room_tries) {
                 return outcome;
             }
         }
     }
 
-    fn try_unaligned(&self, session: SessionId, rolled_back: Lsn, shape: &Shape, data: &[u8]) -> Result<Lsn> {
+    fn try_unaligned(&self, session: SessionId, entry: Entry, shape: &Shape, data: &[u8]) -> Result<Lsn> {
         let mut tries = 0;
         loop {
             // As long as this list is held, what is visible at the tip is not folded away.
@@ -358,7 +365,7 @@ impl Volume {
                 let edges = self.fill_edges(shape, data, seen)?;
                 let draft = edges.draft(shape, session);
                 let mut append = self.append.lock().expect("no panics under this lock");
-                if self.rolled_back() != rolled_back {
+                if self.entry() != entry {
                     return Err(stale(self));
                 }
                 if self.edges_changed_since(shape, seen) {
@@ -368,7 +375,7 @@ impl Volume {
                 return self.append_one(&mut append, draft);
             }
             let mut append = self.append.lock().expect("no panics under this lock");
-            if self.rolled_back() != rolled_back {
+            if self.entry() != entry {
                 return Err(stale(self));
             }
             let edges = self.fill_edges(shape, data, self.tip_lsn())?;

@@ -1,0 +1,97 @@
+//! Volumes that begin as a copy of another site's: the same id, no history of their own.
+
+use std::sync::Arc;
+
+use super::{FillBase, Store};
+use crate::error::{Error, Kind, Result};
+use crate::format::history::{BasePoint, HistoryState};
+use crate::ids::*;
+use crate::limits::{VOLUME_BYTES_MAX, VOLUME_BYTES_MIN};
+use crate::volume::role::Role;
+use crate::volume::{Identity, Volume};
+
+/// What a replica has in common with its primary.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// The volume's name everywhere.
+    pub id: VolumeId,
+    /// The size in bytes that it was made with, as the primary's manifest has it.
+    pub first_size_bytes: u64,
+    /// When it was made: the timestamp of LSN 0.
+    pub created: Timestamp,
+    /// See [`Identity::marker_interval_ns`]; of use once it is promoted.
+    pub marker_interval_ns: u64,
+    /// Size of its journal segments in bytes; its own choice. A record of the primary never spans two.
+    pub segment_bytes: u64,
+    /// See [`Identity::journal_cap_bytes`].
+    pub journal_cap_bytes: Option<u64>,
+    /// The record whose state a first copy put into the base, with its timestamp, chain value and the volume's size
+    /// then; `None`: the replica has the journal from its first record on.
+    pub copied: Option<Copied>,
+}
+
+/// The state that a first copy ended with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Copied {
+    /// Its record.
+    pub lsn: Lsn,
+    /// When.
+    pub at: Timestamp,
+    /// Chain value after it.
+    pub chain: crate::format::record::Chain,
+    /// The volume's size after it, in bytes.
+    pub size_bytes: u64,
+}
+
+impl Store {
+    /// Makes an empty replica, or one on top of a copied state that `fill` puts into its base.
+    ///
+    /// Legal states after a crash: none (an unfinished directory is removed at the next opening), or the whole one.
+    ///
+    /// # Errors
+    /// `Exists` if the store has a volume of this id, also in the trash: two of them would be one history that forks
+    /// within a store.
+    pub fn create_replica(
+        &self,
+        name: &str,
+        origin: &Origin,
+        fill: Option<&mut FillBase<'_>>,
+    ) -> Result<Arc<Volume>> {
+        let sizes = [Some(origin.first_size_bytes), origin.copied.map(|copied| copied.size_bytes)];
+        for size in sizes.into_iter().flatten() {
+            if !(VOLUME_BYTES_MIN..=VOLUME_BYTES_MAX).contains(&size) || !size.is_multiple_of(512) {
+                return Err(Error::new(Kind::Invalid, format!("a size of {size} bytes for a replica")));
+            }
+        }
+        let _changing = self.changing.lock().expect("no panics under this lock");
+        if let Some(other) = self.place_of(origin.id)? {
+            let context = format!("the volume {} is here already, as {other}", origin.id);
+            return Err(Error::new(Kind::Exists, context).hint(
+                "a store holds one copy of a volume; take another store, or remove that one for good",
+            ));
+        }
+        let identity = Identity {
+            name: name.to_owned(),
+            id: origin.id,
+            first_size_bytes: origin.first_size_bytes,
+            created: origin.created,
+            segment_bytes: origin.segment_bytes,
+            journal_cap_bytes: origin.journal_cap_bytes,
+            marker_interval_ns: origin.marker_interval_ns,
+            held: None,
+            parent: None,
+            role: Role::Replica { since: self.shared.clock.now() },
+        };
+        let history = origin.copied.map(|copied| HistoryState {
+            horizon: (copied.lsn, copied.at),
+            base: BasePoint {
+                lsn: copied.lsn,
+                timestamp: copied.at,
+                chain: copied.chain,
+                size_bytes: copied.size_bytes,
+                ..BasePoint::beginning(origin.created)
+            },
+        });
+        self.make_volume(&identity, fill, None, history.as_ref())
+    }
+}

@@ -1,0 +1,209 @@
+//! Who may write: a primary its clients, a replica nobody but its primary, a fenced volume nobody.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use cdp_core::device::{Change, Device, Read};
+use cdp_core::error::{Kind, Result};
+use cdp_core::format::marker::{MarkerClass, MarkerPayload};
+use cdp_core::history::point::Timeline;
+use cdp_core::ids::*;
+use cdp_core::io::sim::{SimClock, SimDisk};
+use cdp_core::store::replicas::{Copied, Origin};
+use cdp_core::store::{CreateOptions, Store};
+use cdp_core::volume::Volume;
+use cdp_core::volume::client::Client;
+use cdp_core::volume::role::Role;
+use cdp_core::volume::rollback::Back;
+
+const STORE: &str = "/store";
+
+fn create(disk: &SimDisk, clock: &SimClock) -> Store {
+    Store::create(disk, clock, Path::new(STORE)).unwrap();
+    let store = open(disk, clock);
+    let options = CreateOptions { segment_bytes: 256 << 10, ..CreateOptions::new(1 << 20) };
+    store.create_volume("disk", &options, None).unwrap();
+    store
+}
+
+fn open(disk: &SimDisk, clock: &SimClock) -> Store {
+    Store::open(Arc::new(disk.clone()), Arc::new(clock.clone()), Path::new(STORE), "a test").unwrap()
+}
+
+fn write(device: &dyn Device, byte: u8) -> Result<Lsn> {
+    let mut results = Vec::new();
+    device.apply(SessionId(1), &[Change::Write { offset: 100, data: &[byte; 5000] }], &mut results);
+    results.pop().unwrap()
+}
+
+fn read(device: &dyn Device) -> Result<u8> {
+    let mut buffer = [0; 1];
+    let mut reads = [Read { offset: 200, buffer: &mut buffer, result: Ok(()) }];
+    device.read(&mut reads);
+    std::mem::replace(&mut reads[0].result, Ok(()))?;
+    Ok(buffer[0])
+}
+
+fn marker(name: &str) -> MarkerPayload {
+    MarkerPayload {
+        class: MarkerClass::Manual,
+        group: 0,
+        name: name.to_owned(),
+        note: String::new(),
+        tags: Vec::new(),
+        hook_output: String::new(),
+    }
+}
+
+/// Nothing of its own may get into the history of a replica, or the two sites would differ at an LSN that both have:
+/// neither writes nor markers, sessions, rollbacks, growth, nor what the timers do.
+fn takes_nothing_of_its_own(store: &Store, clock: &SimClock, volume: &Arc<Volume>) {
+    let tip = volume.tip_lsn();
+    assert!(volume.is_read_only(), "the export says so");
+    let refused = |outcome: Result<()>| {
+        let error = outcome.expect_err("it takes no writes");
+        assert_eq!(error.kind(), Kind::ReadOnly, "{error:?}");
+        assert!(error.hint_text().is_some(), "it says what to do: {error:?}");
+    };
+    refused(write(&**volume, 9).map(drop));
+    refused(write(&Client::admit(volume.clone()).unwrap(), 9).map(drop));
+    refused(volume.mark(&marker("here")).map(drop));
+    refused(store.mark("disk", &marker("there")).map(drop));
+    refused(volume.rollback(Back::To(Lsn(1)), "lsn:1").map(drop));
+    refused(volume.grow(2 << 20).map(drop));
+    let session = volume.open_session("somebody").unwrap();
+    volume.close_session(session).unwrap();
+    clock.advance(5_000_000_000);
+    clock.step_wall(-3_000_000_000);
+    assert!(store.tick().is_empty() && store.maintain().is_empty());
+    clock.advance(5_000_000_000);
+    assert!(store.tick().is_empty() && store.maintain().is_empty());
+    assert_eq!(volume.tip_lsn(), tip, "its history is as it was");
+}
+
+/// Whoever moves over to the other site counts on it that the old one takes nothing more, restarted or not.
+#[test]
+fn a_demoted_volume_takes_nothing_more() {
+    let (disk, clock) = (SimDisk::new(1), SimClock::new(1));
+    let store = create(&disk, &clock);
+    let volume = store.volume("disk").unwrap();
+    let client = Client::admit(volume.clone()).unwrap();
+    write(&client, 1).unwrap();
+    write(&client, 2).unwrap();
+    assert!(volume.refuse_unless_replica().is_err_and(|error| error.kind() == Kind::Refused));
+    let (last, _) = volume.demote().unwrap();
+    assert_eq!((last, volume.durable_lsn()), (volume.tip_lsn(), last), "all it took is durable");
+    assert!(write(&client, 3).is_err_and(|error| error.kind() == Kind::ReadOnly));
+    assert!(read(&client).is_err_and(|error| error.kind() == Kind::Closed), "what it caches gets old");
+    assert_eq!(read(&Client::admit(volume.clone()).unwrap()).unwrap(), 2);
+    takes_nothing_of_its_own(&store, &clock, &volume);
+    volume.refuse_unless_replica().unwrap();
+    assert_eq!(volume.demote().unwrap().0, last, "a second time is no error");
+
+    drop((store, volume, client));
+    let mut disk = disk;
+    for power in [true, false] {
+        disk = if power { disk.crash_power(7) } else { disk.crash_process() };
+        let store = open(&disk, &clock);
+        let volume = store.volume("disk").unwrap();
+        assert!(matches!(volume.role(), Role::Replica { .. }));
+        assert_eq!(volume.tip_lsn(), last);
+        takes_nothing_of_its_own(&store, &clock, &volume);
+        store.close().unwrap();
+    }
+}
+
+/// A primary that was cut off and hears of another one must not answer another write, nor take what the other has: its
+/// own unseen writes are still to be kept.
+#[test]
+fn a_fenced_volume_takes_nothing_from_anybody() {
+    let (disk, clock) = (SimDisk::new(2), SimClock::new(2));
+    let store = create(&disk, &clock);
+    let volume = store.volume("disk").unwrap();
+    write(&*volume, 1).unwrap();
+    volume.fence(EpochNumber(2), "site-b says so\nand more").unwrap();
+    volume.fence(EpochNumber(1), "an old story").unwrap();
+    let is_fenced = |volume: &Volume| {
+        let Role::Fenced { by, why, .. } = volume.role() else { return false };
+        by == EpochNumber(2) && why.starts_with("site-b says so")
+    };
+    assert!(is_fenced(&volume));
+    takes_nothing_of_its_own(&store, &clock, &volume);
+    assert!(volume.refuse_unless_replica().is_err_and(|error| error.kind() == Kind::Refused));
+    assert!(volume.demote().is_err_and(|error| error.kind() == Kind::ReadOnly), "that would lose its tail");
+
+    drop((store, volume));
+    let disk = disk.crash_power(3);
+    let store = open(&disk, &clock);
+    let volume = store.volume("disk").unwrap();
+    assert!(is_fenced(&volume));
+    takes_nothing_of_its_own(&store, &clock, &volume);
+}
+
+/// A demotion that could not be written down must not leave a site without any primary, and a fence must hold all the
+/// same.
+#[test]
+fn a_disk_that_fails_does_not_undo_a_fence() {
+    let (disk, clock) = (SimDisk::new(3), SimClock::new(3));
+    let store = create(&disk, &clock);
+    let volume = store.volume("disk").unwrap();
+    write(&*volume, 1).unwrap();
+    volume.flush().unwrap();
+    disk.set_capacity(Some(0));
+    assert!(volume.demote().is_err());
+    assert!(volume.is_primary());
+    assert!(volume.fence(EpochNumber(2), "somebody").is_err());
+    assert!(write(&*volume, 2).is_err_and(|error| error.kind() == Kind::ReadOnly));
+    disk.set_capacity(None);
+    volume.fence(EpochNumber(2), "somebody").unwrap();
+    drop((store, volume));
+    let store = open(&disk.crash_power(4), &clock);
+    assert!(matches!(store.volume("disk").unwrap().role(), Role::Fenced { .. }));
+}
+
+/// A replica begins with the primary's id and nothing of its own, also where a first copy put a state under it; and a
+/// store never holds two copies of one volume.
+#[test]
+fn a_replica_is_made_once() {
+    let (disk, clock) = (SimDisk::new(4), SimClock::new(4));
+    let store = create(&disk, &clock);
+    let id = VolumeId(0x77);
+    let copied = Copied {
+        lsn: Lsn(41),
+        at: Timestamp(clock_now(&store) + 5),
+        chain: cdp_core::format::record::Chain([7; 16]),
+        size_bytes: 2 << 20,
+    };
+    let origin = Origin {
+        id,
+        first_size_bytes: 1 << 20,
+        created: Timestamp(clock_now(&store)),
+        marker_interval_ns: 1_000_000_000,
+        segment_bytes: 256 << 10,
+        journal_cap_bytes: None,
+        copied: Some(copied),
+    };
+    let replica = store.create_replica("copy", &origin, Some(&mut |base| base.write(0, &[5; 4096]))).unwrap();
+    let check = |store: &Store, replica: &Arc<Volume>| {
+        assert_eq!(replica.identity().id, id);
+        assert_eq!(replica.tip(), (copied.lsn, copied.at));
+        assert_eq!(replica.horizon(), (copied.lsn, copied.at));
+        assert_eq!(replica.size_bytes(), 2 << 20);
+        assert_eq!(read(&**replica).unwrap(), 5);
+        replica.refuse_unless_replica().unwrap();
+        assert!(write(&**replica, 1).is_err_and(|error| error.kind() == Kind::ReadOnly));
+        let again = store.create_replica("other", &Origin { copied: None, ..origin.clone() }, None);
+        assert!(again.is_err_and(|error| error.kind() == Kind::Exists));
+    };
+    check(&store, &replica);
+    drop((store, replica));
+    let store = open(&disk.crash_power(5), &clock);
+    check(&store, &store.volume("copy").unwrap());
+    store.delete_volume("copy").unwrap();
+    let again = store.create_replica("other", &origin, None);
+    assert!(again.is_err_and(|error| error.kind() == Kind::Exists), "in the trash it is still there");
+}
+
+fn clock_now(store: &Store) -> u64 {
+    store.clock().now().0
+}
