@@ -237,8 +237,16 @@ Examples:
   cdp restore disk@10:03 /dev/sdx --force
   cdp restore disk@-5m old-disk.qcow2        (also .vmdk, .vhdx; by qemu-img)
   cdp restore db@-5m DIRECTORY               (a group: DIRECTORY/VOL.img for each member)
+  cdp restore disk@latest plain.img --follow
+  cdp restore disk plain.img --finish
 
-Sparse; read back and compared afterwards. A target that is in use or too small is refused.")]
+Sparse; read back and compared afterwards. A target that is in use or too small is refused.
+
+With --follow the target is kept a moment behind the volume, so that a machine can be started from it without cdp.
+SIGTERM or Ctrl-C: it is brought to what was written last, and the instant is printed; the same command goes on later.
+It may be killed at any moment, and its machine may lose power; but a target that was left so may be in the middle of
+a step, and must not be used before `--finish`, which completes it (with --no-store also without the volume), prints the
+instant and hands it over: cdp does not write to it any more. TARGET.cdp-follow says how far it is.")]
     Restore(Restore),
     /// Find the write that broke it, as `git bisect run` finds the commit
     #[command(after_help = "\
@@ -651,6 +659,21 @@ pub struct Restore {
     /// Replace what is there
     #[arg(long)]
     pub force: bool,
+    /// Keep the target a moment behind the volume until this is ended
+    #[arg(long, conflicts_with_all = ["format", "finish"])]
+    pub follow: bool,
+    /// Bring a target that was followed to the point, or to the newest state, and hand it over
+    #[arg(long, conflicts_with_all = ["format", "force"])]
+    pub finish: bool,
+    /// Only complete what was begun: the store is not at hand
+    #[arg(long, requires = "finish")]
+    pub no_store: bool,
+    /// Between two looks at the volume
+    #[arg(long, value_name = "TIME", default_value = "1s", requires = "follow")]
+    pub every: String,
+    /// Where it is noted how far the target is [default: TARGET.cdp-follow; of a block device, in the store]
+    #[arg(long, value_name = "FILE")]
+    pub state: Option<PathBuf>,
 }
 
 /// `cdp bisect`.

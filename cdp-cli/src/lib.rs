@@ -7,6 +7,7 @@ pub mod config;
 pub mod control;
 pub mod door;
 pub mod files;
+pub mod follow;
 pub mod hooks;
 pub mod host;
 pub mod image;

@@ -65,6 +65,13 @@ impl Reach {
         }
     }
 
+    /// Finds the server; `None` if there is none, and then the store is left alone.
+    pub fn server(config: &Config) -> Result<Option<Reach>> {
+        let Some(mut talk) = Talk::connect(&config.store)? else { return Ok(None) };
+        let endpoints = talk.hello()?.endpoints;
+        Ok(Some(Reach { way: Way::Server(talk), endpoints }))
+    }
+
     /// As [`Reach::open`]; other commands on this store find their server meanwhile.
     pub fn open_for_others(config: &Config) -> Result<Reach> {
         let mut reach = Reach::open(config)?;

@@ -11,6 +11,7 @@ pub mod demo;
 pub mod diff;
 pub mod doctor;
 pub mod files;
+pub mod follow;
 pub mod group;
 pub mod history;
 pub mod list;

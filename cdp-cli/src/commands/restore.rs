@@ -16,6 +16,12 @@ use crate::work::{Request, Response, Restore};
 
 /// Writes a view out.
 pub fn run(context: &Context, arguments: &cli::Restore) -> Result<u8> {
+    if arguments.follow || arguments.finish {
+        return super::follow::run(context, arguments);
+    }
+    if arguments.state.is_some() {
+        return Err(Error::new(Kind::Invalid, "--state belongs to --follow and --finish"));
+    }
     if !arguments.source.contains('@') {
         let error = Error::new(Kind::Invalid, format!("{} names no point", arguments.source));
         return Err(error.hint(format!(

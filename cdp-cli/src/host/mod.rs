@@ -12,6 +12,7 @@ pub mod doctor;
 pub mod keeper;
 pub mod loopdev;
 pub mod mounts;
+pub mod notify;
 pub mod partitions;
 pub mod past;
 pub mod process;

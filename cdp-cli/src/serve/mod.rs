@@ -8,8 +8,6 @@ pub mod prove;
 pub mod ready;
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -23,6 +21,7 @@ use signal_hook::iterator::Signals;
 
 use crate::config::Config;
 use crate::door::{Talk, open_to_serve};
+use crate::host::notify::tell_systemd;
 use crate::report;
 use crate::work::{Endpoints, Serving, Site};
 use control::Control;
@@ -298,21 +297,4 @@ fn nbd_options() -> cdp_nbd::Options {
     let room = (files.saturating_sub(FILES_OF_STORE) / FILES_PER_CONNECTION).max(1);
     let connections_max = defaults.connections_max.min(usize::try_from(room).unwrap_or(usize::MAX));
     cdp_nbd::Options { connections_max, ..defaults }
-}
-
-/// Tells the service manager, if one started us and wants to know.
-fn tell_systemd(state: &str) {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    let told = UnixDatagram::unbound().and_then(|socket| {
-        if let Some(name) = path.as_bytes().strip_prefix(b"@") {
-            use std::os::linux::net::SocketAddrExt;
-            let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
-            socket.send_to_addr(state.as_bytes(), &address)
-        } else {
-            socket.send_to(state.as_bytes(), Path::new(&path))
-        }
-    });
-    if let Err(error) = told {
-        tracing::warn!(%error, "the service manager cannot be told {state}");
-    }
 }

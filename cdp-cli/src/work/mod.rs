@@ -4,6 +4,7 @@
 pub mod branch;
 pub mod clones;
 pub mod diff;
+pub mod follow;
 pub mod groups;
 pub mod mark;
 pub mod points;
@@ -31,6 +32,7 @@ use serde::{Deserialize, Serialize};
 pub use branch::{CloneOf, Cloned, Hydrated};
 pub use clones::CloneStatus;
 pub use diff::{Diff, DiffPage};
+pub use follow::{DeltaOf, DeltaPage, State, StateOf};
 pub use groups::Group;
 pub use mark::{Mark, Marked};
 pub use points::PointInfo;
@@ -182,6 +184,10 @@ pub enum Request {
         /// A volume or a group.
         target: String,
     },
+    /// Describe a state of a volume.
+    State(StateOf),
+    /// What makes one state of another.
+    Delta(DeltaOf),
     /// Make a volume larger.
     Grow {
         /// Which volume.
@@ -261,6 +267,10 @@ pub enum Response {
     Hydrated(Hydrated),
     /// To `Rollback` and `Undo`.
     Rewound(Vec<Rewound>),
+    /// To `State`.
+    State(State),
+    /// To `Delta`.
+    Delta(DeltaPage),
     /// To `Resume`.
     Resumed(Vec<VolumeLine>),
     /// To `Delete`, `Undelete`, `Grow` and `SetJournalCap`.
@@ -339,6 +349,8 @@ pub fn run(site: &Site, tz: Option<&str>, request: &Request, watch: &mut Watch<'
         Request::Undo(undo) => Response::Rewound(rewind::undo(site, undo)?),
         Request::Resume { target } => Response::Resumed(rewind::resume(site, target)?),
         Request::Grow { volume, size_bytes } => Response::Volume(rewind::grow(site, volume, *size_bytes)?),
+        Request::State(of) => Response::State(follow::state(store, of)?),
+        Request::Delta(of) => Response::Delta(follow::delta(store, of)?),
         Request::Retention { volume } => Response::Retention(Box::new(retention::show(store, volume)?)),
         Request::SetRetention { volume, policy } => {
             Response::Retention(Box::new(retention::set(store, volume, policy)?))
