@@ -12,6 +12,7 @@
 
 mod clones;
 mod operation;
+mod reopen;
 pub mod replicas;
 
 use std::collections::BTreeMap;
@@ -523,6 +524,7 @@ impl Store {
 
     /// The slow duties of all volumes. Gives the errors that occurred.
     pub fn maintain(&self) -> Vec<Error> {
+        self.reopen_where_space_is_back();
         self.volumes().iter().filter_map(|volume| volume.maintain().err()).collect()
     }
 

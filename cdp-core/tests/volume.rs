@@ -160,6 +160,44 @@ fn flushed_writes_survive_power_loss() {
     }
 }
 
+/// A server that starts on a full disk, because something else filled it, must not need somebody to start it again once
+/// there is room: until then the past is served, and nobody who is connected is cut off.
+#[test]
+fn a_store_on_a_full_disk_takes_writes_again_when_there_is_room() {
+    let (disk, clock) = (SimDisk::new(6), SimClock::new(6));
+    let store = create(&disk, &clock);
+    let volume = store.volume("disk").unwrap();
+    write(&*volume, 0, &[7; 8192]);
+    volume.flush().unwrap();
+    drop((volume, store));
+    // The segments that were made ahead are gone with what filled the disk.
+    let disk = disk.crash_process();
+    for path in disk.paths() {
+        if path.ends_with(".seg") && disk.contents(&path).unwrap().iter().all(|byte| *byte == 0) {
+            disk.disappear(&path).unwrap();
+        }
+    }
+    disk.set_capacity(Some(disk.used_bytes()));
+    let store = open(&disk, &clock);
+    let volume = store.volume("disk").unwrap();
+    assert!(matches!(volume.health(), Health::ReadOnly { .. }), "{:?}", volume.health());
+    assert_eq!(read(&*volume, 0, 8192), [7; 8192]);
+    store.maintain();
+    assert!(store.volume("disk").unwrap().health() != Health::Good, "there is no room yet");
+    disk.set_capacity(None);
+    store.maintain();
+    assert!(volume.health() != Health::Good, "somebody has it in hand");
+    drop(volume);
+    store.maintain();
+    let volume = store.volume("disk").unwrap();
+    assert_eq!(volume.health(), Health::Good);
+    write(&*volume, 4096, &[8; 4096]);
+    volume.flush().unwrap();
+    drop((volume, store));
+    let store = open(&disk.crash_power(6), &clock);
+    assert_eq!(read(&*store.volume("disk").unwrap(), 4095, 2), [7, 8]);
+}
+
 /// A full journal refuses writes without effect; raising the cap lets them go on, with the server running.
 #[test]
 fn a_full_journal_goes_on_when_its_cap_is_raised() {

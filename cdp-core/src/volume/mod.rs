@@ -118,6 +118,8 @@ pub struct Volume {
     incarnation: Incarnation,
     previous_incarnation: Incarnation,
     base: Base,
+    // It was opened where there was no room for a segment.
+    lacks_space: bool,
     append: Mutex<Option<Appender>>,
     pool: Mutex<Pool>,
     parts: Parts,
@@ -196,6 +198,11 @@ impl Volume {
     /// What the manifest said when it was opened.
     pub fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    /// Whether it takes no writes because there was no room for a segment when it was opened.
+    pub(crate) fn lacks_space(&self) -> bool {
+        self.lacks_space
     }
 
     /// Its name.

@@ -229,6 +229,7 @@ pub fn open_on(
     );
 
     let mut appender = None;
+    let mut lacks_space = false;
     let mut fresh_segment = None;
     if health == Health::Good {
         let accepted = accept.loss || accept.mark_loss;
@@ -272,9 +273,16 @@ pub fn open_on(
                 appender = Some(fresh);
             }
             Err(error) => {
+                lacks_space = error.kind() == Kind::NoSpace;
+                let hint = match lacks_space {
+                    true => {
+                        "free space under the store: it is opened for writing again when nobody is connected to it"
+                    }
+                    false => "repair the disk under the store, then restart",
+                };
                 health = Health::ReadOnly {
                     reason: format!("recovery could not append to a fresh segment: {error}"),
-                    hint: "free space or repair the disk under the store, then restart".to_owned(),
+                    hint: hint.to_owned(),
                 };
                 parts = open_parts(shared, dir, &identity.name, &recovered.stream, &merged, false)?;
             }
@@ -305,6 +313,7 @@ pub fn open_on(
         incarnation,
         previous_incarnation: recovered.newest_incarnation,
         base,
+        lacks_space,
         append: Mutex::new(appender),
         pool: Mutex::new(pool),
         parts: Parts::new(parts),
