@@ -68,6 +68,9 @@ pub const FOLD_BYTES_PER_S: u64 = 64 << 20;
 /// Length of a volume's ledger, in bytes: when it is reached, the older half goes.
 pub const LEDGER_BYTES_MAX: u64 = 1 << 20;
 
+/// Epochs of a volume, from its beginning on: each is a promotion by a person or a witness.
+pub const EPOCHS_MAX: usize = 4096;
+
 /// Piece of the base kept in one file, in bytes: ext4 ends at 16 TiB.
 pub const BASE_PIECE_BYTES: u64 = 1 << 40;
 

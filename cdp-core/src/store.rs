@@ -5,6 +5,7 @@
 //! STORE/lock             held while a process has it open; names the holder
 //! STORE/groups           manifest of the groups
 //! STORE/operation        what is being done to a group, until all members have it
+//! STORE/promotion        which volumes are being made primaries, until all are
 //! STORE/volumes/NAME/    a volume
 //! STORE/trash/NAME.NS/   a deleted volume, and when it was deleted
 //! STORE/tmp/             nameless files of throw-away clones
@@ -12,6 +13,7 @@
 
 mod clones;
 mod operation;
+pub mod promotion;
 mod reopen;
 pub mod replicas;
 
@@ -27,12 +29,14 @@ use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::history::{HISTORY_FILE, HistoryState};
 use crate::format::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::format::marker::MarkerPayload;
+use crate::history::epochs::Epochs;
 use crate::history::point::{validate_marker_name, validate_volume_name};
 use crate::ids::*;
 use crate::index::{IndexOptions, PageCache};
 use crate::io::{Clock, FilePool, Files, Lock, read_file, replace_file};
 use crate::limits::*;
 use crate::time::StoreClock;
+use crate::volume::epoch::write_epochs;
 use crate::volume::open::{Accept, create, open_on};
 use crate::volume::role::Role;
 use crate::volume::{Identity, Shared, Volume};
@@ -222,6 +226,7 @@ impl Store {
         };
         store.open_volumes(accept)?;
         store.finish_operation()?;
+        store.finish_promotion()?;
         store.empty_trash()?;
         store.note_clones()?;
         Ok(store)
@@ -323,14 +328,14 @@ impl Store {
         self.make_volume(&identity, fill, None, None)
     }
 
-    /// Makes a volume with this identity; `parent` is the view that a clone's base is; `history` says where the journal
-    /// begins, if not at the beginning.
+    /// Makes a volume with this identity; `parent` is the view that a clone's base is; `begin` says where the journal
+    /// begins, if not at the beginning, and what epochs there were by then.
     fn make_volume(
         &self,
         identity: &Identity,
         fill: Option<&mut FillBase<'_>>,
         parent: Option<Arc<dyn Device>>,
-        history: Option<&HistoryState>,
+        begin: Option<&(HistoryState, Epochs)>,
     ) -> Result<Arc<Volume>> {
         let (name, id) = (&identity.name[..], identity.id);
         validate_volume_name(name)?;
@@ -346,12 +351,13 @@ impl Store {
         let fresh = volumes_dir.join(format!("{UNFINISHED_PREFIX}{id}"));
         let made = files.create_dir(&fresh).at(|| format!("making {}", fresh.display())).and_then(|()| {
             if let Some(fill) = fill {
-                let bytes = history.map_or(identity.first_size_bytes, |history| history.base.size_bytes);
+                let bytes = begin.map_or(identity.first_size_bytes, |(history, _)| history.base.size_bytes);
                 let mut base = BaseWriter::new(self.shared.files.clone(), &fresh, id, bytes);
                 fill(&mut base)?;
                 base.finish()?;
             }
-            if let Some(history) = history {
+            if let Some((history, epochs)) = begin {
+                write_epochs(&self.shared, &fresh, epochs)?;
                 let path = fresh.join(HISTORY_FILE);
                 replace_file(files, &path, &history.encode()).at(|| format!("writing {}", path.display()))?;
             }

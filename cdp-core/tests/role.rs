@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use cdp_core::device::{Change, Device, Read};
 use cdp_core::error::{Kind, Result};
+use cdp_core::format::epoch::Epoch;
 use cdp_core::format::marker::{MarkerClass, MarkerPayload};
+use cdp_core::history::epochs::Epochs;
 use cdp_core::history::point::Timeline;
 use cdp_core::ids::*;
 use cdp_core::io::sim::{SimClock, SimDisk};
@@ -174,6 +176,12 @@ fn a_replica_is_made_once() {
         chain: cdp_core::format::record::Chain([7; 16]),
         size_bytes: 2 << 20,
     };
+    let epoch = Epoch {
+        number: EpochNumber(2),
+        id: 5,
+        start: Lsn(30),
+        chain: cdp_core::format::record::Chain([6; 16]),
+    };
     let origin = Origin {
         id,
         first_size_bytes: 1 << 20,
@@ -182,6 +190,7 @@ fn a_replica_is_made_once() {
         segment_bytes: 256 << 10,
         journal_cap_bytes: None,
         copied: Some(copied),
+        epochs: Epochs::of(id, &[epoch]).unwrap(),
     };
     let replica = store.create_replica("copy", &origin, Some(&mut |base| base.write(0, &[5; 4096]))).unwrap();
     let check = |store: &Store, replica: &Arc<Volume>| {
@@ -189,6 +198,7 @@ fn a_replica_is_made_once() {
         assert_eq!(replica.tip(), (copied.lsn, copied.at));
         assert_eq!(replica.horizon(), (copied.lsn, copied.at));
         assert_eq!(replica.size_bytes(), 2 << 20);
+        assert_eq!(replica.epochs().newest(), epoch);
         assert_eq!(read(&**replica).unwrap(), 5);
         replica.refuse_unless_replica().unwrap();
         assert!(write(&**replica, 1).is_err_and(|error| error.kind() == Kind::ReadOnly));

@@ -518,6 +518,9 @@ fn event_row(volume: &Volume, event: &cdp_core::volume::timeline::Event) -> Opti
         }
         EventKind::SessionClose { session } => ("left", format!("session {}", session.0), None),
         EventKind::Turn(turn) => (turn.kind().word(), turn_text(turn), None),
+        EventKind::Epoch(begun) => {
+            ("promoted", format!("epoch {}, to {}", begun.epoch.number.0, begun.asked), None)
+        }
         EventKind::Other(kind) => (kind.word(), String::new(), None),
     };
     Some(event_line(volume, (event.lsn, event.at), kind, text, name))

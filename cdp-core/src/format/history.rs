@@ -2,7 +2,7 @@
 
 use super::manifest::Manifest;
 use super::record::Chain;
-use crate::ids::{Lsn, SegmentId, Timestamp};
+use crate::ids::{EpochNumber, Lsn, SegmentId, Timestamp};
 
 /// Name of the file in a volume's directory. Without it nothing was ever folded into the base.
 pub const HISTORY_FILE: &str = "history";
@@ -26,6 +26,8 @@ pub struct BasePoint {
     pub seal: [u8; 32],
     /// How large the volume was then, in bytes; 0 where nothing was folded yet.
     pub size_bytes: u64,
+    /// The epoch in which that record was written; 1 where nothing was folded yet.
+    pub epoch: EpochNumber,
 }
 
 impl BasePoint {
@@ -39,6 +41,7 @@ impl BasePoint {
             ordinal: 0,
             seal: [0; 32],
             size_bytes: 0,
+            epoch: EpochNumber(1),
         }
     }
 }
@@ -70,6 +73,9 @@ impl HistoryState {
         manifest.set("base_ordinal", self.base.ordinal);
         manifest.set("base_seal", hex(&self.base.seal));
         manifest.set("base_size_bytes", self.base.size_bytes);
+        if self.base.epoch > EpochNumber(1) {
+            manifest.set("base_epoch", self.base.epoch.0);
+        }
         manifest.encode()
     }
 
@@ -89,6 +95,10 @@ impl HistoryState {
                 ordinal: manifest.get("base_ordinal")?,
                 seal: unhex(manifest.values.get("base_seal")?)?,
                 size_bytes: manifest.get("base_size_bytes")?,
+                epoch: match manifest.values.get("base_epoch") {
+                    None => EpochNumber(1),
+                    Some(number) => EpochNumber(number.parse().ok()?),
+                },
             },
         };
         (state.base.lsn <= state.horizon.0 && state.base.timestamp <= state.horizon.1).then_some(state)
@@ -125,6 +135,7 @@ mod tests {
                 ordinal: 4,
                 seal: [0xab; 32],
                 size_bytes: 1 << 30,
+                epoch: EpochNumber(1),
             },
         }
     }
@@ -135,6 +146,9 @@ mod tests {
         let text = String::from_utf8(state().encode()).unwrap();
         assert_eq!(text, include_str!("golden/history-v1.txt"));
         assert_eq!(HistoryState::decode(text.as_bytes()), Some(state()));
+        let mut later = state();
+        later.base.epoch = EpochNumber(3);
+        assert_eq!(HistoryState::decode(&later.encode()), Some(later));
     }
 
     /// A base above the horizon would show states that are gone as if they were there.

@@ -2,6 +2,7 @@
 
 pub mod base;
 pub mod bytes;
+pub mod epoch;
 pub mod history;
 pub mod ledger;
 pub mod manifest;

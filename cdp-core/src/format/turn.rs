@@ -61,18 +61,12 @@ impl Turn {
 
     /// The payload: both copies.
     pub fn encode(&self) -> Vec<u8> {
-        let copy = self.encode_copy();
-        let mut payload = copy.clone();
-        payload.resize(BLOCK_BYTES as usize, 0);
-        payload.extend_from_slice(&copy);
-        payload
+        twice(&self.encode_copy())
     }
 
     /// Reads a payload of a record of this kind; one good copy will do.
     pub fn decode(kind: RecordKind, payload: &[u8]) -> Option<Turn> {
-        let (first, second) = payload.split_at_checked(BLOCK_BYTES as usize)?;
-        let first = first.get(..second.len())?;
-        Turn::decode_copy(kind, first).or_else(|| Turn::decode_copy(kind, second))
+        either(payload, |copy| Turn::decode_copy(kind, copy))
     }
 
     /// One copy, with its hash.
@@ -131,7 +125,23 @@ impl Turn {
     }
 }
 
-fn hash(content: &[u8]) -> [u8; HASH_BYTES] {
+/// A payload of two copies, each in a block of its own; a copy is at most a block long.
+pub(super) fn twice(copy: &[u8]) -> Vec<u8> {
+    let mut payload = copy.to_vec();
+    payload.resize(BLOCK_BYTES as usize, 0);
+    payload.extend_from_slice(copy);
+    payload
+}
+
+/// What the first good copy of such a payload says.
+pub(super) fn either<T>(payload: &[u8], decode: impl Fn(&[u8]) -> Option<T>) -> Option<T> {
+    let (first, second) = payload.split_at_checked(BLOCK_BYTES as usize)?;
+    let first = first.get(..second.len())?;
+    decode(first).or_else(|| decode(second))
+}
+
+/// What a copy ends with: the first bytes of the BLAKE3 hash of what is before.
+pub(super) fn hash(content: &[u8]) -> [u8; HASH_BYTES] {
     let mut hash = [0; HASH_BYTES];
     hash.copy_from_slice(&blake3::hash(content).as_bytes()[..HASH_BYTES]);
     hash

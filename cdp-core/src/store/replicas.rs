@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{FillBase, Store};
 use crate::error::{Error, Kind, Result};
 use crate::format::history::{BasePoint, HistoryState};
+use crate::history::epochs::Epochs;
 use crate::ids::*;
 use crate::limits::{VOLUME_BYTES_MAX, VOLUME_BYTES_MIN};
 use crate::volume::role::Role;
@@ -28,6 +29,8 @@ pub struct Origin {
     /// The record whose state a first copy put into the base, with its timestamp, chain value and the volume's size
     /// then; `None`: the replica has the journal from its first record on.
     pub copied: Option<Copied>,
+    /// The primary's epochs; those that had begun by the copied state count, the others come with the journal.
+    pub epochs: Epochs,
 }
 
 /// The state that a first copy ended with.
@@ -89,9 +92,11 @@ impl Store {
                 timestamp: copied.at,
                 chain: copied.chain,
                 size_bytes: copied.size_bytes,
+                epoch: origin.epochs.of_record(copied.lsn),
                 ..BasePoint::beginning(origin.created)
             },
         });
-        self.make_volume(&identity, fill, None, history.as_ref())
+        let begin = history.map(|history| (history, origin.epochs.through(history.base.lsn)));
+        self.make_volume(&identity, fill, None, begin.as_ref())
     }
 }

@@ -257,6 +257,7 @@ impl Volume {
             ordinal,
             seal,
             size_bytes: self.size_at(frozen.last.lsn),
+            epoch: self.epochs().of_record(frozen.last.lsn),
         };
         let parts: PartList = Arc::new(PartSet::new(list[..count].to_vec()));
         drop(list);
@@ -332,6 +333,8 @@ impl Volume {
     /// The base holds it all: says so, and takes the segments out.
     fn finish_fold(&self, duties: &mut Duties, fold: &Fold) -> Result<()> {
         let horizon = self.durable_history().horizon;
+        // Their records go.
+        self.keep_epochs()?;
         self.publish_history(HistoryState { horizon, base: fold.to })?;
         // Under the append lock: leaving a poisoned segment replaces parts by their places in the list.
         let append = self.append.lock().expect("no panics under this lock");

@@ -9,11 +9,13 @@ pub mod changed;
 pub mod client;
 pub mod clone;
 pub mod durable;
+pub mod epoch;
 pub mod ledger;
 pub mod merge;
 pub mod open;
 pub mod parts;
 pub mod pins;
+pub mod promote;
 pub mod proofs;
 pub mod retain;
 pub mod role;
@@ -145,6 +147,7 @@ pub struct Volume {
     manifest: Mutex<Identity>,
     door: rollback::Door,
     role: role::RoleNow,
+    epochs: Mutex<epoch::EpochState>,
     history: Mutex<retain::History>,
     ledger: Mutex<ledger::Ledger>,
     pins: Arc<pins::Pins>,

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 use super::advance::Duties;
 use super::clone::Parent;
+use super::epoch::EpochState;
 use super::ledger::Ledger;
 use super::parts::{self, FreshParts, Frozen, Part, PartIndex, Parts};
 use super::pins::Pins;
@@ -341,6 +342,7 @@ pub fn open_on(
         size_bytes: AtomicU64::new(first_size_bytes),
         door: Door::new(identity.held.clone()),
         role: RoleNow::new(identity.role.clone()),
+        epochs: Mutex::new(EpochState::open(files, dir, identity.id)?),
         manifest: Mutex::new(identity.clone()),
         history: Mutex::new(History::new(history)),
         ledger: Mutex::new(Ledger::open(&shared.files, dir, identity.id)?),

@@ -17,14 +17,15 @@
 //! holds in memory at once, durable or not: whoever heard of a higher epoch must not answer another write, and a process
 //! that dies before it wrote that down hears of it again before it serves.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
 
 use super::Volume;
 use crate::error::{Error, Kind, Result};
 use crate::format::manifest::Manifest;
 use crate::history::point::Timeline;
 use crate::ids::{EpochNumber, Lsn, Timestamp};
+use crate::journal::append::Appender;
 
 /// What a volume takes.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -93,8 +94,9 @@ pub(super) struct RoleNow {
     role: Mutex<Role>,
     is_primary: AtomicBool,
     changes: AtomicU64,
-    // Held while the role changes, durably and in memory.
-    changing: Mutex<()>,
+    // Held while the role changes, durably and in memory. Of several volumes in rising order of their ids, before any
+    // append lock.
+    pub(super) changing: Mutex<()>,
 }
 
 impl RoleNow {
@@ -216,7 +218,12 @@ impl Volume {
 
     /// Whoever came in before sees nothing of what follows.
     pub(super) fn enter(&self, role: Role) {
-        let _append = self.append.lock().expect("no panics under this lock");
+        let append = self.append.lock().expect("no panics under this lock");
+        self.enter_under(&append, role);
+    }
+
+    /// As [`Volume::enter`], for a caller who holds the append lock.
+    pub(super) fn enter_under(&self, _append: &MutexGuard<'_, Option<Appender>>, role: Role) {
         let mut now = self.role.role.lock().expect("no panics under this lock");
         self.role.is_primary.store(role == Role::Primary, Ordering::Release);
         if *now != role {

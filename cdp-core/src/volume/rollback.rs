@@ -221,6 +221,20 @@ impl Volume {
     /// Everything that can be refused is refused here; afterwards only the storage can fail.
     fn plan_rollback(&self, append: &mut Locked<'_>, back: Back, how: &How) -> Result<Planned> {
         self.refuse_unless_writable()?;
+        self.plan_in_any_role(append, back, how)
+    }
+
+    /// Sets back a volume that is being promoted and is not the primary yet. The caller makes it durable.
+    pub(super) fn roll_back_for_promotion(&self, append: &mut Locked<'_>, to: Lsn, how: &How) -> Result<()> {
+        self.refuse_unless_healthy()?;
+        let plan = self.plan_in_any_role(append, Back::To(to), how)?;
+        let (marker, turn) = (plan.marker.encode(), plan.turn.encode());
+        let drafts = self.drafts(&plan, &marker, &turn);
+        let (count, appended) = self.append_in_any_role(append, &drafts);
+        self.rolled_back_by(&plan, count, appended).map(drop)
+    }
+
+    fn plan_in_any_role(&self, append: &mut Locked<'_>, back: Back, how: &How) -> Result<Planned> {
         let tip = self.tip_lsn();
         let name = &self.identity.name;
         let course = self.course.read().expect("no panics under this lock");
@@ -285,8 +299,12 @@ impl Volume {
         let (marker, turn) = (plan.marker.encode(), plan.turn.encode());
         let drafts = self.drafts(plan, &marker, &turn);
         let (count, appended) = self.append_front(append, &drafts);
+        self.rolled_back_by(plan, count, appended)
+    }
+
+    fn rolled_back_by(&self, plan: &Planned, count: usize, appended: Result<Lsn>) -> Result<RolledBack> {
         let first = appended?;
-        assert_eq!(count, drafts.len(), "there is room for both");
+        assert_eq!(count, 2, "there is room for the marker and the rollback");
         let marked_at = self.timestamp_of_record(first)?;
         self.names.lock().expect("no panics under this lock").insert(first, marked_at, &plan.marker);
         let lsn = first.next();

@@ -8,6 +8,7 @@ use super::parts::{Part, part_of};
 use super::{Health, Volume};
 use crate::catalog::{CatalogName, Complete};
 use crate::error::{Error, IoContext, Kind, Result};
+use crate::format::epoch::EpochPayload;
 use crate::format::ledger::Fact;
 use crate::format::marker::{MarkerClass, MarkerPayload};
 use crate::format::record::{RecordHeader, RecordKind, block_crcs, payload_crc};
@@ -124,6 +125,8 @@ pub enum EventKind {
     },
     /// The volume was set back to an older state, or grew.
     Turn(Turn),
+    /// An epoch began: the volume was promoted.
+    Epoch(EpochPayload),
     /// Of a kind that this version does not show in detail.
     Other(RecordKind),
 }
@@ -221,14 +224,23 @@ impl Volume {
         Ok(())
     }
 
-    /// Learns the names, rollbacks and resizes: from the catalog as far as it can be believed, the rest from the
-    /// journal.
+    /// Learns the names, rollbacks, resizes and epochs: from the catalog (and the manifest of epochs) as far as it can be
+    /// believed, the rest from the journal.
     pub(super) fn load_events(&self) -> Result<()> {
+        if !self.load_events_behind(true)? {
+            self.load_events_behind(false)?;
+        }
+        Ok(())
+    }
+
+    /// As above, with the catalog or without it. `false`, with nothing learnt but epochs, if the catalog is not enough.
+    fn load_events_behind(&self, catalog: bool) -> Result<bool> {
         let mut names = Names::default();
         let mut turns = Vec::new();
+        let mut epochs = Vec::new();
         let parts = self.parts.list();
         let mut known_lsn = Lsn::ZERO;
-        if let Some(known) = self.shared.catalog.known(self.identity.id)
+        if let Some(known) = self.shared.catalog.known(self.identity.id).filter(|_| catalog)
             && parts.iter().any(|part| complete_through(part) == Some(known.complete))
         {
             known_lsn = known.complete.lsn;
@@ -250,8 +262,14 @@ impl Volume {
                     // Without it nothing behind it can be told: no guess.
                     let EventKind::Turn(turn) = self.event_kind(part, &row)? else { continue };
                     turns.push(TurnAt { lsn: row.lsn, at: row.timestamp, turn });
+                } else if row.kind == RecordKind::Epoch as u8 {
+                    let EventKind::Epoch(begun) = self.event_kind(part, &row)? else { continue };
+                    epochs.push(begun.epoch);
                 }
             }
+        }
+        if !self.take_epochs(known_lsn.max(self.base_point().lsn), &epochs)? && catalog {
+            return Ok(false);
         }
         *self.names.lock().expect("no panics under this lock") = names;
         for entry in self.ledger() {
@@ -264,7 +282,7 @@ impl Volume {
         turns.retain(|turn| turn.lsn > self.base_point().lsn);
         self.take_course(turns)?;
         self.teach_catalog();
-        Ok(())
+        Ok(true)
     }
 
     /// Markers up to the base LSN are gone with their records.
@@ -284,6 +302,10 @@ impl Volume {
 
     /// Brings the catalog up to the newest sealed segment.
     pub(super) fn teach_catalog(&self) {
+        // What the catalog is complete through is not looked for in the journal any more.
+        if let Err(error) = self.keep_epochs() {
+            return self.note_error(format!("the epochs cannot be written: {error}"));
+        }
         let parts = self.parts.list();
         let Some(complete) = parts.iter().rev().find_map(|part| complete_through(part)) else { return };
         let rows: Vec<CatalogName> = {
@@ -314,6 +336,10 @@ impl Volume {
         if matches!(kind, RecordKind::Rollback | RecordKind::Resize) {
             // It brings checksums of its own, and a second copy.
             return Turn::decode(kind, &payload).map(EventKind::Turn).ok_or_else(damaged);
+        }
+        if kind == RecordKind::Epoch {
+            // Likewise.
+            return EpochPayload::decode(&payload).map(EventKind::Epoch).ok_or_else(damaged);
         }
         let mut crcs = Vec::new();
         block_crcs(&payload, &mut crcs);

@@ -16,11 +16,11 @@ use crate::harness::{Outcome, wrap};
 
 const BLOCKS: u64 = 16;
 
-fn open(disk: &SimDisk, seed: u64) -> Store {
+pub fn open(disk: &SimDisk, seed: u64) -> Store {
     rig::open(disk, &SimClock::new(seed), &wrap::nothing()).unwrap()
 }
 
-fn fresh(seed: u64, names: &[&str]) -> (SimDisk, Store) {
+pub fn fresh(seed: u64, names: &[&str]) -> (SimDisk, Store) {
     let (disk, clock) = (SimDisk::new(seed), SimClock::new(seed));
     Store::create(&disk, &clock, Path::new(STORE)).unwrap();
     let store = open(&disk, seed);
@@ -30,7 +30,7 @@ fn fresh(seed: u64, names: &[&str]) -> (SimDisk, Store) {
     (disk, store)
 }
 
-fn fill(volume: &Volume, byte: u8, first: u64, blocks: u64) {
+pub fn fill(volume: &Volume, byte: u8, first: u64, blocks: u64) {
     let data = vec![byte; (blocks * BLOCK_BYTES) as usize];
     let mut results = Vec::new();
     volume.apply(SessionId(1), &[Change::Write { offset: first * BLOCK_BYTES, data: &data }], &mut results);
@@ -39,7 +39,7 @@ fn fill(volume: &Volume, byte: u8, first: u64, blocks: u64) {
 }
 
 /// The first bytes of the first blocks.
-fn content(device: &dyn Device) -> Vec<u8> {
+pub fn content(device: &dyn Device) -> Vec<u8> {
     let bytes = read_blocks(device, 0, BLOCKS).unwrap();
     bytes.chunks(BLOCK_BYTES as usize).map(|block| block[0]).collect()
 }
@@ -49,7 +49,7 @@ fn blocks(parts: &[(u8, usize)]) -> Vec<u8> {
 }
 
 /// Every state that a crash in what was recorded can leave, opened again.
-fn each_crash(disk: &SimDisk, seed: u64, mut check: impl FnMut(&SimDisk, Store) -> Outcome) -> u64 {
+pub fn each_crash(disk: &SimDisk, seed: u64, mut check: impl FnMut(&SimDisk, Store) -> Outcome) -> u64 {
     let mut chance = Chance::new(seed);
     let boundaries = disk.take_boundaries();
     assert!(boundaries.len() > 4);

@@ -13,6 +13,7 @@ mod faults;
 mod groups;
 mod histories;
 mod merges;
+mod promotions;
 mod regressions;
 mod rewind;
 mod table;

@@ -97,9 +97,10 @@ proptest! {
         }
     }
 
-    // From the second day on: west of Greenwich the first hours are in 1969, which cannot be named.
+    // From the second day to the last but one: west of Greenwich the first hours are in 1969, east of it the last ones
+    // in a year beyond, which cannot be named.
     #[test]
-    fn formatted_instants_parse_back_to_the_same_nanosecond(at in 86_400_000_000_000..18_429_292_800_000_000_000_u64) {
+    fn formatted_instants_parse_back_to_the_same_nanosecond(at in 86_400_000_000_000..18_429_120_000_000_000_000_u64) {
         let at = Timestamp(at);
         for zone in ["UTC", "Europe/Berlin", "Australia/Lord_Howe", "America/New_York", "Africa/Monrovia"] {
             let now = now_in(zone);
