@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cdp_core::catalog::Catalog;
 use cdp_core::device::{Change, Device, Read};
 use cdp_core::generate::{HistoryOptions, history};
 use cdp_core::history::point::Timeline;
@@ -18,6 +19,7 @@ use cdp_core::volume::Volume;
 type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
 const VIEWS: u64 = 64;
+const WARM_ROUNDS_MAX: usize = 12;
 const WRITE_TIME: Duration = Duration::from_secs(6);
 
 fn random(state: &mut u64) -> u64 {
@@ -43,7 +45,8 @@ fn drop_caches() -> bool {
 
 fn open(path: &Path) -> Outcome<(Store, Arc<Volume>)> {
     let index = IndexOptions::default();
-    let options = OpenOptions { holder: "a measurement", index, ..OpenOptions::default() };
+    let options =
+        OpenOptions { holder: "a measurement", index, catalog: &Catalog::open, ..OpenOptions::default() };
     let store = Store::open_with(native(true), Arc::new(SystemClock), path, &options)?;
     let volume = store.volume("disk")?;
     Ok((store, volume))
@@ -124,6 +127,35 @@ fn index_bytes(path: &Path) -> Outcome<u64> {
     Ok(bytes)
 }
 
+/// Random reads of the live volume and of views, each side warmed until it does not get faster, one after the other.
+fn reads(path: &Path) -> Outcome {
+    let (_store, volume) = open(path)?;
+    let tip = volume.tip_lsn().0;
+    let mut state = 0x1234_5678_9abc_def1;
+    let mut settled = |device: &dyn Device| -> Outcome<f64> {
+        let mut best = 0.0;
+        for _ in 0..WARM_ROUNDS_MAX {
+            let rate = reads_per_second(device, &mut state)?;
+            let is_settled = rate < best * 1.05;
+            best = rate.max(best);
+            if is_settled {
+                break;
+            }
+        }
+        Ok(best)
+    };
+    for percent in [100, 99, 90, 75, 50, 25, 10] {
+        let live = settled(&*volume)?;
+        let view = settled(&View::new(volume.clone(), Lsn(tip / 100 * percent)))?;
+        println!(
+            "| random 4 KiB reads at {percent} % of the history, warm | {view:.0}/s, {:.0} % of live, {live:.0}/s |",
+            view / live * 100.0
+        );
+    }
+    println!("| afterwards | {} MiB resident |", rss_mib());
+    Ok(())
+}
+
 fn measure(path: &Path) -> Outcome {
     let is_cold = drop_caches();
     let began = Instant::now();
@@ -186,7 +218,8 @@ fn measure(path: &Path) -> Outcome {
 /// Writes 4 KiB at random for some seconds, flushing each 256 writes, with upkeep beside it four times a second.
 fn write_rate(path: &Path, merge_runs: usize) -> Outcome<(f64, usize)> {
     let index = IndexOptions { merge_runs, ..IndexOptions::default() };
-    let options = OpenOptions { holder: "a measurement", index, ..OpenOptions::default() };
+    let options =
+        OpenOptions { holder: "a measurement", index, catalog: &Catalog::open, ..OpenOptions::default() };
     let store = Store::open_with(native(true), Arc::new(SystemClock), path, &options)?;
     let volume = store.volume("disk")?;
     let is_over = std::sync::atomic::AtomicBool::new(false);
@@ -247,7 +280,8 @@ fn main() -> Outcome {
         ["generate", dir, changes] => generate(&PathBuf::from(dir), changes.parse()?),
         ["merge", dir] => merge(&PathBuf::from(dir)),
         ["measure", dir] => measure(&PathBuf::from(dir)),
+        ["reads", dir] => reads(&PathBuf::from(dir)),
         ["write", dir] => write(&PathBuf::from(dir)),
-        _ => Err("generate DIR CHANGES | merge DIR | measure DIR | write DIR".into()),
+        _ => Err("generate DIR CHANGES | merge DIR | measure DIR | reads DIR | write DIR".into()),
     }
 }

@@ -11,9 +11,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::error::Result;
 use crate::format::marker::{MarkerClass, MarkerPayload};
 use crate::ids::*;
-use crate::io::{Clock, DirEntry, File, Files, GatheredRead, Lock, Space};
+use crate::io::{Clock, DirEntry, File, FileStat, Files, GatheredRead, Lock, Space};
 use crate::store::{CreateOptions, OpenOptions, Store};
 use crate::volume::Volume;
+use crate::volume::parts::Part;
 
 /// Blocks of the largest generated write.
 pub const WRITE_BLOCKS_MAX: u64 = 16;
@@ -153,7 +154,8 @@ pub fn history(
 
 /// Until all full segments have their runs.
 fn settle(volume: &Volume) -> Result<()> {
-    while volume.part_list().iter().any(|part| part.frozen.get().is_some() && part.run().is_none()) {
+    let is_waiting = |part: &Arc<Part>| part.frozen.get().is_some_and(|frozen| frozen.seal_hash.is_none());
+    while volume.part_list().iter().any(is_waiting) {
         volume.maintain()?;
     }
     Ok(())
@@ -228,6 +230,10 @@ impl Files for SparseFiles {
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
         self.inner.create(path).map(|inner| Arc::new(SparseFile { inner }) as Arc<dyn File>)
+    }
+
+    fn stat(&self, path: &Path) -> io::Result<FileStat> {
+        self.inner.stat(path)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {

@@ -35,6 +35,13 @@ pub const INDEX_BUDGET_BYTES: usize = 256 << 20;
 /// So many files of segments that are not written to are kept open, for the whole store.
 pub const SEGMENT_FILES_MAX: usize = 256;
 
+/// Length of the file that remembers segments' first and last blocks, in bytes: 16 TiB of journal. Beyond it they are read
+/// at every opening.
+pub const LOOKED_BYTES_MAX: u64 = 64 << 20;
+
+/// So many of the segments that were believed without a look are read in one step of upkeep.
+pub const DOUBTED_PER_STEP: usize = 64;
+
 /// So many neighbouring runs of one level are made one of the next.
 pub const MERGE_RUNS: usize = 8;
 

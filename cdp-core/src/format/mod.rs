@@ -5,6 +5,7 @@ pub mod bytes;
 pub mod epoch;
 pub mod history;
 pub mod ledger;
+pub mod looked;
 pub mod manifest;
 pub mod mark;
 pub mod marker;

@@ -61,6 +61,11 @@ impl Run {
         &self.header
     }
 
+    /// Seal hash of its (last) segment; `None` if it was written before the segment was sealed.
+    pub fn seal(&self) -> Option<[u8; 32]> {
+        (self.header.seal != [0; 32]).then_some(self.header.seal)
+    }
+
     /// LSN of the first record.
     pub fn first_lsn(&self) -> Lsn {
         self.header.first_lsn

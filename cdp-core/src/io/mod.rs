@@ -47,6 +47,25 @@ pub struct DirEntry {
     pub is_dir: bool,
 }
 
+/// What a filesystem says of a file without opening it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FileStat {
+    /// Its length in bytes.
+    pub len: u64,
+    /// The number of its inode; 0 where that is not known.
+    pub inode: u64,
+    /// When its content, length or name was changed last (ctime), in nanoseconds; 0 where that is not known. Nobody
+    /// can set it, so a file that was replaced, restored from a copy or written to has another one.
+    pub changed_ns: u64,
+}
+
+impl FileStat {
+    /// Whether it tells this state of this file from all others.
+    pub fn is_identity(&self) -> bool {
+        self.inode != 0 && self.changed_ns != 0
+    }
+}
+
 /// Held while a store is open; dropping it (or dying) lets go.
 pub trait Lock: Send + Sync {}
 
@@ -59,6 +78,10 @@ pub trait Files: Send + Sync + 'static {
     fn open(&self, path: &Path, writable: bool) -> io::Result<Arc<dyn File>>;
     /// Makes a new, empty, writable file; `AlreadyExists` if the name is taken.
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>>;
+    /// What the filesystem says of a file. Where the implementation cannot tell it is no identity.
+    fn stat(&self, path: &Path) -> io::Result<FileStat> {
+        Ok(FileStat { len: self.open(path, false)?.len()?, ..FileStat::default() })
+    }
     /// Removes a file.
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Gives a file or directory a new name, replacing a file that has it.

@@ -3,14 +3,14 @@
 use std::fs;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, FlockOperation, SeekFrom};
 use rustix::io::{Errno, ReadWriteFlags};
 
-use super::{DirEntry, File, Files, GatheredRead, Lock, Space, write_zeros};
+use super::{DirEntry, File, FileStat, Files, GatheredRead, Lock, Space, write_zeros};
 
 /// A store belongs to who made it: its files hold other people's disks.
 const FILE_MODE: u32 = 0o600;
@@ -90,6 +90,14 @@ impl Files for Posix {
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
         create(path, no_write_out)
+    }
+
+    fn stat(&self, path: &Path) -> io::Result<FileStat> {
+        let data = fs::metadata(path)?;
+        let seconds = u64::try_from(data.ctime()).unwrap_or(0);
+        let changed_ns =
+            seconds.saturating_mul(1_000_000_000).saturating_add(data.ctime_nsec().unsigned_abs());
+        Ok(FileStat { len: data.len(), inode: data.ino(), changed_ns })
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {

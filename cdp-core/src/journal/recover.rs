@@ -1,20 +1,22 @@
 //! What the journal holds after a crash: follows the segments from the first to the last, finds the first
 //! record that is not there, weighs the witnesses and judges. Reads only; acting on it is the volume's.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::append::Position;
+use super::looked::LookedFile;
 use super::scan::{self, Stop};
 use super::segment::{self, FirstBlock, Segment};
 use super::verdict::{self, Evidence, MarkEvidence, Verdict};
 use crate::error::{IoContext, Result};
 use crate::format::history::BasePoint;
+use crate::format::looked::Looked;
 use crate::format::mark::Mark;
 use crate::format::segment::{Seal, segment_file_name};
 use crate::ids::*;
-use crate::io::{File, FilePool, Files};
+use crate::io::{File, FilePool, FileStat, Files};
 use crate::planted;
 
 /// A segment of the stream.
@@ -32,6 +34,10 @@ pub struct Found {
     pub before: Position,
     /// Records with damaged payload that were once durable.
     pub damaged: Vec<Lsn>,
+    /// Its header and seal are what was remembered of them; the file was not opened.
+    pub is_remembered: bool,
+    /// What was read in its file, for remembering.
+    pub looked: Option<Looked>,
 }
 
 /// What a run says of its segment, which then need not be read.
@@ -61,6 +67,11 @@ pub struct Request<'a> {
     pub believe_seals: bool,
     /// Asks the segment's run.
     pub run: &'a dyn Fn(&Segment) -> Option<KnownFromRun>,
+    /// What is remembered of segments that take no more records.
+    pub looked: &'a LookedFile,
+    /// Sees the records of the segments that have to be read, in order; a segment may come more than once, from its
+    /// first record on.
+    pub visit: &'a dyn Fn(&Segment, &scan::Found<'_>),
 }
 
 /// What it found.
@@ -114,9 +125,52 @@ const END_OF_JOURNAL: &str = "end of the journal";
 
 struct Listing {
     segments: Vec<Arc<Segment>>,
+    /// By predecessor, those that say they follow it, in rising order.
+    followers: HashMap<SegmentId, Vec<usize>>,
+    /// By ordinal.
+    stats: HashMap<u64, FileStat>,
+    /// Seals of those that were not opened, by ordinal.
+    remembered: HashMap<u64, Option<Seal>>,
     unused: Vec<u64>,
     headless: Vec<Headless>,
     newest: u64,
+}
+
+impl Listing {
+    /// The newest segment that says it follows this one: an older one was superseded by a recovery. Ordinals rise along
+    /// the stream, so that no two headers can send this in a circle.
+    fn follows(&self, id: SegmentId, ordinal: u64) -> Option<&Arc<Segment>> {
+        let newest = self.followers.get(&id)?.last().map(|&at| &self.segments[at])?;
+        (newest.header.ordinal > ordinal).then_some(newest)
+    }
+
+    /// A segment that may be the next one of the stream, with its seal.
+    fn found(&self, segment: &Arc<Segment>, before: Position) -> Found {
+        let ordinal = segment.header.ordinal;
+        let remembered = self.remembered.get(&ordinal);
+        let (seal, looked) = match remembered {
+            Some(seal) => (*seal, None),
+            // A seal that cannot be read is no seal: the records are then read one by one.
+            None => match segment::read_seal(segment) {
+                Err(_) => (None, None),
+                Ok(seal) => {
+                    let stat = self.stats.get(&ordinal).copied().unwrap_or_default();
+                    let looked = Looked { stat, header: segment.header, seal };
+                    (seal, stat.is_identity().then_some(looked))
+                }
+            },
+        };
+        Found {
+            segment: segment.clone(),
+            last: before,
+            end: BLOCK_BYTES,
+            seal,
+            before,
+            damaged: Vec::new(),
+            is_remembered: remembered.is_some(),
+            looked,
+        }
+    }
 }
 
 /// A segment file whose header is torn, rotten or unreadable, or zeros though records follow.
@@ -131,6 +185,9 @@ struct Headless {
 fn list(files: &dyn Files, request: &Request<'_>) -> Result<Listing> {
     let mut listing = Listing {
         segments: Vec::new(),
+        followers: HashMap::new(),
+        stats: HashMap::new(),
+        remembered: HashMap::new(),
         unused: Vec::new(),
         headless: Vec::new(),
         newest: request.begin.ordinal,
@@ -139,6 +196,13 @@ fn list(files: &dyn Files, request: &Request<'_>) -> Result<Listing> {
         let path = request.dir.join(segment_file_name(ordinal));
         listing.newest = listing.newest.max(ordinal);
         let file = request.segments.file(&path);
+        let stat = files.stat(&path).at(|| format!("opening {}", path.display()))?;
+        if let Some(known) = request.looked.get(ordinal, &stat) {
+            listing.remembered.insert(ordinal, known.seal);
+            listing.segments.push(Arc::new(Segment { header: known.header, path, file }));
+            continue;
+        }
+        listing.stats.insert(ordinal, stat);
         file.held().at(|| format!("opening {}", path.display()))?;
         let first = segment::read_first_block(&*file);
         let unreadable = first.is_err();
@@ -157,6 +221,9 @@ fn list(files: &dyn Files, request: &Request<'_>) -> Result<Listing> {
             Ok(_) | Err(_) => listing.headless.push(Headless { ordinal, path, file, unreadable }),
         }
     }
+    for (at, segment) in listing.segments.iter().enumerate() {
+        listing.followers.entry(segment.header.predecessor).or_default().push(at);
+    }
     Ok(listing)
 }
 
@@ -172,32 +239,19 @@ pub fn recover(files: &dyn Files, request: &Request<'_>) -> Result<Recovered> {
     let mut why = String::from(END_OF_JOURNAL);
     let mut clean_stop = false;
     let mut predecessor = request.begin.segment;
-    // The newest segment that says it follows this one: an older one was superseded by a recovery.
-    // Ordinals rise along the stream, so that no two headers can send this in a circle.
-    let follows = |id: SegmentId, ordinal: u64| {
-        listing.segments.iter().rfind(|s| s.header.predecessor == id && s.header.ordinal > ordinal)
-    };
     let mut ordinal = request.begin.ordinal;
-    while let Some(current) = follows(predecessor, ordinal) {
+    while let Some(current) = listing.follows(predecessor, ordinal) {
         let header = &current.header;
         if header.first_lsn != at.lsn.next() || header.chain_before != at.chain {
             why = format!("{} does not continue the chain", current.path.display());
             break;
         }
-        let successor = follows(header.id, header.ordinal);
+        let successor = listing.follows(header.id, header.ordinal);
         let through = successor.map_or(Lsn::MAX, |next| next.header.first_lsn.previous());
         let before = at;
-        let mut found = Found {
-            segment: current.clone(),
-            last: before,
-            end: BLOCK_BYTES,
-            seal: None,
-            before,
-            damaged: Vec::new(),
-        };
+        let mut found = listing.found(current, before);
         clean_stop = false;
-        // A seal that cannot be read is no seal: the records are then read one by one.
-        let seal = segment::read_seal(current).unwrap_or(None);
+        let seal = found.seal.take();
         witness = witness.max(seal.map_or(Lsn::ZERO, |seal| seal.last_lsn.min(through)));
         if let Some(seal) = seal
             && (successor.is_none() || seal.last_lsn == through)
@@ -213,10 +267,14 @@ pub fn recover(files: &dyn Files, request: &Request<'_>) -> Result<Recovered> {
                 .is_some_and(|next| known.last.lsn == through && known.last.chain == next.header.chain_before)
         {
             at = known.last;
+            // Runs are written when all their records are durable.
+            witness = witness.max(at.lsn);
             (found.last, found.end) = (at, known.end);
             stream.push(found);
         } else {
-            let scan = scan::scan(current, before, through, &mut |_| {})
+            // It may change yet: there is nothing to remember.
+            found.looked = None;
+            let scan = scan::scan(current, before, through, &mut |record| (request.visit)(current, &record))
                 .at(|| format!("reading {}", current.path.display()))?;
             witness = witness.max(scan.durable);
             damaged.extend(&scan.damaged);
@@ -317,7 +375,7 @@ pub fn recover(files: &dyn Files, request: &Request<'_>) -> Result<Recovered> {
             recovered.dead.push(request.dir.join(segment_file_name(ordinal)));
         }
     }
-    let used: Vec<SegmentId> = recovered.stream.iter().map(|found| found.segment.header.id).collect();
+    let used: HashSet<SegmentId> = recovered.stream.iter().map(|found| found.segment.header.id).collect();
     for segment in listing.segments {
         if !used.contains(&segment.header.id) {
             recovered.dead.push(segment.path.clone());
@@ -327,7 +385,7 @@ pub fn recover(files: &dyn Files, request: &Request<'_>) -> Result<Recovered> {
     let headless = listing.headless.into_iter().filter(was_used).map(|found| found.path);
     let headless: Vec<PathBuf> = headless.filter(|path| !recovered.dead.contains(path)).collect();
     recovered.dead.extend(headless);
-    cut_stream(&mut recovered.stream, first_bad.previous())?;
+    cut_stream(&mut recovered.stream, first_bad.previous(), request.visit)?;
     Ok(recovered)
 }
 
@@ -343,8 +401,12 @@ fn what_is_missing(listing: &Listing, last: Option<&Found>, newest_in_stream: u6
     }
 }
 
-/// Shortens the stream so that `last` is its newest record.
-pub fn cut_stream(stream: &mut Vec<Found>, last: Lsn) -> Result<()> {
+/// Shortens the stream so that `last` is its newest record. `visit` as in [`Request`].
+pub fn cut_stream(
+    stream: &mut Vec<Found>,
+    last: Lsn,
+    visit: &dyn Fn(&Segment, &scan::Found<'_>),
+) -> Result<()> {
     while stream.last().is_some_and(|found| found.segment.header.first_lsn > last) {
         stream.pop();
     }
@@ -352,9 +414,10 @@ pub fn cut_stream(stream: &mut Vec<Found>, last: Lsn) -> Result<()> {
         && found.last.lsn > last
     {
         let (segment, before) = (&found.segment, found.before);
-        let scan = scan::scan(segment, before, last, &mut |_| {})
+        let scan = scan::scan(segment, before, last, &mut |record| visit(segment, &record))
             .at(|| format!("reading {}", segment.path.display()))?;
         (found.last, found.end) = (scan.position, scan.end);
+        found.looked = None;
     }
     if let Some(found) = stream.last_mut() {
         found.damaged.retain(|lsn| *lsn <= last);

@@ -9,7 +9,7 @@
 use std::sync::{Arc, OnceLock};
 
 use super::Volume;
-use super::parts::{Layer, Part, PartIndex};
+use super::parts::{Layer, Part, PartIndex, is_sealed};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::run::MergedSource;
 use crate::format::segment::merged_run_file_name;
@@ -185,7 +185,10 @@ impl Volume {
 /// The level of a layer that may be merged.
 fn level(layer: &Layer<'_>) -> Option<u8> {
     let part = layer.parts().last()?;
-    let run = part.run().filter(|run| !run.is_bad() && part.repaired.get().is_none())?;
+    if !is_sealed(part) || part.repaired.get().is_some() {
+        return None;
+    }
+    let run = part.run().filter(|run| !run.is_bad())?;
     Some(run.header().level)
 }
 

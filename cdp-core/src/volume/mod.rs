@@ -8,8 +8,10 @@ mod ahead;
 pub mod changed;
 pub mod client;
 pub mod clone;
+mod doubt;
 pub mod durable;
 pub mod epoch;
+mod gather;
 pub mod ledger;
 pub mod merge;
 pub mod open;
@@ -40,6 +42,7 @@ use crate::index::{IndexOptions, PageCache, Visible};
 use crate::io::{FilePool, Files};
 use crate::journal::append::Appender;
 use crate::journal::commit::Commit;
+use crate::journal::looked::LookedFile;
 use crate::journal::mark::MarkFile;
 use crate::journal::pool::Pool;
 use crate::journal::segment::Segment;
@@ -132,6 +135,10 @@ pub struct Volume {
     mark: Mutex<MarkState>,
     upkeep: Mutex<upkeep::UpkeepState>,
     merging: Mutex<merge::Merging>,
+    // What stood in the segments; a leaf among the locks, held while it is written.
+    looked: Mutex<LookedFile>,
+    // Segments that were believed at the opening and not looked at yet.
+    doubted: Mutex<Vec<doubt::Doubted>>,
     health: Mutex<Health>,
     notes: Mutex<Notes>,
     names: Mutex<timeline::Names>,

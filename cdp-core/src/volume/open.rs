@@ -1,5 +1,6 @@
 //! Making a volume and opening it again, whatever happened in between.
 
+use std::collections::HashSet;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
@@ -7,7 +8,9 @@ use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 use super::advance::Duties;
 use super::clone::Parent;
+use super::doubt::Doubted;
 use super::epoch::EpochState;
+use super::gather::Gathered;
 use super::ledger::Ledger;
 use super::parts::{self, FreshParts, Frozen, Part, PartIndex, Parts};
 use super::pins::Pins;
@@ -32,6 +35,7 @@ use crate::index::Run;
 use crate::io::{Files, read_file, replace_file};
 use crate::journal::append::{Appender, Position};
 use crate::journal::commit::Commit;
+use crate::journal::looked::LookedFile;
 use crate::journal::mark::MarkFile;
 use crate::journal::pool::Pool;
 use crate::journal::reappend::{self, Cut};
@@ -197,6 +201,13 @@ pub fn open_on(
     }
     let (mut mark_file, mark) = MarkFile::open(files, dir)?;
     let merged = open_merged_runs(shared, dir, identity.id);
+    let is_accepted = accept.loss || accept.mark_loss;
+    let mut looked = match is_accepted {
+        // Whoever accepts a loss is told of all of it.
+        true => LookedFile::empty(shared.files.clone(), dir, identity.id),
+        false => LookedFile::load(shared.files.clone(), dir, identity.id),
+    };
+    let nothing = LookedFile::empty(shared.files.clone(), dir, identity.id);
     let request = Request {
         dir,
         segments: &shared.segments,
@@ -206,12 +217,19 @@ pub fn open_on(
         accept_mark_loss: accept.mark_loss,
         believe_seals: true,
         run: &|segment| known_from_run(shared, dir, segment, &merged),
+        looked: &looked,
+        visit: &|_, _| {},
     };
     let mut survey = survey(shared, &identity, &request, accept, &merged);
+    if survey.as_ref().is_ok_and(|survey| survey.health != Health::Good) {
+        // Something is lost: the whole of it, and what is served, is said by the files alone.
+        let request = Request { looked: &nothing, ..request };
+        survey = self::survey(shared, &identity, &request, accept, &merged);
+    }
     if survey.as_ref().is_err_and(|error| error.kind() == Kind::Damaged) {
         // A seal told where a segment ends, but its run is gone and its records are not what was sealed: go
         // by the records.
-        let request = Request { believe_seals: false, ..request };
+        let request = Request { believe_seals: false, looked: &nothing, ..request };
         survey = self::survey(shared, &identity, &request, accept, &merged);
     }
     let Survey { mut recovered, mut health, front, settled, mut parts } = survey?;
@@ -233,9 +251,8 @@ pub fn open_on(
     let mut lacks_space = false;
     let mut fresh_segment = None;
     if health == Health::Good {
-        let accepted = accept.loss || accept.mark_loss;
         let mut begin = || -> Result<(Appender, Vec<Arc<Part>>)> {
-            if accepted {
+            if is_accepted {
                 // Before the journal goes on without them: a crash in between leaves the loss to be accepted
                 // again, never files that nobody knows to keep.
                 keep_aside(shared, dir, &recovered, incarnation)?;
@@ -263,13 +280,16 @@ pub fn open_on(
         match begin() {
             Ok((fresh, fresh_parts)) => {
                 parts.extend(fresh_parts);
-                if !accepted {
+                if !is_accepted {
                     for path in &recovered.dead {
                         // A file that stays costs space only; the next opening tries again.
                         let _ = files.remove(path);
                     }
                 }
                 remove_orphan_runs(shared, dir, &parts);
+                let read = front.iter().filter_map(|found| found.looked).collect();
+                let counts: HashSet<u64> = front.iter().map(|found| found.segment.header.ordinal).collect();
+                looked.settle(read, |ordinal| counts.contains(&ordinal));
                 fresh_segment = Some(fresh.segment.clone());
                 appender = Some(fresh);
             }
@@ -285,7 +305,9 @@ pub fn open_on(
                     reason: format!("recovery could not append to a fresh segment: {error}"),
                     hint: hint.to_owned(),
                 };
-                parts = open_parts(shared, dir, &identity.name, &recovered.stream, &merged, false)?;
+                let gathered = Gathered::default();
+                let stream = &recovered.stream;
+                parts = open_parts(shared, dir, &identity.name, stream, &merged, &gathered, false)?;
             }
         }
     }
@@ -295,6 +317,8 @@ pub fn open_on(
             let _ = found.segment.file.sync();
         }
     }
+    let believed = front.iter().filter(|found| found.is_remembered);
+    let doubted = believed.map(|found| Doubted::new(&found.segment, found.seal)).collect();
     let position = appender.as_ref().map_or(position, |appender| appender.position);
     let journal_bytes = measure(shared, dir)?;
     let retention = read_retention(shared, dir)?;
@@ -331,6 +355,8 @@ pub fn open_on(
         mark: Mutex::new(MarkState { file: mark_file, written: position.lsn }),
         upkeep: Mutex::new(UpkeepState::new(shared.clock.elapsed_ns(), position.lsn)),
         merging: Mutex::default(),
+        looked: Mutex::new(looked),
+        doubted: Mutex::new(doubted),
         health: Mutex::new(health),
         notes: Mutex::new(notes),
         names: Mutex::new(timeline::Names::default()),
@@ -386,6 +412,7 @@ fn open_parts(
     name: &str,
     stream: &[Found],
     merged: &[MergedRun],
+    gathered: &Gathered,
     may_write: bool,
 ) -> Result<Vec<Arc<Part>>> {
     let mut parts = Vec::with_capacity(stream.len());
@@ -395,7 +422,7 @@ fn open_parts(
         let fitting =
             merged.iter().find_map(|merged| Some((merged, merged.sources_of(&stream[at..], at == 0)?)));
         let Some((merged, sources)) = fitting else {
-            let mut part = open_part(shared, dir, found)?;
+            let mut part = open_part(shared, dir, found, gathered)?;
             if part.run().is_none() {
                 (shared.rebuilding)(name, at + 1, stream.len());
             }
@@ -499,14 +526,16 @@ fn survey(
     accept: Accept,
     merged: &[MergedRun],
 ) -> Result<Survey> {
+    let gathered = Gathered::default();
+    let request = &Request { visit: &|segment, found| gathered.visit(segment, found), ..*request };
     let recovered = recover::recover(&*shared.files, request)?;
     let health = health_after(&identity.name, &recovered, accept);
     let newest = recovered.position(&request.begin).lsn;
     let settled = if health == Health::Good { recovered.witness.min(newest) } else { newest };
     let mut front = recovered.stream.clone();
-    recover::cut_stream(&mut front, settled)?;
+    recover::cut_stream(&mut front, settled, request.visit)?;
     let may_write = health == Health::Good;
-    let parts = open_parts(shared, request.dir, &identity.name, &front, merged, may_write)?;
+    let parts = open_parts(shared, request.dir, &identity.name, &front, merged, &gathered, may_write)?;
     Ok(Survey { recovered, health, front, settled, parts })
 }
 
@@ -585,14 +614,15 @@ fn append_tail(
 }
 
 /// The part of a segment that takes no more records: its run if that stands and fits, else from the segment.
-fn open_part(shared: &Shared, dir: &Path, found: &Found) -> Result<Part> {
+fn open_part(shared: &Shared, dir: &Path, found: &Found, gathered: &Gathered) -> Result<Part> {
     let header = &found.segment.header;
     if let Some(run) = open_run(shared, dir, &found.segment)
         && run.last_lsn() == found.last.lsn
         && run.header().log_end == found.end
     {
-        let hash = found.seal.map_or(run.header().seal, |seal| seal.hash);
-        let frozen = Frozen { last: found.last, end: found.end, may_seal: false, seal_hash: Some(hash) };
+        // A run that was written ahead of the seal has none.
+        let hash = found.seal.map(|seal| seal.hash).or(run.seal());
+        let frozen = Frozen { last: found.last, end: found.end, may_seal: false, seal_hash: hash };
         return Ok(Part {
             segment: found.segment.clone(),
             before: found.before,
@@ -602,7 +632,10 @@ fn open_part(shared: &Shared, dir: &Path, found: &Found) -> Result<Part> {
         });
     }
     debug_assert!(found.last.lsn.0 + 1 >= header.first_lsn.0);
-    let mut part = parts::rebuild(&found.segment, found.before, found.last.lsn, false)?;
+    let mut part = match gathered.take(found) {
+        Some(part) => part,
+        None => parts::rebuild(&found.segment, found.before, found.last.lsn, false)?,
+    };
     if let (Some(seal), Some(frozen)) = (found.seal, part.frozen.get_mut()) {
         frozen.seal_hash = Some(seal.hash);
     }
@@ -676,11 +709,7 @@ pub(super) fn measure(shared: &Shared, dir: &Path) -> Result<u64> {
     let entries = shared.files.list(dir).at(|| format!("listing {}", dir.display()))?;
     for entry in entries.iter().filter(|entry| entry.name.ends_with(".seg")) {
         let path = dir.join(&entry.name);
-        bytes += shared
-            .files
-            .open(&path, false)
-            .and_then(|file| file.len())
-            .at(|| format!("measuring {}", path.display()))?;
+        bytes += shared.files.stat(&path).at(|| format!("measuring {}", path.display()))?.len;
     }
     Ok(bytes)
 }

@@ -195,6 +195,12 @@ impl Part {
         }
     }
 
+    /// The frozen part anew, in memory, read from its segment.
+    pub(super) fn again(&self) -> Result<Part> {
+        let may_seal = self.frozen.get().is_some_and(|frozen| frozen.may_seal);
+        rebuild(&self.segment, self.before, self.last_lsn(), may_seal)
+    }
+
     /// The part in memory, read from its segment.
     fn read_segment(&self) -> Result<LivePart> {
         let part = rebuild(&self.segment, self.before, self.last_lsn(), false)?;

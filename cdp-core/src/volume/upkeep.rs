@@ -170,9 +170,14 @@ impl Volume {
         if let Some(part) = list.iter().find(|part| part.merged_run().is_some_and(|run| run.is_bad())) {
             self.write_run_anew(part)?;
         }
-        let full =
-            |part: &&Arc<Part>| part.frozen.get().is_some() && matches!(part.index, PartIndex::Live(_));
-        let waiting: Vec<_> = list.iter().filter(full).collect();
+        self.doubt_some();
+        let full = |part: &&Arc<Part>| part.frozen.get().is_some_and(|frozen| frozen.seal_hash.is_none());
+        for part in list.iter().filter(full) {
+            self.write_run_ahead(part)?;
+        }
+        let list = self.parts.list();
+        let waiting: Vec<_> =
+            list.iter().filter(|part| part.frozen.get().is_some() && !parts::is_sealed(part)).collect();
         let now = match self.is_streaming() {
             true => waiting.len().saturating_sub(SEAL_BACKLOG),
             false => 1.min(waiting.len()),
@@ -252,19 +257,50 @@ impl Volume {
         Ok(())
     }
 
-    /// Seals the segment of a frozen part and gives it its run.
+    /// Gives a full segment its run before it is sealed, which takes much longer: a restart then does not read the segment,
+    /// and nothing of it is kept in memory.
+    ///
+    /// Legal states after a crash: no run, and the segment is read; or its run, which speaks of records that were all
+    /// durable before it was written.
+    fn write_run_ahead(&self, part: &Arc<Part>) -> Result<()> {
+        let frozen = *part.frozen.get().expect("the caller looked");
+        // The hash of one that no seal will hold stands in its run: it gets that with its hash.
+        if !frozen.may_seal || part.run().is_some() {
+            return Ok(());
+        }
+        self.sync_through(frozen.last.lsn)?;
+        if !self.is_listed(part) {
+            return Ok(());
+        }
+        self.mark_position(frozen.last, false)?;
+        self.parts.replace(Part {
+            segment: part.segment.clone(),
+            before: part.before,
+            frozen: OnceLock::from(frozen),
+            index: PartIndex::Run(Arc::new(self.write_run(part, frozen)?)),
+            repaired: OnceLock::new(),
+        });
+        self.looked.lock().expect("no panics under this lock").look(&part.segment);
+        Ok(())
+    }
+
+    /// A failed sync may have cut a part and appended its end elsewhere. Once all of it is durable where it stands that
+    /// cannot happen any more.
+    fn is_listed(&self, part: &Arc<Part>) -> bool {
+        self.parts.list().iter().any(|now| Arc::ptr_eq(now, part))
+    }
+
+    /// Seals the segment of a frozen part and gives it its run, if it has none.
     ///
     /// Legal states after a crash: no seal and no run (the segment is read again), a seal and no run (the
-    /// run is made again), or both. A torn seal is no seal. Cutting the file behind the seal may or may not
+    /// run is made again), a run and no seal (the run is believed), or both. A torn seal is no seal. Cutting the file behind the seal may or may not
     /// have happened: without it, the seal is not found at the file's end and the segment is read.
     pub(super) fn seal_part(&self, part: &Arc<Part>, clean_stop: bool) -> Result<()> {
         let frozen = *part.frozen.get().expect("the caller looked");
         let segment = &part.segment;
         let place = || format!("sealing {}", segment.path.display());
         self.sync_through(frozen.last.lsn)?;
-        // A failed sync meanwhile may have cut this part and appended its end elsewhere. From here on it cannot:
-        // all of it is durable where it stands.
-        if !self.parts.list().iter().any(|now| Arc::ptr_eq(now, part)) {
+        if !self.is_listed(part) {
             return Ok(());
         }
         let seal_hash = match frozen.seal_hash {
@@ -302,12 +338,18 @@ impl Volume {
         };
         self.mark_position(frozen.last, clean_stop)?;
         let frozen = Frozen { seal_hash: Some(seal_hash), ..frozen };
+        let run = match part.run() {
+            Some(run) if frozen.may_seal => run.clone(),
+            // The hash stands in the run, and nowhere else.
+            Some(_) => Arc::new(self.write_run(&part.again()?, frozen)?),
+            None => Arc::new(self.write_run(part, frozen)?),
+        };
         self.parts.replace(Part {
             // From here on it is only read.
             segment: segment.pooled(&self.shared.segments),
             before: part.before,
             frozen: OnceLock::from(frozen),
-            index: PartIndex::Run(Arc::new(self.write_run(part, frozen)?)),
+            index: PartIndex::Run(run),
             repaired: OnceLock::new(),
         });
         if !frozen.may_seal {
@@ -318,13 +360,14 @@ impl Volume {
                 self.forget_bytes(bytes - frozen.end);
             }
         }
+        self.looked.lock().expect("no panics under this lock").look(segment);
         Ok(())
     }
 
     /// The run of this part has a bad page: makes it anew from the segment.
     fn write_run_anew(&self, part: &Arc<Part>) -> Result<()> {
         let frozen = *part.frozen.get().expect("a part with a run is frozen");
-        let again = parts::rebuild(&part.segment, part.before, frozen.last.lsn, frozen.may_seal)?;
+        let again = part.again()?;
         let run = self.write_run(&again, frozen)?;
         self.parts.replace(Part {
             frozen: OnceLock::from(frozen),
@@ -372,18 +415,14 @@ impl Volume {
         let open = list.last().filter(|part| is_open(part));
         let open = open.ok_or_else(|| Error::new(Kind::Io, "the open segment has no part in the index"))?;
         if appender.end == BLOCK_BYTES {
-            for part in list.iter().filter(|part| matches!(part.index, PartIndex::Live(_))) {
-                if !Arc::ptr_eq(part, open) {
-                    self.seal_part(part, false)?;
-                }
+            for part in list.iter().filter(|part| !parts::is_sealed(part) && !Arc::ptr_eq(part, open)) {
+                self.seal_part(part, false)?;
             }
             return self.remove_empty_segment(&list, open, appender.position);
         }
         open.frozen.set(frozen).expect("the open part is not frozen");
-        for part in list.iter() {
-            if matches!(part.index, PartIndex::Live(_)) {
-                self.seal_part(part, Arc::ptr_eq(part, open))?;
-            }
+        for part in list.iter().filter(|part| !parts::is_sealed(part)) {
+            self.seal_part(part, Arc::ptr_eq(part, open))?;
         }
         Ok(())
     }

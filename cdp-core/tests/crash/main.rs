@@ -15,6 +15,7 @@ mod histories;
 mod merges;
 mod promotions;
 mod regressions;
+mod restart;
 mod rewind;
 mod table;
 mod threads;

@@ -18,7 +18,7 @@ use crate::harness::rig::{self, STORE};
 use crate::harness::workload::{Step, content};
 use crate::harness::{Depth, Outcome, Rig};
 
-const VOLUME: &str = "/store/volumes/v0";
+pub const VOLUME: &str = "/store/volumes/v0";
 const WRITES: u64 = 70;
 const BLOCKS_PER_WRITE: u64 = 2;
 
@@ -28,7 +28,7 @@ fn nth(number: u64) -> (u64, Vec<u8>) {
 }
 
 /// A store with one volume of many segments, all flushed, marked and (but the newest) sealed.
-fn build(seed: u64) -> Outcome<Rig> {
+pub fn build(seed: u64) -> Outcome<Rig> {
     let mut rig = Rig::new(seed, 1, 64 << 10)?;
     for number in 1..=WRITES {
         let (block, data) = nth(number);
@@ -47,19 +47,19 @@ fn build(seed: u64) -> Outcome<Rig> {
 }
 
 /// The same after a kill: the disk as the next process finds it, and what was in it.
-fn killed(seed: u64) -> Outcome<(SimDisk, Model)> {
+pub fn killed(seed: u64) -> Outcome<(SimDisk, Model)> {
     let mut rig = build(seed)?;
     Ok((rig.disk.crash_process(), rig.models.remove(0)))
 }
 
 /// The same after a clean stop.
-fn stopped(seed: u64) -> Outcome<(SimDisk, Model)> {
+pub fn stopped(seed: u64) -> Outcome<(SimDisk, Model)> {
     let mut rig = build(seed)?;
     rig.store().close().map_err(|error| format!("{error:?}"))?;
     Ok((rig.disk.crash_process(), rig.models.remove(0)))
 }
 
-fn open(disk: &SimDisk, accept: Accept) -> Outcome<(Store, Arc<Volume>)> {
+pub fn open(disk: &SimDisk, accept: Accept) -> Outcome<(Store, Arc<Volume>)> {
     let (files, clock) = (Arc::new(disk.clone()), Arc::new(SimClock::new(99)));
     let store = Store::open_with(
         files,
@@ -72,7 +72,7 @@ fn open(disk: &SimDisk, accept: Accept) -> Outcome<(Store, Arc<Volume>)> {
     Ok((store, volume))
 }
 
-fn segments(disk: &SimDisk) -> Vec<String> {
+pub fn segments(disk: &SimDisk) -> Vec<String> {
     let is_segment = |path: &String| path.starts_with(VOLUME) && path.ends_with(".seg");
     let mut found: Vec<String> = disk.paths().into_iter().filter(is_segment).collect();
     found.retain(|path| disk.contents(path).is_ok_and(|bytes| bytes.starts_with(b"CDPSEGMT")));
@@ -92,7 +92,7 @@ fn find(disk: &SimDisk, data: &[u8]) -> Outcome<(String, u64)> {
 }
 
 /// The volume refuses writing with a reason that holds this text, and serves every state before `tip`.
-fn refuses_but_serves(volume: &Arc<Volume>, model: &Model, names: &str) -> Outcome<Lsn> {
+pub fn refuses_but_serves(volume: &Arc<Volume>, model: &Model, names: &str) -> Outcome<Lsn> {
     let Health::ReadOnly { reason, hint } = volume.health() else {
         return Err(format!("it takes writes: {:?}", volume.notes()));
     };
@@ -107,7 +107,7 @@ fn refuses_but_serves(volume: &Arc<Volume>, model: &Model, names: &str) -> Outco
 }
 
 /// The volume goes on: writes, stops, starts and shows everything.
-fn goes_on(disk: SimDisk, store: Store, volume: Arc<Volume>, model: &Model) -> Outcome {
+pub fn goes_on(disk: SimDisk, store: Store, volume: Arc<Volume>, model: &Model) -> Outcome {
     rig::good(&volume)?;
     let model = model.cut(volume.tip_lsn());
     drop(volume);
@@ -183,7 +183,7 @@ fn spoiled(volume: &Arc<Volume>, model: &Model, number: u64, block: u64) -> Outc
     Ok(())
 }
 
-fn remove_runs(disk: &SimDisk) -> Outcome {
+pub fn remove_runs(disk: &SimDisk) -> Outcome {
     for path in disk.paths().iter().filter(|path| path.ends_with(".run")) {
         disk.disappear(path).map_err(|error| error.to_string())?;
     }
@@ -222,6 +222,30 @@ fn lost_segments_are_named_and_what_is_before_them_is_served() -> Outcome {
 }
 
 fn lost(disk: SimDisk, model: &Model, path: &str, how: &str) -> Outcome {
+    let (store, volume) = open(&disk, Accept::default())?;
+    if volume.health() == Health::Good && ["header rot", "header unreadable"].contains(&how) {
+        found_by_upkeep(&volume, model, path)?;
+        drop((store, volume));
+        return lost_at_once(disk.crash_process(), model, path, how);
+    }
+    drop((store, volume));
+    lost_at_once(disk.crash_process(), model, path, how)
+}
+
+/// Bits that changed without anybody writing do not show in what the filesystem says of a file: what was remembered of the
+/// segment is believed, everything reads as it was written, and upkeep finds it soon.
+fn found_by_upkeep(volume: &Arc<Volume>, model: &Model, path: &str) -> Outcome {
+    ensure!(volume.tip_lsn() == model.tip(), "the tip is {:?}", volume.tip_lsn());
+    check_volume(volume, model, Depth::Every, &mut Chance::new(1))?;
+    ensure!(volume.doubted() > 0, "nothing is doubted, so why was it believed");
+    for _ in 0..20 {
+        let _ = volume.maintain();
+    }
+    let file = Path::new(path).file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    refuses_but_serves(volume, model, file).map(drop)
+}
+
+fn lost_at_once(disk: SimDisk, model: &Model, path: &str, how: &str) -> Outcome {
     let before = segments(&disk);
     let (store, volume) = open(&disk, Accept::default())?;
     if how == "file missing" && volume.health() == Health::Good && volume.tip_lsn() == model.tip() {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use cdp_core::io::sim::SimDisk;
-use cdp_core::io::{DirEntry, File, Files, GatheredRead, Lock, Space};
+use cdp_core::io::{DirEntry, File, FileStat, Files, GatheredRead, Lock, Space};
 
 use crate::harness::wrap::Wrap;
 
@@ -54,6 +54,9 @@ impl Files for BentFiles {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
         // What is being made is left alone.
         self.disk.create(path)
+    }
+    fn stat(&self, path: &Path) -> io::Result<FileStat> {
+        self.disk.stat(path)
     }
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.disk.remove(path)

@@ -165,6 +165,7 @@ impl SimDisk {
     /// Changes a whole small file behind everybody's back, in the cache and on the disk. What was unsynced in
     /// it becomes durable as it is left here.
     pub fn mutate(&self, path: impl AsRef<Path>, change: impl FnOnce(&mut Vec<u8>)) -> io::Result<()> {
+        self.touch(&path)?;
         self.damage(path, |file, _| {
             let before = file.cached.to_vec();
             let mut after = before.clone();
@@ -184,6 +185,7 @@ impl SimDisk {
 
     /// Cuts or extends a file behind everybody's back, in the cache and on the disk.
     pub fn truncate(&self, path: impl AsRef<Path>, len: u64) -> io::Result<()> {
+        self.touch(&path)?;
         self.damage(path, |file, _| {
             file.sync_away();
             file.cached.set_len(len);
@@ -199,6 +201,13 @@ impl SimDisk {
         let place = machine.state.names.place(path.as_ref())?;
         std::sync::Arc::make_mut(&mut machine.state.names).erase(&place);
         Ok(())
+    }
+
+    /// Unlike rot, a change by somebody leaves its trace in the file's ctime.
+    fn touch(&self, path: impl AsRef<Path>) -> io::Result<()> {
+        let machine = &mut *hold(&self.shared);
+        let inode = machine.state.file(path.as_ref(), Face::Cached)?;
+        machine.state.touch(inode)
     }
 
     fn damage<T>(

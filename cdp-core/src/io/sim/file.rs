@@ -10,7 +10,7 @@ use super::SimDisk;
 use super::boundary::Operation;
 use super::machine::{Machine, Part};
 use super::names::{Face, Node};
-use crate::io::{DirEntry, File, Files, GatheredRead, Lock, Space};
+use crate::io::{DirEntry, File, FileStat, Files, GatheredRead, Lock, Space};
 
 /// What a disk without a limit says it has, in bytes.
 const UNLIMITED_BYTES: u64 = 1 << 50;
@@ -95,6 +95,14 @@ impl Files for SimDisk {
         let inode =
             self.operate_on_names(Operation::Create, path, |machine| machine.state.create(path, Node::File))?;
         Ok(self.handle(&mut hold(&self.shared), inode, path, true))
+    }
+
+    fn stat(&self, path: &Path) -> io::Result<FileStat> {
+        let machine = hold(&self.shared);
+        machine.check(self.generation)?;
+        let inode = machine.state.file(path, Face::Cached)?;
+        let file = machine.state.inode(inode)?;
+        Ok(FileStat { len: file.cached.len(), inode, changed_ns: file.changed + 1 })
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {

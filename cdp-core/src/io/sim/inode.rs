@@ -71,6 +71,11 @@ pub(super) struct Inode {
     pub cache_lies: bool,
     /// Sectors that cannot be read until they are written again.
     pub unreadable: BTreeSet<u64>,
+    /// Place of its newest change in the order of everything that happened: its ctime.
+    pub changed: u64,
+    /// The same as the disk has it. Only a sync carries it over, so that a power loss may leave new bytes under an old
+    /// ctime.
+    pub durable_changed: u64,
 }
 
 impl Inode {
@@ -111,6 +116,7 @@ impl Inode {
 
     fn note(&mut self, change: Change, fate: Fate, order: &mut u64) {
         *order += 1;
+        self.changed = *order;
         self.unsynced.push(Effect { order: *order, change, fate, stored: false });
     }
 
@@ -121,6 +127,7 @@ impl Inode {
             effect.apply(&mut self.durable, &mut strays);
         }
         self.durable.clip();
+        self.durable_changed = self.changed;
         strays
     }
 
@@ -200,6 +207,7 @@ impl Inode {
         self.cache_lies = false;
         self.unsynced.clear();
         self.cached = self.durable.clone();
+        self.changed = self.durable_changed;
     }
 
     /// Whether the cache shows just what the disk has, so that losing power changes nothing.

@@ -10,6 +10,7 @@ use cdp_core::ids::*;
 use cdp_core::index::IndexOptions;
 use cdp_core::io::sim::{SimClock, SimDisk};
 use cdp_core::store::{CreateOptions, OpenOptions, Store};
+use cdp_core::volume::parts::Part;
 use cdp_core::volume::rollback::{Back, RolledBack};
 use cdp_core::volume::{Health, Volume};
 
@@ -288,11 +289,10 @@ impl Rig {
         Ok(())
     }
 
-    /// Segments that have their run: sealed, in this store's words.
+    /// Segments that are sealed and have their run.
     pub fn sealed(&self) -> usize {
-        let has_run =
-            |volume: &Arc<Volume>| volume.part_list().iter().filter(|part| part.run().is_some()).count();
-        self.volumes.iter().map(has_run).sum()
+        let is_sealed = |part: &&Arc<Part>| part.frozen.get().is_some_and(|end| end.seal_hash.is_some());
+        self.volumes.iter().map(|volume| volume.part_list().iter().filter(is_sealed).count()).sum()
     }
 
     /// How many of them share a run with others.
