@@ -15,6 +15,8 @@ pub const MARK_FILE: &str = "mark";
 pub struct MarkFile {
     file: Arc<dyn File>,
     sequence: u64,
+    // The slot that was read at the opening: a process that died may have left it in the cache only.
+    unsettled: Option<Mark>,
 }
 
 impl MarkFile {
@@ -52,11 +54,22 @@ impl MarkFile {
             }
         }
         let sequence = best.map_or(0, |mark| mark.sequence);
-        Ok((MarkFile { file, sequence }, best))
+        Ok((MarkFile { file, sequence, unsettled: best }, best))
     }
 
     /// Writes the next slot and syncs it; the sequence number is filled in here.
+    ///
+    /// The first time in an opening the other slot is written once more before, byte for byte, and synced: if it never
+    /// reached the disk, the one that is about to be overwritten is the only good one there.
     pub fn write(&mut self, mut mark: Mark) -> Result<()> {
+        if let Some(best) = &self.unsettled {
+            let slot = best.sequence % 2;
+            self.file
+                .write_at(slot * SLOT_BYTES as u64, &[IoSlice::new(&best.encode()[..])])
+                .and_then(|()| self.file.sync())
+                .at(|| "writing the durable mark again".to_owned())?;
+            self.unsettled = None;
+        }
         mark.sequence = self.sequence + 1;
         let slot = mark.sequence % 2;
         let written = (|| {

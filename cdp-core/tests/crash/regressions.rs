@@ -7,7 +7,7 @@ use cdp_core::device::{Change, Device};
 use cdp_core::error::Result;
 use cdp_core::history::point::Timeline;
 use cdp_core::ids::*;
-use cdp_core::io::sim::{Fault, FaultKind, PowerLoss, SimClock, WALL_START_NS, When};
+use cdp_core::io::sim::{Boundary, Fault, FaultKind, Operation, PowerLoss, SimClock, WALL_START_NS, When};
 use cdp_core::store::{CreateOptions, OpenOptions, Store};
 use cdp_core::volume::{Health, Volume};
 
@@ -49,6 +49,41 @@ fn a_segment_made_ahead_whose_name_was_never_synced() -> Outcome {
     let volume = store.volumes().remove(0);
     rig::good(&volume)?;
     ensure!(volume.tip_lsn() == tip, "{tip:?} was flushed, {:?} is there", volume.tip_lsn());
+    Ok(())
+}
+
+/// A process died between writing the durable mark and syncing it; the next opening wrote its mark over the slot that was
+/// on the disk, and the power went in the middle: the disk had no mark at all, and the volume took no writes.
+#[test]
+fn a_mark_that_was_never_synced_when_the_next_one_is_torn() -> Outcome {
+    let mut rig = Rig::new(4, 1, 64 << 10)?;
+    write(&rig.volumes[0], 1, 1, 1).map_err(words)?;
+    rig.models[0] = crate::harness::Model::of(&rig.volumes[0]);
+    rig.step(&Step::Advance { ns: 1_100_000_000 })?;
+    rig.disk.record_boundaries(true);
+    rig.step(&Step::Maintain)?;
+    let is_mark = |boundary: &&Boundary| boundary.path.ends_with("/mark");
+    let boundaries = rig.disk.take_boundaries();
+    let unsynced = boundaries
+        .iter()
+        .filter(is_mark)
+        .find(|boundary| boundary.what == Operation::Sync && !boundary.during)
+        .ok_or("no mark was written")?;
+    let mut torn = 0;
+    for seed in 0..40 {
+        let disk = unsynced.snapshot.mount(seed).crash_process();
+        disk.record_boundaries(true);
+        drop(rig::open(&disk, &SimClock::new(3), &rig.wrap)?);
+        for boundary in disk.take_boundaries().iter().filter(is_mark) {
+            let plan = PowerLoss { tear_percent: 100, ..PowerLoss { seed, ..PowerLoss::all_lost() } };
+            let disk = boundary.snapshot.mount(seed).crash_power_with(plan);
+            let store = rig::open(&disk, &SimClock::new(4), &rig.wrap)?;
+            rig::good(&store.volumes()[0])
+                .map_err(|broken| format!("seed {seed}, at {:?} of the mark: {broken}", boundary.what))?;
+            torn += 1;
+        }
+    }
+    ensure!(torn >= 160, "only {torn} crashes");
     Ok(())
 }
 
