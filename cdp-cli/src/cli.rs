@@ -93,6 +93,39 @@ The oldest history that nothing keeps is folded into the base; markers of hours 
         #[command(subcommand)]
         command: RetentionCommand,
     },
+    /// Keep replicas of a volume at other sites, a little behind
+    #[command(after_help = "\
+Examples:
+  cdp replica add vm1 second-site.example:10811
+  cdp replica add vm1 second-site.example:10811 --limit 20MiB
+  cdp replica list
+  cdp replica remove vm1 second-site.example:10811
+
+At the other site: `cdp serve --replica-listen 0.0.0.0:10811`. Both need certificates of one authority: see `cdp pki`.
+Every record is sent once it is durable here: same LSNs, timestamps and markers. A link that is cut goes on where it
+ended; until then the journal here keeps what is to be sent. The replica shows every instant of it, as `VOL@POINT`,
+while it receives; it takes no writes.")]
+    Replica {
+        /// What to do
+        #[command(subcommand)]
+        command: ReplicaCommand,
+    },
+    /// Make certificates for replication: a small authority, and what each site needs
+    #[command(after_help = "\
+Example:
+  cdp pki init authority
+  cdp pki issue authority site-a --to site-a-pki
+  cdp pki issue authority site-b --to site-b-pki
+
+Then `site-a-pki` goes to the first site as STORE/pki (or wherever `cdp serve --pki DIR` says), `site-b-pki` to the
+second one, and `authority` to a safe place: who has its key can make sites. A site may send and receive unless
+--primary-only or --replica-only says otherwise. Who may send can append to replicas of its own volumes, and nothing
+else: it can neither shorten nor delete what another site has, nor promote it.")]
+    Pki {
+        /// What to do
+        #[command(subcommand)]
+        command: PkiCommand,
+    },
     /// Let a named marker go
     #[command(after_help = "Example:\n  cdp unmark vm1 before-upgrade")]
     Unmark {
@@ -378,6 +411,75 @@ pub struct Serve {
     /// Run PROGRAM when somebody should act; the reasons are its argument
     #[arg(long, value_name = "PROGRAM")]
     pub on_alarm: Option<PathBuf>,
+    /// Take replicas of other sites' volumes on this address
+    #[arg(long, value_name = "ADDR:PORT", conflicts_with = "stdio")]
+    pub replica_listen: Option<SocketAddr>,
+    /// Certificates for replication [default: pki in the store]
+    #[arg(long, value_name = "DIR")]
+    pub pki: Option<PathBuf>,
+}
+
+/// `cdp replica`.
+#[derive(Debug, Subcommand)]
+pub enum ReplicaCommand {
+    /// Keep a replica of a volume at another site from now on
+    #[command(after_help = "Example:\n  cdp replica add vm1 second-site.example:10811 --limit 20MiB")]
+    Add {
+        /// Which volume
+        volume: String,
+        /// The other site
+        #[arg(value_name = "HOST:PORT")]
+        address: String,
+        /// Send no more than so many bytes a second
+        #[arg(long, value_name = "SIZE[/s]")]
+        limit: Option<String>,
+    },
+    /// Say how the replicas are doing
+    #[command(after_help = "Example:\n  cdp replica list --json")]
+    List {
+        /// Only those of this volume
+        volume: Option<String>,
+    },
+    /// Send no more to a replica, and keep nothing for it; what it has stays there
+    #[command(after_help = "Example:\n  cdp replica remove vm1 second-site.example:10811")]
+    Remove {
+        /// Which volume
+        volume: String,
+        /// The other site
+        #[arg(value_name = "HOST:PORT")]
+        address: String,
+    },
+}
+
+/// `cdp pki`.
+#[derive(Debug, Subcommand)]
+pub enum PkiCommand {
+    /// Make an authority
+    #[command(after_help = "Example:\n  cdp pki init authority")]
+    Init {
+        /// Where; made if it is not there
+        dir: PathBuf,
+        /// What it is called in certificates
+        #[arg(long, default_value = "cdp authority")]
+        name: String,
+    },
+    /// Make what a site needs: its certificate, its key, and the authority's certificate
+    #[command(after_help = "Example:\n  cdp pki issue authority site-b --to site-b-pki")]
+    Issue {
+        /// The authority
+        authority: PathBuf,
+        /// The site's name: small letters, digits and hyphens
+        site: String,
+        /// Where to put it; made if it is not there
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
+        /// It may send, and not receive
+        #[arg(long, conflicts_with = "replica_only")]
+        primary_only: bool,
+        /// It may receive, and not send
+        #[arg(long)]
+        replica_only: bool,
+    },
 }
 
 /// `cdp set`.

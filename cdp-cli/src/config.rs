@@ -32,6 +32,8 @@ struct FileKeys {
     on_alarm: Option<PathBuf>,
     clone_cap: Option<String>,
     index_memory: Option<String>,
+    replica_listen: Option<SocketAddr>,
+    pki: Option<PathBuf>,
     #[serde(default)]
     volume: BTreeMap<String, VolumeKeys>,
 }
@@ -77,6 +79,10 @@ pub struct Config {
     pub prove: Vec<ProvePlan>,
     /// Memory for the indexes of the store, in bytes.
     pub index_memory_bytes: u64,
+    /// Where replicas of other sites' volumes are taken; without it, nowhere.
+    pub replica_listen: Option<SocketAddr>,
+    /// Certificates for replication; without it, `pki` in the store.
+    pub pki: Option<PathBuf>,
 }
 
 /// What was said on the command line or in the environment; that wins over the file.
@@ -134,6 +140,8 @@ impl Config {
             on_alarm: keys.on_alarm,
             clone_cap_bytes,
             index_memory_bytes,
+            replica_listen: keys.replica_listen,
+            pki: keys.pki,
         })
     }
 }
@@ -166,7 +174,7 @@ fn read(path: &Path) -> Result<FileKeys> {
     let text = std::fs::read_to_string(path).at(place)?;
     toml::from_str(&text).map_err(|error| {
         Error::new(Kind::Invalid, format!("{}: {}", path.display(), error.to_string().trim_end()))
-            .hint("keys: store, socket, listen, insecure_plaintext, io_uring, on_alarm, clone_cap, index_memory, [volume.NAME.prove]")
+            .hint("keys: store, socket, listen, insecure_plaintext, io_uring, on_alarm, clone_cap, index_memory, replica_listen, pki, [volume.NAME.prove]")
     })
 }
 

@@ -54,9 +54,15 @@ impl Reach {
         let nbd = cdp_nbd::Server::start(Arc::new(exports), cdp_nbd::Options::default());
         let dir = private_dir()?;
         let socket = dir.join("nbd.sock");
-        let endpoints = Endpoints { socket: Some(socket.clone()), tcp: None };
+        let endpoints = Endpoints { socket: Some(socket.clone()), ..Endpoints::default() };
         let listening = nbd.listen_unix(&socket);
-        let serving = Serving { nbd, since: SystemTime::now(), endpoints: endpoints.clone(), clones };
+        let serving = Serving {
+            nbd,
+            since: SystemTime::now(),
+            endpoints: endpoints.clone(),
+            clones,
+            replication: Default::default(),
+        };
         let site = Arc::new(Site { server: Some(Arc::new(serving)), ..site });
         let reach = Reach { way: Way::Own(Own { site, control: None, dir }), endpoints };
         match listening {

@@ -78,6 +78,9 @@ pub const LEDGER_BYTES_MAX: u64 = 1 << 20;
 /// Epochs of a volume, from its beginning on: each is a promotion by a person or a witness.
 pub const EPOCHS_MAX: usize = 4096;
 
+/// So many replicas of a volume at most.
+pub const REPLICAS_MAX: usize = 16;
+
 /// Piece of the base kept in one file, in bytes: ext4 ends at 16 TiB.
 pub const BASE_PIECE_BYTES: u64 = 1 << 40;
 

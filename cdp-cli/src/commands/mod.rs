@@ -18,10 +18,12 @@ pub mod list;
 pub mod log;
 pub mod mark;
 pub mod mount;
+pub mod pki;
 pub mod point;
 pub mod progress;
 pub mod prove;
 pub mod repair;
+pub mod replica;
 pub mod restore;
 pub mod retention;
 pub mod rewind;
@@ -77,6 +79,8 @@ fn dispatch(context: &Context, command: Command) -> Result<u8> {
         Command::Create(arguments) => create::run(context, &arguments),
         Command::Set(arguments) => set::run(context, &arguments),
         Command::Retention { command } => retention::run(context, command),
+        Command::Replica { command } => replica::run(context, command),
+        Command::Pki { command } => pki::run(context, command),
         Command::Unmark { volume, name } => retention::unmark(context, volume, name),
         Command::List => list::run(context),
         Command::Status { volume } => status::run(context, volume),

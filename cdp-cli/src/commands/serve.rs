@@ -15,6 +15,8 @@ pub fn run(context: &Context, arguments: &Serve) -> Result<u8> {
         listen: arguments.listen.or(context.config.listen),
         insecure_plaintext: arguments.insecure_plaintext || context.config.insecure_plaintext,
         on_alarm: arguments.on_alarm.clone().or_else(|| context.config.on_alarm.clone()),
+        replica_listen: arguments.replica_listen.or(context.config.replica_listen),
+        pki: arguments.pki.clone().or_else(|| context.config.pki.clone()),
         ..context.config.clone()
     };
     let options = ServeOptions { stdio: arguments.stdio, json: context.json, quiet: false };

@@ -4,6 +4,7 @@ use cdp_core::error::Result;
 use cdp_core::history::point::format_duration;
 
 use super::Context;
+use super::replica::lines as replica_lines;
 use super::retention::size_lines;
 use crate::door::{Door, unexpected};
 use crate::report;
@@ -131,6 +132,10 @@ fn volume_lines(volume: &VolumeStatus) -> Vec<String> {
         let head = if number == 0 { "held" } else { "" };
         lines.push(format!("  {head:11} lsn:{} by {}", pin.lsn, pin.holder));
     }
+    if let Some(fed) = &volume.fed {
+        lines.push(format!("  fed by      {}, complete through {}", fed.site, fed.complete_utc));
+    }
+    lines.extend(volume.replicas.iter().flat_map(|replica| replica_lines(replica, "  replica   ")));
     for damage in &volume.damages {
         lines.push(format!("  damage      lsn:{}: blocks {}+{}", damage.lsn, damage.lba, damage.blocks));
     }

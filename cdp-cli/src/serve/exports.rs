@@ -21,6 +21,8 @@ use crate::work::shared::{self, SharedClones};
 
 /// So many named markers of each volume are listed, the newest.
 const LISTED_MARKERS_MAX: usize = 20;
+/// The newest state of a replica.
+const NEWEST: &str = "latest";
 /// What the default export is called where there are several volumes.
 const DEFAULT_VOLUME: &str = "disk";
 
@@ -75,6 +77,11 @@ impl StoreExports {
         match point {
             None => {
                 volume.refuse_if_held()?;
+                if volume.is_replica() {
+                    // What moves under a client's caches is no disk: it gets the newest state as it is now.
+                    let target = points::of_volume(&self.store, volume, NEWEST, &Zone::system()?)?;
+                    return Ok(Found::Past(Box::new(Past { target, since: None })));
+                }
                 Ok(Found::Live(volume))
             }
             Some(text) => {

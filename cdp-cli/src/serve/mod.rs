@@ -6,6 +6,7 @@ pub mod exports;
 pub mod keeper;
 pub mod prove;
 pub mod ready;
+pub mod replication;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -27,6 +28,7 @@ use crate::work::{Endpoints, Serving, Site};
 use control::Control;
 use exports::StoreExports;
 use keeper::Keeper;
+use replication::Replication;
 
 /// Name of the Unix socket in the store.
 const SOCKET_FILE: &str = "nbd.sock";
@@ -136,7 +138,12 @@ impl Running {
         let mut news = Vec::new();
         let socket = config.socket.clone().unwrap_or_else(|| config.store.join(SOCKET_FILE));
         let store = Arc::new(take_store(config, &socket, &mut news)?);
-        if store.volumes().is_empty() && store.failed().is_empty() && store.trash()?.is_empty() {
+        // A site that takes replicas gets its volumes from others.
+        if config.replica_listen.is_none()
+            && store.volumes().is_empty()
+            && store.failed().is_empty()
+            && store.trash()?.is_empty()
+        {
             store.create_volume(FIRST_VOLUME, &CreateOptions::new(FIRST_VOLUME_BYTES), None)?;
             news.push(format!("made the volume `{FIRST_VOLUME}`, 1 GiB, thin"));
         }
@@ -151,7 +158,12 @@ impl Running {
         if !stdio {
             endpoints = listen(&nbd, config, socket, &mut news, &mut runtime_dir)?;
         }
-        let serving = Serving { nbd, since: SystemTime::now(), endpoints, clones };
+        let replication = if stdio { Replication::default() } else { Replication::start(config, &store)? };
+        endpoints.replica = replication.listener.as_ref().map(|listener| listener.address().to_string());
+        if let Some(address) = &endpoints.replica {
+            news.push(format!("taking replicas of other sites on {address}"));
+        }
+        let serving = Serving { nbd, since: SystemTime::now(), endpoints, clones, replication };
         let site = Arc::new(Site { store, server: Some(Arc::new(serving)) });
         let keeper = Some(Keeper::start(site.clone(), config.on_alarm.clone(), config.prove.clone())?);
         let control = Some(Control::start(site.clone())?);
@@ -171,6 +183,7 @@ impl Running {
         if !self.server().nbd.shutdown(SHUTDOWN_TIME) {
             tracing::warn!("some connections did not end in time");
         }
+        self.server().replication.stop();
         if let Some(keeper) = self.keeper.take() {
             keeper.stop();
         }

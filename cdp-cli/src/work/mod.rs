@@ -10,6 +10,7 @@ pub mod mark;
 pub mod points;
 pub mod proofs;
 pub mod repair;
+pub mod replicas;
 pub mod restore;
 pub mod retention;
 pub mod rewind;
@@ -63,6 +64,8 @@ pub struct Serving {
     pub endpoints: Endpoints,
     /// Throw-away clones that its connections share.
     pub clones: Arc<shared::SharedClones>,
+    /// Its part in replication.
+    pub replication: crate::serve::replication::Replication,
 }
 
 /// Where a server listens.
@@ -72,6 +75,9 @@ pub struct Endpoints {
     pub socket: Option<PathBuf>,
     /// TCP address.
     pub tcp: Option<String>,
+    /// TCP address for replication.
+    #[serde(default)]
+    pub replica: Option<String>,
 }
 
 impl Endpoints {
@@ -207,6 +213,20 @@ pub enum Request {
         /// In words.
         policy: String,
     },
+    /// Feed a replica.
+    AddReplica(replicas::AddReplica),
+    /// How replicas are doing.
+    Replicas {
+        /// Only those of this volume.
+        volume: Option<String>,
+    },
+    /// Feed a replica no longer.
+    RemoveReplica {
+        /// Of which volume.
+        volume: String,
+        /// Where it is.
+        address: String,
+    },
     /// Let a named marker go.
     Unmark {
         /// Which volume.
@@ -257,6 +277,8 @@ pub enum Response {
     Closed(CloneStatus),
     /// To `Retention` and `SetRetention`.
     Retention(Box<retention::Retention>),
+    /// To `AddReplica`, `Replicas` and `RemoveReplica`: those that there are now.
+    Replicas(Vec<replicas::ReplicaStatus>),
     /// To `Unmark`.
     Unmarked(retention::Unmarked),
     /// To `Group…`.
@@ -354,6 +376,11 @@ pub fn run(site: &Site, tz: Option<&str>, request: &Request, watch: &mut Watch<'
         Request::Retention { volume } => Response::Retention(Box::new(retention::show(store, volume)?)),
         Request::SetRetention { volume, policy } => {
             Response::Retention(Box::new(retention::set(store, volume, policy)?))
+        }
+        Request::AddReplica(add) => Response::Replicas(replicas::add(site, add)?),
+        Request::Replicas { volume } => Response::Replicas(replicas::list(site, volume.as_deref())?),
+        Request::RemoveReplica { volume, address } => {
+            Response::Replicas(replicas::remove(site, volume, address)?)
         }
         Request::Unmark { volume, name } => Response::Unmarked(retention::unmark(store, volume, name)?),
         Request::Undelete { volume } => Response::Volume(volumes::undelete(store, volume)?),

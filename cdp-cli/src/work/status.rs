@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::clones::CloneStatus;
 use super::points::Place;
+use super::replicas::{self, ReplicaStatus};
 use super::retention::{self, PinLine, Sizes};
 use super::{Endpoints, ProofLine, Serving, Site, volumes};
 
@@ -162,6 +163,23 @@ pub struct VolumeStatus {
     pub proven_age_ns: Option<u64>,
     /// The newest state that a program judged, if it called it not good.
     pub disproven: Option<ProofLine>,
+    /// The replicas that it feeds.
+    #[serde(default)]
+    pub replicas: Vec<ReplicaStatus>,
+    /// Of a replica: the site that feeds it, and up to when everything is here.
+    #[serde(default)]
+    pub fed: Option<FedStatus>,
+}
+
+/// Where a replica's records come from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FedStatus {
+    /// The site.
+    pub site: String,
+    /// Everything up to this instant is here and durable, RFC 3339 in UTC.
+    pub complete_utc: String,
+    /// The same in Unix nanoseconds.
+    pub complete_ns: u64,
 }
 
 /// A rollback.
@@ -193,14 +211,14 @@ pub fn status(site: &Site, volume: Option<&str>) -> Result<Status> {
     let store = &*site.store;
     let mut volumes: Vec<VolumeStatus> = match volume {
         Some(name) => match store.volume(name) {
-            Ok(volume) => vec![of_volume(store, &volume)?],
+            Ok(volume) => vec![of_volume(site, &volume)?],
             // One that could not be opened has a status, one that is not there has none.
             Err(error) => match failed(store).into_iter().find(|line| line.name == name) {
                 Some(line) => vec![line],
                 None => return Err(error),
             },
         },
-        None => store.volumes().iter().map(|volume| of_volume(store, volume)).collect::<Result<_>>()?,
+        None => store.volumes().iter().map(|volume| of_volume(site, volume)).collect::<Result<_>>()?,
     };
     if volume.is_none() {
         volumes.extend(failed(store));
@@ -255,6 +273,7 @@ fn reasons(volume: &VolumeStatus) -> Vec<String> {
             proof.program, proof.place.lsn, proof.place.utc
         ));
     }
+    reasons.extend(volume.replicas.iter().filter_map(ReplicaStatus::reason));
     match volume.hours_until_full {
         // Full is what it is meant to be; it is a reason to act only if something holds it.
         Some(hours) if volume.drops_oldest => {
@@ -304,11 +323,14 @@ fn failed(store: &Store) -> Vec<VolumeStatus> {
         proven: None,
         proven_age_ns: None,
         disproven: None,
+        replicas: Vec::new(),
+        fed: None,
     };
     store.failed().into_iter().map(line).collect()
 }
 
-fn of_volume(store: &Store, volume: &Volume) -> Result<VolumeStatus> {
+fn of_volume(site: &Site, volume: &Volume) -> Result<VolumeStatus> {
+    let store = &*site.store;
     let (state, why, remedy) = match volume.health() {
         Health::Good => match volume.held() {
             Some(held) => {
@@ -378,6 +400,11 @@ fn of_volume(store: &Store, volume: &Volume) -> Result<VolumeStatus> {
         proven: newest_good.map(ProofLine::of),
         // An old state that was found bad is history; the newest one that was judged is a reason to act.
         disproven: proofs.last().filter(|proof| !proof.good).map(ProofLine::of),
+        replicas: replicas::of_volume(site, volume),
+        fed: volume.source().filter(|_| volume.is_replica()).map(|source| {
+            let complete = volume.complete_through().1;
+            FedStatus { site: source.peer, complete_utc: format_utc(complete), complete_ns: complete.0 }
+        }),
     })
 }
 

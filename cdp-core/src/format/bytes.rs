@@ -95,6 +95,11 @@ impl<'a> Cursor<'a> {
         std::str::from_utf8(self.take(len as usize)?).ok()
     }
 
+    /// How many bytes are left.
+    pub fn rest(&self) -> usize {
+        self.rest.len()
+    }
+
     /// Whether everything was taken.
     pub fn is_empty(&self) -> bool {
         self.rest.is_empty()

@@ -16,6 +16,8 @@ use crate::limits::{BATCH_RECORDS_MAX, REQUEST_BYTES_MAX, VOLUME_BYTES_MAX};
 
 /// Length of a record header.
 pub const RECORD_HEADER_BYTES: usize = 120;
+/// So many bytes at the front of a record header are the record, wherever it stands.
+pub const RECORD_IDENTITY_BYTES: usize = 112;
 /// Length of a batch header.
 pub const BATCH_HEADER_BYTES: usize = 64;
 /// Version of the record header.
@@ -201,6 +203,20 @@ impl RecordHeader {
             chain: Chain(get(b, 96)),
         };
         header.is_sound().then_some(header)
+    }
+
+    /// The bytes that are its identity: all but the reserved ones and the checksum behind them.
+    pub fn identity(&self) -> [u8; RECORD_IDENTITY_BYTES] {
+        get(&self.encode(), 0)
+    }
+
+    /// Reads a header from the bytes that are its identity.
+    pub fn of_identity(identity: &[u8; RECORD_IDENTITY_BYTES]) -> Option<RecordHeader> {
+        let mut bytes = [0; RECORD_HEADER_BYTES];
+        put(&mut bytes, 0, *identity);
+        seal_crc(&mut bytes);
+        // Bytes that no field has would be lost on the way through one.
+        RecordHeader::decode(&bytes).filter(|header| header.identity() == *identity)
     }
 
     fn is_sound(&self) -> bool {

@@ -207,6 +207,26 @@ impl Appender {
         Ok(())
     }
 
+    /// How many records of the front fit into one batch in this segment, as they are. Nothing fits behind a rollback,
+    /// which ends its batch.
+    pub fn fitting_verbatim(&self, records: &[Verbatim]) -> usize {
+        if self.is_ended {
+            return 0;
+        }
+        let room = (self.segment.header.bytes - BLOCK_BYTES).saturating_sub(self.end) / BLOCK_BYTES;
+        let mut payload_blocks = 0;
+        for (number, record) in records.iter().take(RECORDS_PER_BATCH).enumerate() {
+            payload_blocks += record.header.payload_blocks();
+            if batch_header_blocks(number + 1) + payload_blocks > room {
+                return number;
+            }
+            if record.header.kind == RecordKind::Rollback {
+                return number + 1;
+            }
+        }
+        records.len().min(RECORDS_PER_BATCH)
+    }
+
     /// Appends records that exist already, byte for byte, as one batch. The first one follows `position`.
     /// `NoSpace` if they do not fit into the segment.
     pub fn append_verbatim(

@@ -99,4 +99,9 @@ impl Store {
         let begin = history.map(|history| (history, origin.epochs.through(history.base.lsn)));
         self.make_volume(&identity, fill, None, begin.as_ref())
     }
+
+    /// The opened volume with this id.
+    pub fn volume_by_id(&self, id: VolumeId) -> Option<Arc<Volume>> {
+        self.volumes().into_iter().find(|volume| volume.identity().id == id)
+    }
 }

@@ -19,9 +19,12 @@ pub mod parts;
 pub mod pins;
 pub mod promote;
 pub mod proofs;
+pub mod replicas;
 pub mod retain;
 pub mod role;
 pub mod rollback;
+pub mod source;
+pub mod stream;
 pub mod timeline;
 pub mod upkeep;
 pub mod verify;
@@ -159,6 +162,10 @@ pub struct Volume {
     ledger: Mutex<ledger::Ledger>,
     pins: Arc<pins::Pins>,
     retention: Mutex<Policy>,
+    // Of a replica: whose records it takes. A leaf among the locks.
+    source: Mutex<source::SourceState>,
+    // The replicas that it feeds. Held while their file is written; pins are taken under it.
+    replicas: Mutex<replicas::ReplicaList>,
     // Sealing, folding and dropping: one at a time.
     duties: Mutex<advance::Duties>,
 }

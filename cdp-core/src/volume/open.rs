@@ -17,6 +17,7 @@ use super::pins::Pins;
 use super::retain::History;
 use super::role::{Role, RoleNow};
 use super::rollback::{Door, Held};
+use super::source::SourceState;
 use super::upkeep::UpkeepState;
 use super::{Health, Identity, MarkState, Notes, Shared, Staged, Volume, durable, timeline, upkeep};
 use crate::base::Base;
@@ -375,9 +376,12 @@ pub fn open_on(
         pins: Pins::above(history.horizon.0),
         retention: Mutex::new(retention),
         duties: Mutex::new(Duties::new(shared.clock.elapsed_ns())),
+        source: Mutex::new(SourceState::open(files, dir)?),
+        replicas: Mutex::default(),
         identity,
     };
     volume.load_events()?;
+    volume.load_replicas()?;
     Ok(Arc::new(volume))
 }
 

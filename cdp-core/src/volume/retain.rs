@@ -234,7 +234,8 @@ impl Volume {
         let (horizon, at) = self.oldest();
         let window = match retained.window <= at {
             true => horizon,
-            false => self.lsn_at(retained.window)?,
+            // A replica that is far behind does not know yet which record that is.
+            false => self.lsn_at(retained.window.min(self.complete_through().1))?,
         };
         Ok(Some(retained.kept.first().map_or(window, |kept| window.min(*kept))))
     }

@@ -358,7 +358,7 @@ impl Volume {
         }
     }
 
-    fn learn_turn(&self, turn: TurnAt) {
+    pub(super) fn learn_turn(&self, turn: TurnAt) {
         let (lsn, size_bytes) = (turn.lsn, turn.turn.size_bytes());
         let is_rollback = turn.turn.kind() == RecordKind::Rollback;
         let fits = self.course.write().expect("no panics under this lock").push(turn);

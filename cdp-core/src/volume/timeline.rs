@@ -15,7 +15,7 @@ use crate::format::record::{RecordHeader, RecordKind, block_crcs, payload_crc};
 use crate::format::run::{MarkerRow, Summary};
 use crate::format::turn::Turn;
 use crate::history::course::TurnAt;
-use crate::history::point::{MarkerAt, Timeline, closest_names};
+use crate::history::point::{MarkerAt, Timeline, closest_names, format_utc};
 use crate::ids::*;
 use crate::journal::append::{Appender, Draft};
 use crate::journal::scan;
@@ -524,6 +524,18 @@ impl Timeline for Volume {
             let _append = self.append.lock().expect("no panics under this lock");
             // Asking for the future must not drag the clock there.
             self.shared.clock.pass(at.min(self.shared.clock.now()));
+        }
+        let complete = self.complete_through().1;
+        if self.is_replica() && at > complete {
+            let context = format!(
+                "volume {} is a replica that is complete through {}: which record {} is, is not known here yet",
+                self.name(),
+                format_utc(complete),
+                format_utc(at)
+            );
+            return Err(
+                Error::new(Kind::OutOfRange, context).hint("`latest` is the newest state that is here")
+            );
         }
         let at = Timestamp(at.0 - u64::from(planted::is(planted::Bug::TimeOffByOne)));
         let parts = self.parts.list();

@@ -337,7 +337,7 @@ impl Volume {
     }
 
     /// Reads see it from here on, and flushes cover it.
-    fn publish_staged(&self, appender: &Appender, bytes: u64) {
+    pub(super) fn publish_staged(&self, appender: &Appender, bytes: u64) {
         let mut staged = self.staged.lock().expect("no panics under this lock");
         staged.lsn = appender.position.lsn;
         staged.bytes += bytes;

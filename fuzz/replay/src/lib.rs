@@ -3,6 +3,7 @@
 
 mod bytes;
 pub mod journal_scan;
+pub mod link;
 mod memory_file;
 pub mod nbd_handshake;
 pub mod nbd_requests;
@@ -15,6 +16,7 @@ pub type Run = fn(&[u8]);
 /// All targets; the corpus of each is the directory of its name.
 pub const TARGETS: &[(&str, Run)] = &[
     ("journal_scan", journal_scan::run),
+    ("link", link::run),
     ("nbd_handshake", nbd_handshake::run),
     ("nbd_requests", nbd_requests::run),
     ("point", point::run),

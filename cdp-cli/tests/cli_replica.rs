@@ -1,0 +1,151 @@
+//! A second site as people set it up: certificates, a replica, links and sites that die at any moment.
+
+mod cli;
+
+use std::time::{Duration, Instant};
+
+use cli::*;
+use serde_json::Value;
+
+/// Two homes with certificates of one authority.
+struct Sites {
+    a: Home,
+    b: Home,
+}
+
+impl Sites {
+    fn new() -> Sites {
+        let (a, b) = (Home::new(), Home::new());
+        assert_eq!(a.run(&["pki", "init", "authority"]).code, 0);
+        for (home, site, right) in [(&a, "site-a", "--primary-only"), (&b, "site-b", "--replica-only")] {
+            let to = home.path("pki");
+            let ran = a.run(&["pki", "issue", "authority", site, right, "--to", to.to_str().unwrap()]);
+            assert_eq!(ran.code, 0, "{ran:?}");
+        }
+        Sites { a, b }
+    }
+
+    fn serve_a(&self) -> Served {
+        self.a.serve(&["--pki", "pki"])
+    }
+
+    fn serve_b(&self, address: &str) -> Served {
+        let until = Instant::now() + PATIENCE;
+        // The port of a server that was killed may be taken for a moment.
+        while std::net::TcpListener::bind(address).is_err() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        self.b.serve(&["--pki", "pki", "--replica-listen", address])
+    }
+
+    /// Waits until the replica has everything; gives its status.
+    fn caught_up(&self) -> Value {
+        let until = Instant::now() + PATIENCE * 2;
+        loop {
+            let replicas = self.a.json(&["replica", "list"]);
+            if replicas[0]["lag_records"] == 0 && replicas[0]["newest"] != Value::Null {
+                return replicas[0].clone();
+            }
+            assert!(Instant::now() < until, "it does not catch up: {replicas}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+fn address_of(server: &Served) -> String {
+    server.ready["endpoints"]["replica"].as_str().expect("it listens").to_owned()
+}
+
+/// The machine of either site is switched off again and again while somebody writes: the replica catches up by
+/// itself, and at every marker both sites show the same disk.
+#[test]
+fn either_side_killed_at_any_time_converges() {
+    let sites = Sites::new();
+    let mut a = sites.serve_a();
+    let mut b = sites.serve_b("127.0.0.1:0");
+    let address = address_of(&b);
+    assert_eq!(sites.a.run(&["replica", "add", "disk", &address]).code, 0);
+    let mut marks = Vec::new();
+    for round in 0..6u8 {
+        let mut disk = a.connect("disk").unwrap();
+        for block in 0..40u64 {
+            put(&mut disk, (block * 7919 % 997) * 4096 + u64::from(round), &[round + 1; 9000]).unwrap();
+        }
+        drop(disk);
+        let name = format!("round-{round}");
+        assert_eq!(sites.a.run(&["mark", "disk", &name]).code, 0);
+        marks.push(name);
+        std::thread::sleep(Duration::from_millis(u64::from(round) * 37 % 150));
+        match round % 3 {
+            // Killed by dropping it.
+            0 => {
+                drop(b);
+                b = sites.serve_b(&address);
+            }
+            1 => {
+                drop(a);
+                a = sites.serve_a();
+            }
+            _ => {}
+        }
+    }
+    let replica = sites.caught_up();
+    assert_eq!(replica["state"], "up-to-date", "{replica}");
+    assert_eq!(replica["site"], "site-b", "{replica}");
+    for mark in &marks {
+        let point = format!("disk@{mark}");
+        let (mut here, mut there) = (a.connect(&point).unwrap(), b.connect(&point).unwrap());
+        for at in (0..1000u64).map(|block| block * 4096) {
+            assert_eq!(
+                get(&mut here, at, 4096).unwrap(),
+                get(&mut there, at, 4096).unwrap(),
+                "{mark}, byte {at}"
+            );
+        }
+    }
+    // It is a replica: nobody writes to it, but whoever wants to try something can.
+    assert!(put(&mut b.connect("disk").unwrap(), 0, b"no").is_err());
+    let mut trial = b.connect("disk@round-3+rw").unwrap();
+    put(&mut trial, 0, b"trial").unwrap();
+    assert_eq!(get(&mut trial, 0, 5).unwrap(), b"trial");
+    let status = sites.b.json(&["status", "disk"]);
+    assert_eq!(status["volumes"][0]["role"], "replica", "{status}");
+    assert_eq!(status["volumes"][0]["fed"]["site"], "site-a", "{status}");
+    // Let go of it: nothing is held any more.
+    assert_eq!(sites.a.json(&["replica", "remove", "disk", &address]), Value::Array(Vec::new()));
+    let status = sites.a.json(&["status", "disk"]);
+    assert_eq!(status["volumes"][0]["pins"], Value::Array(Vec::new()), "{status}");
+    a.stop();
+    b.stop();
+}
+
+/// A stranger's certificate, or one that may only receive, must not get a byte in.
+#[test]
+fn rights_are_bound_to_certificates() {
+    let sites = Sites::new();
+    let b = sites.serve_b("127.0.0.1:0");
+    let address = address_of(&b);
+    // Of the same authority, but without the right to send.
+    let ran = sites.a.run(&["pki", "issue", "authority", "other", "--replica-only", "--to", "pki-other"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    // Of another authority, with the same names.
+    assert_eq!(sites.a.run(&["pki", "init", "strangers"]).code, 0);
+    assert_eq!(sites.a.run(&["pki", "issue", "strangers", "site-a", "--to", "pki-stranger"]).code, 0);
+    for pki in ["pki-other", "pki-stranger"] {
+        let a = sites.a.serve(&["--pki", pki]);
+        let _ = sites.a.run(&["replica", "add", "disk", &address]);
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let replicas = sites.a.json(&["replica", "list"]);
+            let state = replicas[0]["state"].as_str().unwrap();
+            if ["stopped", "waiting"].contains(&state) {
+                assert_eq!(replicas[0]["newest"], Value::Null, "{replicas}");
+                break;
+            }
+            assert!(Instant::now() < until, "{replicas}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        a.stop();
+    }
+    b.stop();
+}

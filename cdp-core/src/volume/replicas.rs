@@ -1,0 +1,252 @@
+//! The replicas that a volume feeds: where they are, how far each has acknowledged, and the pin that keeps what it
+//! still needs.
+//!
+//! Stands in the manifest `replicas` of the volume's directory. An acknowledgement is written some time after it came:
+//! until then the pin on the disk is older than it need be, which only keeps more.
+
+use std::io::ErrorKind;
+use std::path::Path;
+
+use super::Volume;
+use super::pins::PinGuard;
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::format::manifest::{MANIFEST_BYTES_MAX, Manifest};
+use crate::ids::{Lsn, Timestamp};
+use crate::io::{Files, read_file, replace_file};
+use crate::limits::REPLICAS_MAX;
+
+/// Name of the file in a volume's directory; missing where it feeds none.
+pub const REPLICAS_FILE: &str = "replicas";
+const KIND: &str = "cdp-replicas";
+const VERSION: u32 = 1;
+/// An acknowledgement is written down so often at most, in nanoseconds.
+const WRITE_NS: u64 = 2_000_000_000;
+/// Longest address of a replica, in bytes.
+const ADDRESS_BYTES_MAX: usize = 300;
+
+/// A replica of a volume, as it was written down.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Replica {
+    /// `HOST:PORT`.
+    pub address: String,
+    /// The newest record that it acknowledged, or the state that its first copy is of.
+    pub held: Lsn,
+    /// Whether `held` was acknowledged.
+    pub is_acknowledged: bool,
+    /// Everything with a timestamp up to this one is durable there.
+    pub complete: Timestamp,
+    /// What it needs is gone: nothing is sent until it is made anew.
+    pub gave_up: Option<String>,
+    /// So many bytes a second at most; 0 = as fast as it goes.
+    pub limit_bytes_per_s: u64,
+}
+
+struct Fed {
+    replica: Replica,
+    // None: nothing is held for it any more.
+    pin: Option<PinGuard>,
+}
+
+/// All replicas of a volume.
+#[derive(Default)]
+pub(super) struct ReplicaList {
+    fed: Vec<Fed>,
+    written_at_ns: u64,
+}
+
+impl ReplicaList {
+    fn encode(&self) -> Vec<u8> {
+        let mut manifest = Manifest::new(KIND, VERSION);
+        for (number, Fed { replica, .. }) in self.fed.iter().enumerate() {
+            let mut set = |key: &str, value: String| manifest.set(&format!("{number:03}.{key}"), value);
+            set("address", replica.address.clone());
+            set("held_lsn", replica.held.0.to_string());
+            set("acknowledged", u8::from(replica.is_acknowledged).to_string());
+            set("complete_ns", replica.complete.0.to_string());
+            set("limit_bytes_per_s", replica.limit_bytes_per_s.to_string());
+            if let Some(why) = &replica.gave_up {
+                set("gave_up", why.replace('\n', " "));
+            }
+        }
+        manifest.encode()
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Vec<Replica>> {
+        let manifest = Manifest::decode(bytes).filter(|m| m.kind == KIND && m.version == VERSION)?;
+        let mut replicas = Vec::new();
+        for number in 0..REPLICAS_MAX {
+            let key = |key: &str| format!("{number:03}.{key}");
+            let Some(address) = manifest.get(&key("address")) else { break };
+            replicas.push(Replica {
+                address,
+                held: Lsn(manifest.get(&key("held_lsn"))?),
+                is_acknowledged: manifest.get::<u8>(&key("acknowledged"))? != 0,
+                complete: Timestamp(manifest.get(&key("complete_ns"))?),
+                gave_up: manifest.get(&key("gave_up")),
+                limit_bytes_per_s: manifest.get(&key("limit_bytes_per_s"))?,
+            });
+        }
+        Some(replicas)
+    }
+}
+
+fn read_replicas(files: &dyn Files, dir: &Path) -> Result<Vec<Replica>> {
+    let path = dir.join(REPLICAS_FILE);
+    match read_file(files, &path, MANIFEST_BYTES_MAX) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        other => {
+            let bytes = other.at(|| format!("reading {}", path.display()))?;
+            ReplicaList::decode(&bytes).ok_or_else(|| {
+                let context = format!("{} is damaged or of a newer version", path.display());
+                Error::new(Kind::Damaged, context).hint("remove it and add the replicas again")
+            })
+        }
+    }
+}
+
+fn holder(address: &str) -> String {
+    format!("the replica at {address}")
+}
+
+impl Volume {
+    /// Takes over what was written down, and pins it again; at the opening.
+    pub(super) fn load_replicas(&self) -> Result<()> {
+        let replicas = read_replicas(&*self.shared.files, &self.dir)?;
+        let mut list = self.replicas.lock().expect("no panics under this lock");
+        for replica in replicas {
+            // It may have acknowledged more than was written down, and history may have gone up to there: what it really
+            // has, it says when it is met.
+            let held = replica.held.max(self.oldest().0);
+            let pin = match replica.gave_up {
+                Some(_) => None,
+                None => Some(self.pin(held, &holder(&replica.address))?),
+            };
+            list.fed.push(Fed { replica, pin });
+        }
+        Ok(())
+    }
+
+    /// The replicas that it feeds.
+    pub fn replicas(&self) -> Vec<Replica> {
+        let list = self.replicas.lock().expect("no panics under this lock");
+        list.fed.iter().map(|fed| fed.replica.clone()).collect()
+    }
+
+    /// Feeds a replica at `HOST:PORT` from now on; its first state is held. Durable when this returns.
+    pub fn add_replica(&self, address: &str, limit_bytes_per_s: u64) -> Result<()> {
+        if address.is_empty() || address.len() > ADDRESS_BYTES_MAX || address.contains(char::is_whitespace) {
+            let context = format!("{address:?} is not HOST:PORT");
+            return Err(Error::new(Kind::Invalid, context));
+        }
+        // Where all of its history is here, it goes from the beginning.
+        let held = if self.is_whole() { Lsn::ZERO } else { self.tip_lsn() };
+        self.settle(held)?;
+        let pin = self.pin(held, &holder(address))?;
+        let mut list = self.replicas.lock().expect("no panics under this lock");
+        if list.fed.iter().any(|fed| fed.replica.address == address) {
+            let context = format!("volume {} has a replica at {address} already", self.name());
+            return Err(Error::new(Kind::Exists, context));
+        }
+        if list.fed.len() >= REPLICAS_MAX {
+            let context = format!("volume {} has {REPLICAS_MAX} replicas, and no more go", self.name());
+            return Err(Error::new(Kind::Refused, context));
+        }
+        let replica = Replica {
+            address: address.to_owned(),
+            held,
+            is_acknowledged: false,
+            complete: Timestamp(0),
+            gave_up: None,
+            limit_bytes_per_s,
+        };
+        list.fed.push(Fed { replica, pin: Some(pin) });
+        let written = self.write_replicas(&list);
+        if written.is_err() {
+            list.fed.pop();
+        }
+        written
+    }
+
+    /// Feeds it no longer. Durable when this returns.
+    pub fn remove_replica(&self, address: &str) -> Result<Replica> {
+        let mut list = self.replicas.lock().expect("no panics under this lock");
+        let Some(at) = list.fed.iter().position(|fed| fed.replica.address == address) else {
+            let known: Vec<&str> = list.fed.iter().map(|fed| &fed.replica.address[..]).collect();
+            let context = format!("volume {} has no replica at {address}", self.name());
+            let error = Error::new(Kind::NotFound, context);
+            return Err(match known.is_empty() {
+                true => error.hint("it has none"),
+                false => error.hint(format!("it has {}", known.join(", "))),
+            });
+        };
+        let gone = list.fed.remove(at);
+        match self.write_replicas(&list) {
+            Ok(()) => Ok(gone.replica),
+            Err(error) => {
+                list.fed.insert(at, gone);
+                Err(error)
+            }
+        }
+    }
+
+    /// A replica turns out to have everything through `lsn`, more or less than it was known to: that is held from here
+    /// on. An error if it is not there any more, or the replica is not fed.
+    pub fn hold_replica(&self, address: &str, lsn: Lsn) -> Result<()> {
+        let mut list = self.replicas.lock().expect("no panics under this lock");
+        let Some(fed) = list.fed.iter_mut().find(|fed| fed.replica.address == address) else {
+            let context = format!("volume {} feeds no replica at {address}", self.name());
+            return Err(Error::new(Kind::Closed, context));
+        };
+        fed.pin = Some(self.pin(lsn, &holder(address))?);
+        let is_known =
+            fed.replica.held == lsn && fed.replica.is_acknowledged && fed.replica.gave_up.is_none();
+        fed.replica.held = lsn;
+        fed.replica.is_acknowledged = true;
+        fed.replica.gave_up = None;
+        if is_known { Ok(()) } else { self.write_replicas(&list) }
+    }
+
+    /// A replica has everything through `lsn` durable, and everything up to `complete`. The pin moves at once; it is
+    /// written down every two seconds at most.
+    pub fn note_acknowledged(&self, address: &str, lsn: Lsn, complete: Timestamp) -> Result<()> {
+        let now_ns = self.shared.clock.elapsed_ns();
+        let mut list = self.replicas.lock().expect("no panics under this lock");
+        let written_at_ns = list.written_at_ns;
+        let Some(fed) = list.fed.iter_mut().find(|fed| fed.replica.address == address) else { return Ok(()) };
+        let replica = &mut fed.replica;
+        replica.complete = replica.complete.max(complete);
+        if lsn > replica.held {
+            replica.held = lsn;
+            // The new one first: at no time is nothing held.
+            let pin = self.pin(lsn, &holder(address));
+            fed.pin = pin.ok();
+            if now_ns.saturating_sub(written_at_ns) >= WRITE_NS {
+                list.written_at_ns = now_ns;
+                return self.write_replicas(&list);
+            }
+        }
+        Ok(())
+    }
+
+    /// What a replica needs is not kept for it any longer. Durable when this returns.
+    pub fn give_up_replica(&self, address: &str, why: &str) -> Result<()> {
+        let mut list = self.replicas.lock().expect("no panics under this lock");
+        let Some(fed) = list.fed.iter_mut().find(|fed| fed.replica.address == address) else { return Ok(()) };
+        if fed.replica.gave_up.is_some() {
+            return Ok(());
+        }
+        fed.replica.gave_up = Some(why.to_owned());
+        fed.pin = None;
+        self.write_replicas(&list)
+    }
+
+    /// Whether every record since LSN 1 is in the journal, on nothing but zeros.
+    pub fn is_whole(&self) -> bool {
+        self.base_point().lsn == Lsn::ZERO && self.is_blank_before() && self.oldest().0 == Lsn::ZERO
+    }
+
+    fn write_replicas(&self, list: &ReplicaList) -> Result<()> {
+        let path = self.dir.join(REPLICAS_FILE);
+        replace_file(&*self.shared.files, &path, &list.encode()).at(|| format!("writing {}", path.display()))
+    }
+}

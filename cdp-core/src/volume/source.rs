@@ -1,0 +1,121 @@
+//! Of a replica: which site its records come from, and the instant up to which it is known to have all of them.
+//!
+//! Stands in the manifest `source` of the volume's directory. Without it, whoever may send at all may be the first to.
+//! An instant that a crash takes costs nothing but a longer wait: the newest record's own is always complete.
+
+use std::io::ErrorKind;
+use std::path::Path;
+
+use super::Volume;
+use super::role::Role;
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::format::manifest::{MANIFEST_BYTES_MAX, Manifest};
+use crate::ids::Timestamp;
+use crate::io::{Files, read_file, replace_file};
+
+/// Name of the file in a volume's directory.
+pub const SOURCE_FILE: &str = "source";
+const KIND: &str = "cdp-source";
+const VERSION: u32 = 1;
+/// The instant is written so often at most, in nanoseconds.
+const WRITE_NS: u64 = 1_000_000_000;
+
+/// Where a replica's records come from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Source {
+    /// Name of the site, as its certificate says it.
+    pub peer: String,
+    /// Everything with a timestamp up to this one is here, and durable.
+    pub complete: Timestamp,
+}
+
+impl Source {
+    fn encode(&self) -> Vec<u8> {
+        let mut manifest = Manifest::new(KIND, VERSION);
+        manifest.set("peer", self.peer.replace('\n', " "));
+        manifest.set("complete_ns", self.complete.0);
+        manifest.encode()
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Source> {
+        let manifest = Manifest::decode(bytes).filter(|m| m.kind == KIND && m.version == VERSION)?;
+        Some(Source { peer: manifest.get("peer")?, complete: Timestamp(manifest.get("complete_ns")?) })
+    }
+}
+
+/// The source, and when it was last written.
+pub(super) struct SourceState {
+    source: Option<Source>,
+    written: (Timestamp, u64),
+}
+
+impl SourceState {
+    pub(super) fn open(files: &dyn Files, dir: &Path) -> Result<SourceState> {
+        let path = dir.join(SOURCE_FILE);
+        let source = match read_file(files, &path, MANIFEST_BYTES_MAX) {
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            other => {
+                let bytes = other.at(|| format!("reading {}", path.display()))?;
+                let damaged = || {
+                    let context = format!("{} is damaged or of a newer version", path.display());
+                    Error::new(Kind::Damaged, context)
+                        .hint("remove it: the next site that has the right to send becomes its source")
+                };
+                Some(Source::decode(&bytes).ok_or_else(damaged)?)
+            }
+        };
+        let written = source.as_ref().map_or(Timestamp(0), |source| source.complete);
+        Ok(SourceState { source, written: (written, 0) })
+    }
+}
+
+impl Volume {
+    /// Whether it takes records of another site, and nothing else.
+    pub fn is_replica(&self) -> bool {
+        matches!(self.role(), Role::Replica { .. })
+    }
+
+    /// Of a replica: where its records come from, once there were any.
+    pub fn source(&self) -> Option<Source> {
+        self.source.lock().expect("no panics under this lock").source.clone()
+    }
+
+    /// Up to when everything is here, and durable: what the source said, or the newest durable record if that is newer.
+    pub(super) fn source_complete(&self) -> Timestamp {
+        let state = self.source.lock().expect("no panics under this lock");
+        state.source.as_ref().map_or(Timestamp(0), |source| source.complete)
+    }
+
+    /// Takes records of this site only, from now on. Durable when this returns.
+    pub fn set_source(&self, peer: &str) -> Result<()> {
+        let mut state = self.source.lock().expect("no panics under this lock");
+        let complete = state.source.as_ref().map_or(Timestamp(0), |source| source.complete);
+        let source = Source { peer: peer.to_owned(), complete };
+        self.write_source(&source)?;
+        state.source = Some(source);
+        Ok(())
+    }
+
+    /// Notes that every record with a timestamp up to `complete` is here and durable. Written down once a second at
+    /// most.
+    pub fn note_complete(&self, complete: Timestamp) -> Result<()> {
+        let now_ns = self.shared.clock.elapsed_ns();
+        let mut state = self.source.lock().expect("no panics under this lock");
+        let (written, written_at_ns) = state.written;
+        let Some(source) = state.source.as_mut() else { return Ok(()) };
+        source.complete = source.complete.max(complete);
+        if source.complete == written || now_ns.saturating_sub(written_at_ns) < WRITE_NS {
+            return Ok(());
+        }
+        let source = source.clone();
+        self.write_source(&source)?;
+        state.written = (source.complete, now_ns);
+        Ok(())
+    }
+
+    fn write_source(&self, source: &Source) -> Result<()> {
+        let path = self.dir.join(SOURCE_FILE);
+        replace_file(&*self.shared.files, &path, &source.encode())
+            .at(|| format!("writing {}", path.display()))
+    }
+}

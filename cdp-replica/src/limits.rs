@@ -1,0 +1,49 @@
+//! Every bound of a link, and the relations between them.
+
+use cdp_core::format::record::PAYLOAD_BYTES_MAX;
+use cdp_core::limits::EPOCHS_MAX;
+
+/// Longest body of a frame, in bytes, on the wire and after its coding was undone.
+pub const BODY_BYTES_MAX: usize = (1 << 20) + (64 << 10);
+/// Longest body of a control frame, in bytes.
+pub const CONTROL_BYTES_MAX: usize = 256 << 10;
+/// The most records in one RECORDS frame.
+pub const RECORDS_PER_FRAME: usize = 250;
+/// A RECORDS or PAYLOAD frame carries about so much payload, in bytes: enough for LZ4, little enough to be quick.
+pub const FRAME_PAYLOAD_BYTES: usize = 256 << 10;
+/// Bytes of records that may be sent beyond what is acknowledged.
+pub const WINDOW_BYTES: u64 = 16 << 20;
+/// The largest window that a sender believes.
+pub const WINDOW_BYTES_MAX: u64 = 256 << 20;
+/// What waits for the socket at either side, before nothing more is made.
+pub const OUTPUT_BYTES: usize = 1 << 20;
+/// Records that wait for their append at the receiver, in bytes; one may be larger.
+pub const BATCH_BYTES: usize = 4 << 20;
+/// Longest text of an error, in bytes.
+pub const ERROR_TEXT_BYTES: usize = 2048;
+/// Longest name of a program or site, in bytes.
+pub const NAME_BYTES_MAX: usize = 200;
+/// The smallest segments that a replica gets, in bytes.
+pub const SEGMENT_BYTES_MIN: u64 = 64 << 10;
+/// Connections of a receiver at a time.
+pub const CONNECTIONS_MAX: usize = 256;
+
+/// Without a frame from the other side for so long the connection is given up, in nanoseconds.
+pub const SILENCE_NS_MAX: u64 = 10_000_000_000;
+/// The receiver acknowledges so often, also when there is nothing new, in nanoseconds.
+pub const ACK_NS_MAX: u64 = 1_000_000_000;
+/// The sender says up to when all was sent so often, in nanoseconds.
+pub const COMPLETE_NS: u64 = 200_000_000;
+/// The receiver syncs so often at most, in nanoseconds, unless much waits.
+pub const SYNC_NS: u64 = 10_000_000;
+/// So many bytes that are not synced are not left waiting.
+pub const SYNC_BYTES: u64 = 4 << 20;
+
+const _: () = assert!(FRAME_PAYLOAD_BYTES * 2 < BODY_BYTES_MAX);
+// A frame of records with empty payloads fits.
+const _: () = assert!(RECORDS_PER_FRAME * 120 + 32 + FRAME_PAYLOAD_BYTES < BODY_BYTES_MAX);
+// An epoch takes 44 bytes.
+const _: () = assert!(EPOCHS_MAX * 44 + 4096 < CONTROL_BYTES_MAX);
+const _: () = assert!(CONTROL_BYTES_MAX <= BODY_BYTES_MAX);
+const _: () = assert!(ACK_NS_MAX * 4 < SILENCE_NS_MAX && COMPLETE_NS * 4 < SILENCE_NS_MAX);
+const _: () = assert!(PAYLOAD_BYTES_MAX < WINDOW_BYTES_MAX);

@@ -1,0 +1,236 @@
+//! Runs one side of a link on a socket until it ends.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustls::Connection;
+
+use crate::fault::{Fault, FaultKind};
+use crate::receiver::Receiver;
+use crate::sender::Sender;
+
+/// Read from the connection at a time, in bytes.
+const READ_BYTES: usize = 128 << 10;
+/// So much is taken in before what came is worked on, in bytes.
+const TURN_BYTES: usize = 2 << 20;
+/// What waits for the time is looked at so often.
+const WAIT: Duration = Duration::from_millis(10);
+/// The other side hears why it ends, if it listens for so long.
+const FAREWELL_TIME: Duration = Duration::from_secs(1);
+/// A limited sender may be ahead of its rate by so much of a second.
+const AHEAD: f64 = 0.1;
+
+/// One side of a link.
+pub trait Side {
+    /// See [`Sender::output`].
+    fn output(&mut self) -> &mut Vec<u8>;
+    /// See [`Sender::receive`].
+    fn receive(&mut self, bytes: &[u8], now_ns: u64) -> Result<(), Fault>;
+    /// See [`Sender::poll`].
+    fn poll(&mut self, now_ns: u64) -> Result<(), Fault>;
+}
+
+impl Side for Sender {
+    fn output(&mut self) -> &mut Vec<u8> {
+        Sender::output(self)
+    }
+    fn receive(&mut self, bytes: &[u8], now_ns: u64) -> Result<(), Fault> {
+        Sender::receive(self, bytes, now_ns)
+    }
+    fn poll(&mut self, now_ns: u64) -> Result<(), Fault> {
+        Sender::poll(self, now_ns)
+    }
+}
+
+impl Side for Receiver {
+    fn output(&mut self) -> &mut Vec<u8> {
+        Receiver::output(self)
+    }
+    fn receive(&mut self, bytes: &[u8], now_ns: u64) -> Result<(), Fault> {
+        Receiver::receive(self, bytes, now_ns)
+    }
+    fn poll(&mut self, now_ns: u64) -> Result<(), Fault> {
+        Receiver::poll(self, now_ns)
+    }
+}
+
+/// A connection at work.
+pub struct Drive<'a> {
+    /// The socket, which does not block.
+    pub socket: &'a TcpStream,
+    /// TLS on it.
+    pub tls: Connection,
+    /// What elapsed time is counted from.
+    pub began: Instant,
+    /// So many bytes a second go out at most; 0 = as fast as it goes.
+    pub limit_bytes_per_s: u64,
+}
+
+impl Drive<'_> {
+    /// Runs until it ends. `look` is called every turn with the side and the bytes that went out since the last one.
+    pub fn run<S: Side>(
+        &mut self,
+        side: &mut S,
+        stop: &AtomicBool,
+        look: &mut dyn FnMut(&mut S, u64),
+    ) -> Fault {
+        let mut buffer = vec![0; READ_BYTES];
+        let mut budget = Budget::new(self.limit_bytes_per_s);
+        loop {
+            match self.turn(side, &mut buffer, &mut budget, look) {
+                Ok(()) if stop.load(Ordering::Relaxed) => {
+                    let fault = Fault::new(FaultKind::Closing, "this side is going down");
+                    self.farewell(side);
+                    return fault;
+                }
+                Ok(()) => {}
+                Err(fault) => {
+                    self.farewell(side);
+                    return fault;
+                }
+            }
+        }
+    }
+
+    fn now_ns(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn turn<S: Side>(
+        &mut self,
+        side: &mut S,
+        buffer: &mut [u8],
+        budget: &mut Budget,
+        look: &mut dyn FnMut(&mut S, u64),
+    ) -> Result<(), Fault> {
+        side.poll(self.now_ns())?;
+        let sent = self.send(side.output(), budget.allowed()).map_err(lost)?;
+        budget.spend(sent);
+        let received = self.receive(side, buffer)?;
+        look(side, sent as u64);
+        if sent == 0 && received == 0 {
+            self.wait().map_err(lost)?;
+        }
+        Ok(())
+    }
+
+    /// Gives what there is to TLS, and what that makes of it to the socket. How many bytes of ours went.
+    fn send(&mut self, output: &mut Vec<u8>, allowed: usize) -> std::io::Result<usize> {
+        let mut sent = 0;
+        loop {
+            let left = &output[sent..output.len().min(allowed.max(sent))];
+            let taken = if left.is_empty() { 0 } else { self.tls.writer().write(left)? };
+            sent += taken;
+            let mut is_full = false;
+            while self.tls.wants_write() {
+                match self.tls.write_tls(&mut self.socket) {
+                    Ok(_) => {}
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                        is_full = true;
+                        break;
+                    }
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            if is_full || taken == 0 {
+                output.drain(..sent);
+                return Ok(sent);
+            }
+        }
+    }
+
+    fn receive<S: Side>(&mut self, side: &mut S, buffer: &mut [u8]) -> Result<usize, Fault> {
+        let mut received = 0;
+        while received < TURN_BYTES {
+            match self.tls.read_tls(&mut self.socket) {
+                Ok(0) => return Err(Fault::new(FaultKind::Closing, "the other side closed the connection")),
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => return Err(lost(error)),
+            }
+            let state = self
+                .tls
+                .process_new_packets()
+                .map_err(|error| Fault::new(FaultKind::Closing, format!("TLS: {error}")))?;
+            let mut left = state.plaintext_bytes_to_read();
+            while left > 0 {
+                let read = self.tls.reader().read(buffer).map_err(lost)?;
+                if read == 0 {
+                    break;
+                }
+                left -= read.min(left);
+                received += read;
+                side.receive(&buffer[..read], self.now_ns())?;
+            }
+            if state.peer_has_closed() {
+                return Err(Fault::new(FaultKind::Closing, "the other side closed the connection"));
+            }
+        }
+        Ok(received)
+    }
+
+    /// Until something can be read, what is written can go on, or it is time to look.
+    fn wait(&mut self) -> std::io::Result<()> {
+        let mut flags = PollFlags::IN;
+        if self.tls.wants_write() {
+            flags |= PollFlags::OUT;
+        }
+        let timeout = Timespec { tv_sec: 0, tv_nsec: i64::from(WAIT.subsec_nanos()) };
+        match poll(&mut [PollFd::new(self.socket, flags)], Some(&timeout)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// What is left to say goes out, if the other side takes it soon.
+    fn farewell<S: Side>(&mut self, side: &mut S) {
+        let until = Instant::now() + FAREWELL_TIME;
+        self.tls.send_close_notify();
+        while Instant::now() < until && (!side.output().is_empty() || self.tls.wants_write()) {
+            match self.send(side.output(), usize::MAX) {
+                Ok(_) => {}
+                Err(_) => return,
+            }
+            if self.tls.wants_write() && self.wait().is_err() {
+                return;
+            }
+        }
+    }
+}
+
+fn lost(error: std::io::Error) -> Fault {
+    Fault::new(FaultKind::Closing, format!("the connection is lost: {error}"))
+}
+
+/// What a limited sender may send.
+struct Budget {
+    limit_bytes_per_s: u64,
+    credit: f64,
+    counted: Instant,
+}
+
+impl Budget {
+    fn new(limit_bytes_per_s: u64) -> Budget {
+        Budget { limit_bytes_per_s, credit: 0.0, counted: Instant::now() }
+    }
+
+    fn allowed(&mut self) -> usize {
+        if self.limit_bytes_per_s == 0 {
+            return usize::MAX;
+        }
+        let limit = self.limit_bytes_per_s as f64;
+        let elapsed = self.counted.elapsed();
+        self.counted = Instant::now();
+        self.credit = (self.credit + limit * elapsed.as_secs_f64()).min((limit * AHEAD).max(1.0));
+        self.credit as usize
+    }
+
+    fn spend(&mut self, bytes: usize) {
+        self.credit -= bytes as f64;
+    }
+}

@@ -1,0 +1,267 @@
+//! The sending site's links: one thread for each replica of each volume, as long as the volume names it.
+
+use std::collections::BTreeMap;
+use std::net::{TcpStream, ToSocketAddrs};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use cdp_core::error::{IoContext, Result};
+use cdp_core::ids::VolumeId;
+use cdp_core::store::Store;
+use cdp_core::volume::Volume;
+
+use super::drive::Drive;
+use super::tls::Tls;
+use crate::fault::{Fault, FaultKind};
+use crate::sender::Sender;
+use crate::status::{LinkState, LinkStatus};
+
+/// Between two looks which replicas there are.
+const LOOK: Duration = Duration::from_millis(200);
+/// A connection comes about within this time, or not.
+const CONNECT_TIME: Duration = Duration::from_secs(5);
+/// The first try after a connection ended comes so soon; each further one after twice the time.
+const RETRY: Duration = Duration::from_millis(200);
+/// The longest time between two tries of what may pass by itself.
+const RETRY_MAX: Duration = Duration::from_secs(5);
+/// And of what somebody has to look at.
+const RETRY_LASTING: Duration = Duration::from_secs(30);
+/// A connection that lived so long makes the next try soon again.
+const LIVED: Duration = Duration::from_secs(5);
+/// The rate is that of the last so many seconds.
+const RATE_TIME: Duration = Duration::from_secs(2);
+
+type Key = (VolumeId, String);
+
+/// A link as others see it.
+#[derive(Clone, Debug)]
+pub struct LinkInfo {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The replica's address.
+    pub address: String,
+    /// How it is doing.
+    pub status: LinkStatus,
+}
+
+struct Link {
+    stop: Arc<AtomicBool>,
+    status: Arc<Mutex<LinkStatus>>,
+    thread: JoinHandle<()>,
+}
+
+/// All links of a store; they end when this is stopped or dropped.
+pub struct Links {
+    stop: Arc<AtomicBool>,
+    running: Arc<Mutex<BTreeMap<Key, Link>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Links {
+    /// Feeds the replicas of all volumes of `store`, those added later too.
+    pub fn start(store: Arc<Store>, tls: Tls) -> Result<Links> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let running: Arc<Mutex<BTreeMap<Key, Link>>> = Arc::default();
+        let (stopped, links) = (stop.clone(), running.clone());
+        let thread = std::thread::Builder::new()
+            .name("cdp links".to_owned())
+            .spawn(move || {
+                while !stopped.load(Ordering::Relaxed) {
+                    match_replicas(&store, &tls, &links);
+                    std::thread::sleep(LOOK);
+                }
+            })
+            .at(|| "starting the links' thread".to_owned())?;
+        Ok(Links { stop, running, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// All links now.
+    pub fn list(&self) -> Vec<LinkInfo> {
+        let running = self.running.lock().expect("no panics under this lock");
+        let info = |((volume, address), link): (&Key, &Link)| LinkInfo {
+            volume: *volume,
+            address: address.clone(),
+            status: link.status.lock().expect("no panics under this lock").clone(),
+        };
+        running.iter().map(info).collect()
+    }
+
+    /// Ends them and waits for that.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let thread = self.thread.lock().expect("no panics under this lock").take();
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the links' thread panicked");
+        }
+        let links = std::mem::take(&mut *self.running.lock().expect("no panics under this lock"));
+        links.values().for_each(|link| link.stop.store(true, Ordering::Relaxed));
+        for (_, link) in links {
+            if link.thread.join().is_err() {
+                tracing::error!("a link's thread panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Links {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Starts links that are missing and ends those that are not wanted any more.
+fn match_replicas(store: &Arc<Store>, tls: &Tls, running: &Mutex<BTreeMap<Key, Link>>) {
+    let mut wanted: BTreeMap<Key, (Arc<Volume>, u64)> = BTreeMap::new();
+    for volume in store.volumes() {
+        for replica in volume.replicas() {
+            let key = (volume.identity().id, replica.address.clone());
+            wanted.insert(key, (volume.clone(), replica.limit_bytes_per_s));
+        }
+    }
+    let mut running = running.lock().expect("no panics under this lock");
+    running.retain(|key, link| {
+        if !wanted.contains_key(key) {
+            // It ends by itself; nobody waits for it.
+            link.stop.store(true, Ordering::Relaxed);
+        }
+        wanted.contains_key(key) && !link.thread.is_finished()
+    });
+    for (key, (volume, limit_bytes_per_s)) in wanted {
+        if running.contains_key(&key) {
+            continue;
+        }
+        let (stop, status) = (Arc::new(AtomicBool::new(false)), Arc::<Mutex<LinkStatus>>::default());
+        let address = key.1.clone();
+        let link = Feeder {
+            volume,
+            address,
+            limit_bytes_per_s,
+            tls: tls.clone(),
+            stop: stop.clone(),
+            status: status.clone(),
+        };
+        match std::thread::Builder::new().name("cdp link".to_owned()).spawn(move || link.run()) {
+            Ok(thread) => drop(running.insert(key, Link { stop, status, thread })),
+            Err(error) => tracing::error!(%error, "starting a link's thread"),
+        }
+    }
+}
+
+struct Feeder {
+    volume: Arc<Volume>,
+    address: String,
+    limit_bytes_per_s: u64,
+    tls: Tls,
+    stop: Arc<AtomicBool>,
+    status: Arc<Mutex<LinkStatus>>,
+}
+
+impl Feeder {
+    fn run(&self) {
+        let mut wait = RETRY;
+        let mut said = None;
+        while !self.stop.load(Ordering::Relaxed) {
+            let began = Instant::now();
+            let fault = self.feed();
+            if self.stop.load(Ordering::Relaxed) {
+                return;
+            }
+            if said.as_ref() != Some(&fault) {
+                match fault.kind.is_lasting() {
+                    true => tracing::error!("{} to {}: {fault}", self.volume.name(), self.address),
+                    false => tracing::info!("{} to {}: {fault}", self.volume.name(), self.address),
+                }
+                said = Some(fault.clone());
+            }
+            wait = match () {
+                () if fault.kind.is_lasting() => RETRY_LASTING,
+                () if began.elapsed() >= LIVED => RETRY,
+                () => (wait * 2).min(RETRY_MAX),
+            };
+            let state =
+                if fault.kind.is_lasting() { LinkState::Stopped(fault) } else { LinkState::Waiting(fault) };
+            self.with_status(|status| {
+                status.state = state;
+                status.rate_bytes_per_s = 0;
+            });
+            let until = Instant::now() + wait;
+            while Instant::now() < until && !self.stop.load(Ordering::Relaxed) {
+                std::thread::sleep(LOOK.min(wait));
+            }
+        }
+    }
+
+    fn with_status(&self, change: impl FnOnce(&mut LinkStatus)) {
+        change(&mut self.status.lock().expect("no panics under this lock"));
+    }
+
+    /// One connection, from the beginning to its end.
+    fn feed(&self) -> Fault {
+        let socket = match connect(&self.address) {
+            Ok(socket) => socket,
+            Err(fault) => return fault,
+        };
+        let (tls, peer) = match self.tls.connect(&socket) {
+            Ok(greeted) => greeted,
+            Err(fault) => return fault,
+        };
+        self.with_status(|status| {
+            status.peer = peer;
+            status.state = LinkState::Joining;
+            status.connections += 1;
+        });
+        let mut drive =
+            Drive { socket: &socket, tls, began: Instant::now(), limit_bytes_per_s: self.limit_bytes_per_s };
+        let mut sender = Sender::new(self.volume.clone(), &self.address, 0);
+        let mut rate = Rate::new();
+        drive.run(&mut sender, &self.stop, &mut |sender, sent| {
+            rate.add(sent);
+            self.with_status(|status| {
+                status.sent_bytes += sent;
+                status.rate_bytes_per_s = rate.bytes_per_s;
+                sender.fill_status(status);
+            });
+        })
+    }
+}
+
+fn connect(address: &str) -> Result<TcpStream, Fault> {
+    let lost =
+        |error: std::io::Error| Fault::new(FaultKind::Closing, format!("connecting to {address}: {error}"));
+    let mut newest = None;
+    for socket in address.to_socket_addrs().map_err(lost)? {
+        match TcpStream::connect_timeout(&socket, CONNECT_TIME) {
+            Ok(stream) => {
+                let _ = stream.set_nodelay(true);
+                return Ok(stream);
+            }
+            Err(error) => newest = Some(error),
+        }
+    }
+    Err(lost(newest.unwrap_or_else(|| std::io::Error::other("the name has no address"))))
+}
+
+/// Bytes a second, of late.
+struct Rate {
+    since: Instant,
+    bytes: u64,
+    bytes_per_s: u64,
+}
+
+impl Rate {
+    fn new() -> Rate {
+        Rate { since: Instant::now(), bytes: 0, bytes_per_s: 0 }
+    }
+
+    fn add(&mut self, bytes: u64) {
+        self.bytes += bytes;
+        let elapsed = self.since.elapsed();
+        if elapsed >= RATE_TIME {
+            self.bytes_per_s = (self.bytes as f64 / elapsed.as_secs_f64()) as u64;
+            self.bytes = 0;
+            self.since = Instant::now();
+        }
+    }
+}

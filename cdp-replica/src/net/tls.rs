@@ -1,0 +1,121 @@
+//! TLS 1.3 with certificates on both sides. The only place that names `rustls`' configuration.
+
+use std::net::TcpStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cdp_core::error::{Error, Kind, Result};
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ClientConfig, ClientConnection, Connection, RootCertStore, ServerConfig, ServerConnection};
+
+use crate::fault::{Fault, FaultKind};
+use crate::pki::{CA_FILE, RECEIVER_NAME, SITE_FILE, SITE_KEY_FILE, receiver_in, sender_in};
+
+/// A handshake takes no longer, or the connection is given up.
+const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+/// TLS keeps no more than this between us and the socket, in bytes.
+const BUFFER_BYTES: usize = 256 << 10;
+
+/// What a site needs to speak with others.
+#[derive(Clone)]
+pub struct Tls {
+    client: Arc<ClientConfig>,
+    server: Arc<ServerConfig>,
+}
+
+impl Tls {
+    /// Reads a site's certificate, its key, and the authority's certificate from a directory.
+    pub fn load(dir: &Path) -> Result<Tls> {
+        let unusable = |what: &str, error: &dyn std::fmt::Display| {
+            let context = format!("{}: {error}", dir.join(what).display());
+            Error::new(Kind::Invalid, context)
+                .hint("`cdp pki issue` makes a directory with ca.crt, site.crt and site.key")
+        };
+        let ca = CertificateDer::from_pem_file(dir.join(CA_FILE)).map_err(|e| unusable(CA_FILE, &e))?;
+        let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(dir.join(SITE_FILE))
+            .and_then(Iterator::collect)
+            .map_err(|e| unusable(SITE_FILE, &e))?;
+        let key = || PrivateKeyDer::from_pem_file(dir.join(SITE_KEY_FILE));
+        let mut roots = RootCertStore::empty();
+        roots.add(ca).map_err(|e| unusable(CA_FILE, &e))?;
+        let roots = Arc::new(roots);
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let wrong = |e: rustls::Error| unusable(SITE_FILE, &e);
+        let client = ClientConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(wrong)?
+            .with_root_certificates(roots.clone())
+            .with_client_auth_cert(chain.clone(), key().map_err(|e| unusable(SITE_KEY_FILE, &e))?)
+            .map_err(wrong)?;
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider.clone())
+            .build()
+            .map_err(|e| unusable(CA_FILE, &e))?;
+        let server = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(wrong)?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(chain, key().map_err(|e| unusable(SITE_KEY_FILE, &e))?)
+            .map_err(wrong)?;
+        Ok(Tls { client: Arc::new(client), server: Arc::new(server) })
+    }
+
+    /// Greets a receiver; gives the connection and the site that its certificate names.
+    pub fn connect(&self, socket: &TcpStream) -> Result<(Connection, String), Fault> {
+        let name = ServerName::try_from(RECEIVER_NAME).expect("a DNS name");
+        let connection = ClientConnection::new(self.client.clone(), name).map_err(refused)?;
+        shake(socket, connection.into(), receiver_in_names)
+    }
+
+    /// Greets a sender; gives the connection and the site that its certificate names.
+    pub fn accept(&self, socket: &TcpStream) -> Result<(Connection, String), Fault> {
+        let connection = ServerConnection::new(self.server.clone()).map_err(refused)?;
+        shake(socket, connection.into(), sender_in_names)
+    }
+}
+
+fn refused(error: rustls::Error) -> Fault {
+    Fault::new(FaultKind::Rights, format!("TLS: {error}"))
+}
+
+fn sender_in_names(names: &[&str]) -> Option<String> {
+    sender_in(names.iter().copied())
+}
+
+fn receiver_in_names(names: &[&str]) -> Option<String> {
+    receiver_in(names.iter().copied())
+}
+
+fn shake(
+    mut socket: &TcpStream,
+    mut connection: Connection,
+    site_in: fn(&[&str]) -> Option<String>,
+) -> Result<(Connection, String), Fault> {
+    let lost = |error: std::io::Error| {
+        // What the other side finds wrong with a certificate is no trouble that passes.
+        let is_tls = error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>());
+        let kind = if is_tls { FaultKind::Rights } else { FaultKind::Closing };
+        Fault::new(kind, format!("greeting the other side: {error}"))
+    };
+    socket.set_nonblocking(false).map_err(lost)?;
+    socket.set_read_timeout(Some(HANDSHAKE_TIME)).map_err(lost)?;
+    socket.set_write_timeout(Some(HANDSHAKE_TIME)).map_err(lost)?;
+    while connection.is_handshaking() {
+        connection.complete_io(&mut socket).map_err(lost)?;
+    }
+    socket.set_nonblocking(true).map_err(lost)?;
+    connection.set_buffer_limit(Some(BUFFER_BYTES));
+    let certificate = connection.peer_certificates().and_then(|chain| chain.first());
+    let certificate = certificate.ok_or_else(|| Fault::new(FaultKind::Rights, "no certificate"))?;
+    let parsed = webpki::EndEntityCert::try_from(certificate)
+        .map_err(|error| Fault::new(FaultKind::Rights, format!("a certificate: {error}")))?;
+    let names: Vec<&str> = parsed.valid_dns_names().collect();
+    let site = site_in(&names).ok_or_else(|| {
+        let text = format!("a certificate for {} has no right to this", names.join(", "));
+        Fault::new(FaultKind::Rights, text)
+    })?;
+    Ok((connection, site))
+}

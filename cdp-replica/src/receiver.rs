@@ -1,0 +1,396 @@
+//! The receiving side of a link: appends records to a replica, makes them durable, and acknowledges that.
+//!
+//! ```text
+//! Greeting ─ HELLO ─▶ Opening ─ OPEN ─▶ Starting ─ START ─▶ Receiving
+//! ```
+//!
+//! There is no message by which the other side could shorten, delete or promote anything.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use cdp_core::device::Device;
+use cdp_core::format::epoch::Epoch;
+use cdp_core::format::record::Chain;
+use cdp_core::history::epochs::Standing;
+use cdp_core::ids::*;
+use cdp_core::journal::append::{Position, Verbatim};
+use cdp_core::limits::SEGMENT_BYTES;
+use cdp_core::store::Store;
+use cdp_core::store::replicas::Origin;
+use cdp_core::volume::Volume;
+
+use crate::fault::{Fault, FaultKind};
+use crate::limits::*;
+use crate::wire::control::{self, Ack, Complete, Hello, Open, Start, State, WireEpoch};
+use crate::wire::frame::{FrameReader, FrameType, FrameWriter};
+use crate::wire::records::Assembler;
+
+/// Which connection feeds which volume: of two for the same one the newer counts.
+#[derive(Default)]
+pub struct Feeding {
+    newest: Mutex<BTreeMap<VolumeId, u64>>,
+}
+
+impl Feeding {
+    fn take_over(&self, volume: VolumeId) -> u64 {
+        let mut newest = self.newest.lock().expect("no panics under this lock");
+        let number = newest.entry(volume).or_default();
+        *number += 1;
+        *number
+    }
+
+    fn is_newest(&self, volume: VolumeId, number: u64) -> bool {
+        self.newest.lock().expect("no panics under this lock").get(&volume) == Some(&number)
+    }
+}
+
+enum Phase {
+    Greeting,
+    Opening,
+    // None: it will be made.
+    Starting(String, Box<Origin>, Option<Arc<Volume>>),
+    Receiving(Box<Intake>),
+}
+
+struct Intake {
+    volume: Arc<Volume>,
+    number: u64,
+    assembler: Assembler,
+    // Whole records that were not appended yet, and how many bytes they have.
+    waiting: Vec<Verbatim>,
+    waiting_bytes: usize,
+    // Where the newest of them stands.
+    end: (Lsn, Chain),
+    unsynced_bytes: u64,
+    synced_at_ns: u64,
+    // Up to when all was sent, as of the records that came before it.
+    complete: Option<(Lsn, Timestamp)>,
+    is_ack_due: bool,
+    acknowledged_at_ns: u64,
+}
+
+/// The receiving side of one connection.
+pub struct Receiver {
+    store: Arc<Store>,
+    feeding: Arc<Feeding>,
+    // The other site, as its certificate says.
+    peer: String,
+    phase: Phase,
+    frames: FrameReader,
+    writer: FrameWriter,
+    out: Vec<u8>,
+    heard_ns: u64,
+}
+
+impl Receiver {
+    /// Begins with a client whose certificate says that it is the site `peer`, and that it may send.
+    pub fn new(store: Arc<Store>, feeding: Arc<Feeding>, peer: &str, now_ns: u64) -> Receiver {
+        let mut receiver = Receiver {
+            store,
+            feeding,
+            peer: peer.to_owned(),
+            phase: Phase::Greeting,
+            frames: FrameReader::default(),
+            writer: FrameWriter::default(),
+            out: Vec::new(),
+            heard_ns: now_ns,
+        };
+        control::send(&mut receiver.writer, &mut receiver.out, &control::hello());
+        receiver
+    }
+
+    /// What waits for the socket; whoever writes it takes it from the front.
+    pub fn output(&mut self) -> &mut Vec<u8> {
+        &mut self.out
+    }
+
+    /// The volume that is fed, once it is known.
+    pub fn volume(&self) -> Option<&Arc<Volume>> {
+        match &self.phase {
+            Phase::Receiving(intake) => Some(&intake.volume),
+            _ => None,
+        }
+    }
+
+    /// Takes in what the sender sent. After an error nothing but the output is of use; what was appended stays.
+    pub fn receive(&mut self, bytes: &[u8], now_ns: u64) -> Result<(), Fault> {
+        let outcome = self.take_in(bytes, now_ns);
+        self.tell(outcome)
+    }
+
+    /// Appends and syncs what came, acknowledges it, looks at the time. To be called when all that came was taken in, and
+    /// every few milliseconds.
+    pub fn poll(&mut self, now_ns: u64) -> Result<(), Fault> {
+        let outcome = self.settle(now_ns);
+        self.tell(outcome)
+    }
+
+    fn tell(&mut self, outcome: Result<(), Fault>) -> Result<(), Fault> {
+        if let Err(fault) = &outcome
+            && !fault.from_peer
+        {
+            control::send_fault(&mut self.writer, &mut self.out, fault);
+        }
+        outcome
+    }
+
+    fn take_in(&mut self, bytes: &[u8], now_ns: u64) -> Result<(), Fault> {
+        self.frames.push(bytes);
+        let mut frames = std::mem::take(&mut self.frames);
+        while let Some((kind, body)) = frames.next_frame()? {
+            self.heard_ns = now_ns;
+            self.take_frame(kind, body)?;
+        }
+        self.frames = frames;
+        Ok(())
+    }
+
+    fn take_frame(&mut self, kind: FrameType, body: &[u8]) -> Result<(), Fault> {
+        match (&mut self.phase, kind) {
+            (_, FrameType::Error) => return Err(control::read_fault(body)),
+            (Phase::Greeting, FrameType::Hello) => {
+                let hello = control::read::<Hello>(body)?;
+                control::check_hello(&hello)?;
+                self.phase = Phase::Opening;
+            }
+            (Phase::Opening, FrameType::Open) => self.open(control::read(body)?)?,
+            (Phase::Starting(..), FrameType::Start) => self.start(control::read(body)?)?,
+            (Phase::Receiving(intake), FrameType::Records) => intake.records(body)?,
+            (Phase::Receiving(intake), FrameType::Payload) => intake.payload(body)?,
+            (Phase::Receiving(intake), FrameType::Complete) => {
+                if intake.assembler.is_within_record() {
+                    return Err(Fault::protocol("a COMPLETE frame inside of a record"));
+                }
+                let Complete { ns } = control::read(body)?;
+                intake.complete = Some((intake.end.0, Timestamp(ns)));
+            }
+            _ => return Err(Fault::protocol(format!("a {kind:?} frame out of turn"))),
+        }
+        if let Phase::Receiving(intake) = &mut self.phase
+            && intake.waiting_bytes >= BATCH_BYTES
+        {
+            intake.append(&self.feeding)?;
+        }
+        Ok(())
+    }
+
+    fn open(&mut self, open: Open) -> Result<(), Fault> {
+        let origin = Origin {
+            id: VolumeId(open.volume),
+            first_size_bytes: open.first_size_bytes,
+            created: Timestamp(open.created_ns),
+            marker_interval_ns: open.marker_interval_ns,
+            // Its own choice; small ones are for simulations.
+            segment_bytes: open.segment_bytes.clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES) / BLOCK_BYTES
+                * BLOCK_BYTES,
+            journal_cap_bytes: None,
+            copied: None,
+            epochs: control::read_epochs(VolumeId(open.volume), &open.epochs)?,
+        };
+        let volume = self.store.volume_by_id(origin.id);
+        let state = match &volume {
+            None => State::Absent,
+            Some(volume) => {
+                self.hear(volume, &origin.epochs.newest())?;
+                self.refuse_unless_ours(volume)?;
+                // What is told is durable, so that it is true after a crash, too.
+                volume.flush()?;
+                let end = end_of(volume)?;
+                State::Here {
+                    durable_lsn: end.lsn.0,
+                    durable_ns: end.timestamp.0,
+                    chain: end.chain.0,
+                    oldest_lsn: volume.oldest().0.0,
+                    epochs: control::list_epochs(&volume.epochs()),
+                }
+            }
+        };
+        control::send(&mut self.writer, &mut self.out, &state);
+        self.phase = Phase::Starting(open.name, Box::new(origin), volume);
+        Ok(())
+    }
+
+    /// The other side tells its newest epoch: one with a lower one is told, and refused; one with a higher one is right,
+    /// also where it means that this site's primary has to stop.
+    fn hear(&mut self, volume: &Volume, theirs: &Epoch) -> Result<(), Fault> {
+        match volume.hear_of(theirs, &self.peer)? {
+            Standing::Same | Standing::Fenced => Ok(()),
+            Standing::Above => Err(self.fenced(volume)),
+            Standing::SplitBrain => {
+                let text = format!(
+                    "volume {} has two epochs of number {}: there were two primaries at once, both histories are kept",
+                    volume.name(),
+                    theirs.number.0
+                );
+                Err(Fault::new(FaultKind::Fork, text))
+            }
+        }
+    }
+
+    /// The other side hears of the epoch that fences it.
+    fn fenced(&mut self, volume: &Volume) -> Fault {
+        let epoch = volume.epochs().newest();
+        control::send(&mut self.writer, &mut self.out, &WireEpoch::from(&epoch));
+        let text =
+            format!("volume {} has epoch {} here: what is older is fenced", volume.name(), epoch.number.0);
+        Fault::new(FaultKind::Fenced, text)
+    }
+
+    fn refuse_unless_ours(&self, volume: &Volume) -> Result<(), Fault> {
+        let name = volume.name();
+        volume.refuse_unless_replica()?;
+        match volume.source() {
+            Some(source) if source.peer != self.peer => {
+                let text = format!(
+                    "volume {name} is a replica of what {} sends; {} has no right to it",
+                    source.peer, self.peer
+                );
+                Err(Fault::new(FaultKind::Rights, text))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn start(&mut self, start: Start) -> Result<(), Fault> {
+        let Start::Log { from_lsn, chain_before } = start else {
+            return Err(Fault::protocol("a first copy, which is not built yet"));
+        };
+        let Phase::Starting(name, origin, volume) = std::mem::replace(&mut self.phase, Phase::Opening) else {
+            unreachable!("the caller looked")
+        };
+        let volume = match volume {
+            Some(volume) => volume,
+            None => self.store.create_replica(&name, &origin, None)?,
+        };
+        let number = self.feeding.take_over(origin.id);
+        if volume.source().is_none() {
+            volume.set_source(&self.peer)?;
+        }
+        let end = end_of(&volume)?;
+        if from_lsn != end.lsn.next().0 || chain_before != end.chain.0 {
+            let text = format!("records from lsn:{from_lsn} on do not join {:?}", end.lsn);
+            return Err(Fault::new(FaultKind::Fork, text));
+        }
+        self.phase = Phase::Receiving(Box::new(Intake {
+            volume,
+            number,
+            assembler: Assembler::default(),
+            waiting: Vec::new(),
+            waiting_bytes: 0,
+            end: (end.lsn, end.chain),
+            unsynced_bytes: 0,
+            synced_at_ns: 0,
+            complete: None,
+            is_ack_due: true,
+            acknowledged_at_ns: 0,
+        }));
+        Ok(())
+    }
+
+    fn settle(&mut self, now_ns: u64) -> Result<(), Fault> {
+        if now_ns.saturating_sub(self.heard_ns) > SILENCE_NS_MAX {
+            return Err(Fault::new(FaultKind::Closing, "the other side has said nothing for 10 seconds"));
+        }
+        if let Phase::Receiving(intake) = &self.phase
+            && !intake.volume.is_replica()
+        {
+            // It was promoted: whoever fed it must hear of that at once.
+            let volume = intake.volume.clone();
+            return Err(self.fenced(&volume));
+        }
+        let Phase::Receiving(intake) = &mut self.phase else { return Ok(()) };
+        intake.append(&self.feeding)?;
+        intake.sync(now_ns)?;
+        let is_time = now_ns.saturating_sub(intake.acknowledged_at_ns) >= ACK_NS_MAX;
+        if (intake.is_ack_due || is_time) && self.out.len() < OUTPUT_BYTES {
+            intake.is_ack_due = false;
+            intake.acknowledged_at_ns = now_ns;
+            let ack = intake.ack()?;
+            control::send(&mut self.writer, &mut self.out, &ack);
+        }
+        Ok(())
+    }
+}
+
+fn end_of(volume: &Volume) -> Result<Position, Fault> {
+    volume.end_position().ok_or_else(|| {
+        let text = format!("volume {} takes no records: {:?}", volume.name(), volume.health());
+        Fault::new(FaultKind::Storage, text)
+    })
+}
+
+impl Intake {
+    fn records(&mut self, body: &[u8]) -> Result<(), Fault> {
+        let before = self.waiting.len();
+        self.assembler.records(body, self.end, &mut self.waiting)?;
+        self.took(before);
+        Ok(())
+    }
+
+    fn payload(&mut self, body: &[u8]) -> Result<(), Fault> {
+        let before = self.waiting.len();
+        self.assembler.payload(body, &mut self.waiting)?;
+        self.took(before);
+        Ok(())
+    }
+
+    fn took(&mut self, before: usize) {
+        for record in &self.waiting[before..] {
+            self.waiting_bytes += record.payload.len() + size_of::<Verbatim>();
+            self.end = (record.header.lsn, record.header.chain);
+        }
+    }
+
+    fn append(&mut self, feeding: &Feeding) -> Result<(), Fault> {
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        let name = self.volume.name();
+        if !feeding.is_newest(self.volume.identity().id, self.number) {
+            let text = format!("another connection feeds volume {name} now");
+            return Err(Fault::new(FaultKind::Closing, text));
+        }
+        self.volume.append_foreign(&self.waiting)?;
+        self.unsynced_bytes += self.waiting_bytes as u64;
+        self.waiting.clear();
+        self.waiting_bytes = 0;
+        Ok(())
+    }
+
+    fn sync(&mut self, now_ns: u64) -> Result<(), Fault> {
+        let is_time = now_ns.saturating_sub(self.synced_at_ns) >= SYNC_NS;
+        if self.unsynced_bytes > 0 && (is_time || self.unsynced_bytes >= SYNC_BYTES) {
+            self.synced_at_ns = now_ns;
+            self.volume.flush()?;
+            self.unsynced_bytes = 0;
+            self.is_ack_due = true;
+        }
+        if let Some((lsn, at)) = self.complete
+            && self.volume.durable_lsn() >= lsn
+        {
+            self.volume.note_complete(at)?;
+            self.complete = None;
+            self.is_ack_due = true;
+        }
+        Ok(())
+    }
+
+    fn ack(&self) -> Result<Ack, Fault> {
+        let durable = self.volume.durable_lsn();
+        // Rarely asked for anything but the end.
+        let end = end_of(&self.volume)?;
+        let at = if end.lsn == durable { end } else { self.volume.position_at(durable)? };
+        let complete = self.volume.source().map_or(Timestamp(0), |source| source.complete);
+        let oldest = self.volume.oldest();
+        Ok(Ack {
+            durable_lsn: durable.0,
+            chain: at.chain.0,
+            complete_ns: complete.max(at.timestamp).0,
+            oldest_lsn: oldest.0.0,
+            oldest_ns: oldest.1.0,
+            window_bytes: WINDOW_BYTES,
+            copied_bytes: 0,
+        })
+    }
+}

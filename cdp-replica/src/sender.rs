@@ -1,0 +1,318 @@
+//! The sending side of a link: reads durable records where the receiver's history ends, and sends them.
+//!
+//! ```text
+//! Greeting ─ HELLO ─▶ Asking ─ STATE ─▶ Streaming
+//! ```
+//!
+//! Nothing is queued here: what the window or the output has no room for stays in the journal.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use cdp_core::error::Kind;
+use cdp_core::format::epoch::Epoch;
+use cdp_core::format::record::Chain;
+use cdp_core::history::epochs::Standing;
+use cdp_core::ids::*;
+use cdp_core::volume::Volume;
+use cdp_core::volume::stream::LogReader;
+
+use crate::fault::{Fault, FaultKind};
+use crate::limits::*;
+use crate::status::{LinkState, LinkStatus};
+use crate::wire::control::{self, Ack, CODING_LZ4, Complete, Hello, Open, Start, State, WireEpoch};
+use crate::wire::frame::{FrameReader, FrameType, FrameWriter};
+use crate::wire::records::{self, Rest};
+
+enum Phase {
+    Greeting,
+    Asking,
+    Streaming(Box<Stream>),
+}
+
+struct Stream {
+    reader: LogReader,
+    rest: Option<Rest>,
+    // The newest record of each frame that is not acknowledged, and the bytes sent up to it.
+    unacknowledged: VecDeque<(Lsn, u64)>,
+    sent_bytes: u64,
+    acknowledged_bytes: u64,
+    window_bytes: u64,
+    // To be said once the record was sent.
+    complete: Option<(Lsn, Timestamp)>,
+    complete_said: Timestamp,
+    complete_at_ns: u64,
+}
+
+/// The sending side of one connection.
+pub struct Sender {
+    volume: Arc<Volume>,
+    address: String,
+    phase: Phase,
+    frames: FrameReader,
+    writer: FrameWriter,
+    out: Vec<u8>,
+    heard_ns: u64,
+    ack: Ack,
+}
+
+impl Sender {
+    /// Begins to feed the replica of `volume` that is known by this address; `now_ns` counts elapsed time.
+    pub fn new(volume: Arc<Volume>, address: &str, now_ns: u64) -> Sender {
+        let mut sender = Sender {
+            volume,
+            address: address.to_owned(),
+            phase: Phase::Greeting,
+            frames: FrameReader::default(),
+            writer: FrameWriter::default(),
+            out: Vec::new(),
+            heard_ns: now_ns,
+            ack: Ack::default(),
+        };
+        control::send(&mut sender.writer, &mut sender.out, &control::hello());
+        sender
+    }
+
+    /// What waits for the socket; whoever writes it takes it from the front.
+    pub fn output(&mut self) -> &mut Vec<u8> {
+        &mut self.out
+    }
+
+    /// Takes in what the receiver sent. After an error nothing but the output is of use.
+    pub fn receive(&mut self, bytes: &[u8], now_ns: u64) -> Result<(), Fault> {
+        let outcome = self.take_in(bytes, now_ns);
+        self.tell(outcome)
+    }
+
+    /// Makes more output if there is room, and looks at the time. To be called every few milliseconds.
+    pub fn poll(&mut self, now_ns: u64) -> Result<(), Fault> {
+        let outcome = self.make_output(now_ns);
+        self.tell(outcome)
+    }
+
+    /// What is known of the other side.
+    pub fn fill_status(&self, status: &mut LinkStatus) {
+        status.state = match &self.phase {
+            Phase::Greeting | Phase::Asking => LinkState::Joining,
+            Phase::Streaming(_) => LinkState::Streaming,
+        };
+        if self.ack.window_bytes > 0 {
+            status.acknowledged = Lsn(self.ack.durable_lsn);
+            status.complete = Timestamp(self.ack.complete_ns);
+            status.oldest = (Lsn(self.ack.oldest_lsn), Timestamp(self.ack.oldest_ns));
+        }
+    }
+
+    /// The other side hears of a fault that was found here.
+    fn tell(&mut self, outcome: Result<(), Fault>) -> Result<(), Fault> {
+        if let Err(fault) = &outcome
+            && !fault.from_peer
+        {
+            control::send_fault(&mut self.writer, &mut self.out, fault);
+        }
+        outcome
+    }
+
+    fn take_in(&mut self, bytes: &[u8], now_ns: u64) -> Result<(), Fault> {
+        self.frames.push(bytes);
+        let mut frames = std::mem::take(&mut self.frames);
+        while let Some((kind, body)) = frames.next_frame()? {
+            self.heard_ns = now_ns;
+            self.take_frame(kind, body)?;
+        }
+        self.frames = frames;
+        Ok(())
+    }
+
+    fn take_frame(&mut self, kind: FrameType, body: &[u8]) -> Result<(), Fault> {
+        match (&self.phase, kind) {
+            (_, FrameType::Error) => Err(control::read_fault(body)),
+            (_, FrameType::Epoch) => self.hear(&Epoch::from(&control::read::<WireEpoch>(body)?)),
+            (Phase::Greeting, FrameType::Hello) => {
+                let hello = control::read::<Hello>(body)?;
+                control::check_hello(&hello)?;
+                self.writer.lz4 = hello.codings & CODING_LZ4 != 0;
+                self.open();
+                self.phase = Phase::Asking;
+                Ok(())
+            }
+            (Phase::Asking, FrameType::State) => self.join(control::read(body)?),
+            (Phase::Streaming(_), FrameType::Ack) => self.acknowledged(control::read(body)?),
+            _ => Err(Fault::protocol(format!("a {kind:?} frame out of turn"))),
+        }
+    }
+
+    fn open(&mut self) {
+        let identity = self.volume.identity();
+        let open = Open {
+            volume: identity.id.0,
+            name: identity.name.clone(),
+            created_ns: identity.created.0,
+            first_size_bytes: identity.first_size_bytes,
+            segment_bytes: identity.segment_bytes,
+            marker_interval_ns: identity.marker_interval_ns,
+            oldest_lsn: self.volume.oldest().0.0,
+            durable_lsn: self.volume.durable_lsn().0,
+            epochs: control::list_epochs(&self.volume.epochs()),
+        };
+        control::send(&mut self.writer, &mut self.out, &open);
+    }
+
+    /// The other side tells of an epoch. A primary that is not the newest one any more stops writing here.
+    fn hear(&self, theirs: &Epoch) -> Result<(), Fault> {
+        let name = self.volume.name();
+        let kind = match self.volume.hear_of(theirs, &format!("the replica at {}", self.address))? {
+            Standing::Same | Standing::Above => return Ok(()),
+            Standing::Fenced => FaultKind::Fenced,
+            Standing::SplitBrain => FaultKind::Fork,
+        };
+        let ours = self.volume.epochs().newest().number.0;
+        let text = format!(
+            "volume {name} has epoch {} at {}, and epoch {ours} here: nothing is sent, both histories are kept",
+            theirs.number.0, self.address
+        );
+        Err(Fault::new(kind, text))
+    }
+
+    /// Whether what the receiver has, up to `durable`, is the beginning of what is here, as far as epochs tell.
+    fn check_epochs(&self, durable: Lsn, list: &[WireEpoch]) -> Result<(), Fault> {
+        let theirs = control::read_epochs(self.volume.identity().id, list)?;
+        self.hear(&theirs.newest())?;
+        let join = self.volume.epochs().join(self.volume.durable_lsn(), &theirs, durable);
+        if !join.theirs_beyond {
+            return Ok(());
+        }
+        let text = format!(
+            "volume {} and its replica part behind {:?}: the replica goes on to {durable:?} with what is not here; nothing is sent, both histories are kept",
+            self.volume.name(),
+            join.common
+        );
+        Err(Fault::new(FaultKind::Fork, text))
+    }
+
+    /// Where the two histories join, if they do.
+    fn join(&mut self, state: State) -> Result<(), Fault> {
+        let (lsn, chain) = match state {
+            State::Absent if self.volume.is_whole() => (Lsn::ZERO, Chain::default()),
+            State::Here { durable_lsn, chain, epochs, .. } => {
+                self.check_epochs(Lsn(durable_lsn), &epochs)?;
+                (Lsn(durable_lsn), Chain(chain))
+            }
+            State::Absent | State::Copying { .. } => {
+                let text = format!(
+                    "volume {} does not have all of its history any more, and copying a state is not built yet",
+                    self.volume.name()
+                );
+                return Err(Fault::new(FaultKind::Behind, text));
+            }
+        };
+        let name = self.volume.name();
+        let durable = self.volume.durable_lsn();
+        if lsn > durable {
+            let text = format!(
+                "the replica of volume {name} is ahead: it has {lsn:?}, and {durable:?} is the newest here; both histories are kept"
+            );
+            return Err(Fault::new(FaultKind::Fork, text));
+        }
+        let reader = LogReader::behind(&self.volume, lsn).map_err(|error| match error.kind() {
+            Kind::OutOfRange => {
+                let text = format!(
+                    "the replica of volume {name} has the history up to {lsn:?}, and what follows is not kept here any more; remove the replica and add it again"
+                );
+                Fault::new(FaultKind::Behind, text)
+            }
+            _ => Fault::from(error),
+        })?;
+        if reader.position().chain != chain {
+            let text = format!(
+                "a fork of volume {name}: both sides have {lsn:?}, but not the same history up to it; nothing is sent, both histories are kept"
+            );
+            return Err(Fault::new(FaultKind::Fork, text));
+        }
+        // Held from where the replica really is, before anything moves on.
+        self.volume.hold_replica(&self.address, lsn)?;
+        let start = Start::Log { from_lsn: lsn.next().0, chain_before: chain.0 };
+        control::send(&mut self.writer, &mut self.out, &start);
+        self.ack = Ack { durable_lsn: lsn.0, chain: chain.0, ..Ack::default() };
+        self.phase = Phase::Streaming(Box::new(Stream {
+            reader,
+            rest: None,
+            unacknowledged: VecDeque::new(),
+            sent_bytes: 0,
+            acknowledged_bytes: 0,
+            // The receiver says more with its first acknowledgement.
+            window_bytes: FRAME_PAYLOAD_BYTES as u64,
+            complete: None,
+            complete_said: Timestamp(0),
+            complete_at_ns: 0,
+        }));
+        Ok(())
+    }
+
+    fn acknowledged(&mut self, ack: Ack) -> Result<(), Fault> {
+        let Phase::Streaming(stream) = &mut self.phase else { unreachable!("the caller looked") };
+        let lsn = Lsn(ack.durable_lsn);
+        if lsn < Lsn(self.ack.durable_lsn) || lsn > stream.reader.position().lsn {
+            return Err(Fault::protocol(format!("an acknowledgement of {lsn:?}, which was not sent")));
+        }
+        if Timestamp(ack.complete_ns) > stream.complete_said.max(stream.reader.position().timestamp) {
+            return Err(Fault::protocol("an acknowledgement of an instant that was not told"));
+        }
+        while let Some((through, bytes)) = stream.unacknowledged.front().copied()
+            && through <= lsn
+        {
+            stream.acknowledged_bytes = bytes;
+            stream.unacknowledged.pop_front();
+        }
+        stream.window_bytes = ack.window_bytes.min(WINDOW_BYTES_MAX);
+        self.ack = ack;
+        self.volume.note_acknowledged(&self.address, lsn, Timestamp(ack.complete_ns))?;
+        Ok(())
+    }
+
+    fn make_output(&mut self, now_ns: u64) -> Result<(), Fault> {
+        if now_ns.saturating_sub(self.heard_ns) > SILENCE_NS_MAX {
+            return Err(Fault::new(FaultKind::Closing, "the other side has said nothing for 10 seconds"));
+        }
+        let Phase::Streaming(stream) = &mut self.phase else { return Ok(()) };
+        while self.out.len() < OUTPUT_BYTES {
+            let before = self.out.len();
+            if let Some(rest) = &mut stream.rest {
+                if rest.send(&mut self.writer, &mut self.out) {
+                    stream.rest = None;
+                }
+            } else if stream.sent_bytes - stream.acknowledged_bytes < stream.window_bytes
+                || stream.unacknowledged.is_empty()
+            {
+                let chain = stream.reader.position().chain;
+                let records = stream.reader.read(FRAME_PAYLOAD_BYTES as u64, RECORDS_PER_FRAME)?;
+                if records.is_empty() {
+                    break;
+                }
+                stream.rest = records::send(&mut self.writer, &mut self.out, chain, records);
+            } else {
+                break;
+            }
+            stream.sent_bytes += (self.out.len() - before) as u64;
+            let newest = stream.reader.position().lsn;
+            match stream.unacknowledged.back_mut() {
+                Some(last) if last.0 == newest => last.1 = stream.sent_bytes,
+                _ => stream.unacknowledged.push_back((newest, stream.sent_bytes)),
+            }
+        }
+        if stream.complete.is_none() && now_ns.saturating_sub(stream.complete_at_ns) >= COMPLETE_NS {
+            stream.complete = Some(self.volume.complete_through());
+        }
+        if let Some((lsn, at)) = stream.complete
+            && stream.rest.is_none()
+            && stream.reader.position().lsn >= lsn
+        {
+            // Also when it is the same as before: it tells that this side lives.
+            control::send(&mut self.writer, &mut self.out, &Complete { ns: at.0 });
+            stream.complete_said = stream.complete_said.max(at);
+            stream.complete_at_ns = now_ns;
+            stream.complete = None;
+        }
+        Ok(())
+    }
+}

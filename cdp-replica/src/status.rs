@@ -1,0 +1,49 @@
+//! What is known of a link, for `status`.
+
+use cdp_core::ids::{Lsn, Timestamp};
+
+use crate::fault::Fault;
+
+/// How a link is doing.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum LinkState {
+    /// No connection yet.
+    #[default]
+    Connecting,
+    /// The two sides agree on where to begin.
+    Joining,
+    /// A first copy is sent: bytes of the state that were looked at and acknowledged, of so many.
+    Copying {
+        /// Durable there.
+        done_bytes: u64,
+        /// All of it.
+        total_bytes: u64,
+    },
+    /// Records are sent.
+    Streaming,
+    /// The connection ended; the next try comes by itself.
+    Waiting(Fault),
+    /// Somebody has to look.
+    Stopped(Fault),
+}
+
+/// What the sender knows of a link.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct LinkStatus {
+    /// How it is doing.
+    pub state: LinkState,
+    /// The other side's site.
+    pub peer: String,
+    /// The newest record that is durable there.
+    pub acknowledged: Lsn,
+    /// Everything up to this instant is durable there.
+    pub complete: Timestamp,
+    /// The oldest state there.
+    pub oldest: (Lsn, Timestamp),
+    /// Bytes that went out on this and earlier connections, TLS not counted.
+    pub sent_bytes: u64,
+    /// Bytes a second over the last seconds.
+    pub rate_bytes_per_s: u64,
+    /// Connections that came about.
+    pub connections: u64,
+}

@@ -1,0 +1,179 @@
+//! Frames: what both directions of a connection are rows of. PROTOCOL.md, "Frames".
+
+use cdp_core::format::bytes::{crc32, get_u32, put};
+
+use crate::fault::Fault;
+use crate::limits::{BODY_BYTES_MAX, CONTROL_BYTES_MAX};
+
+/// Length of what stands before a body.
+pub const FRAME_HEADER_BYTES: usize = 20;
+const MAGIC: [u8; 4] = *b"CDPL";
+/// Version of the frames and of everything in them.
+pub const VERSION: u8 = 1;
+const CODING_PLAIN: u8 = 0;
+const CODING_LZ4: u8 = 1;
+/// A body is sent coded if that saves at least one part in so many.
+const SAVED_PARTS_MIN: usize = 8;
+/// After one that did not shrink so many are not tried.
+const SKIPPED_AFTER_MISS: u32 = 15;
+/// Shorter bodies are not worth trying.
+const CODED_BYTES_MIN: usize = 512;
+
+/// What a frame is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum FrameType {
+    /// Who speaks.
+    Hello = 1,
+    /// Which volume.
+    Open = 2,
+    /// What the receiver has of it.
+    State = 3,
+    /// Where it begins.
+    Start = 4,
+    /// Records.
+    Records = 5,
+    /// More of the last record's payload.
+    Payload = 6,
+    /// What is durable at the receiver.
+    Ack = 7,
+    /// Up to when everything was sent.
+    Complete = 8,
+    /// Blocks of a first copy.
+    Copy = 9,
+    /// A higher epoch exists.
+    Epoch = 12,
+    /// The connection ends.
+    Error = 13,
+}
+
+impl FrameType {
+    fn from_u8(number: u8) -> Option<FrameType> {
+        use FrameType::*;
+        [Hello, Open, State, Start, Records, Payload, Ack, Complete, Copy, Epoch, Error]
+            .into_iter()
+            .find(|kind| *kind as u8 == number)
+    }
+
+    /// Whether its body is laid out by hand and may be long and coded.
+    fn is_bulk(self) -> bool {
+        matches!(self, FrameType::Records | FrameType::Payload | FrameType::Copy)
+    }
+}
+
+/// Makes frames.
+#[derive(Default)]
+pub struct FrameWriter {
+    /// Whether the other side can undo LZ4.
+    pub lz4: bool,
+    skip: u32,
+}
+
+impl FrameWriter {
+    /// Appends a frame with this body, which is within its bound.
+    pub fn frame(&mut self, out: &mut Vec<u8>, kind: FrameType, body: &[u8]) {
+        assert!(body.len() <= if kind.is_bulk() { BODY_BYTES_MAX } else { CONTROL_BYTES_MAX });
+        match self.coded(kind, body) {
+            Some(coded) => push(out, kind, CODING_LZ4, &coded),
+            None => push(out, kind, CODING_PLAIN, body),
+        }
+    }
+
+    fn coded(&mut self, kind: FrameType, body: &[u8]) -> Option<Vec<u8>> {
+        if !self.lz4 || !kind.is_bulk() || body.len() < CODED_BYTES_MIN {
+            return None;
+        }
+        if self.skip > 0 {
+            self.skip -= 1;
+            return None;
+        }
+        let coded = lz4_flex::block::compress_prepend_size(body);
+        if coded.len() <= body.len() - body.len() / SAVED_PARTS_MIN {
+            return Some(coded);
+        }
+        self.skip = SKIPPED_AFTER_MISS;
+        None
+    }
+}
+
+fn push(out: &mut Vec<u8>, kind: FrameType, coding: u8, body: &[u8]) {
+    let mut header = [0; FRAME_HEADER_BYTES];
+    put(&mut header, 0, MAGIC);
+    header[4] = VERSION;
+    header[5] = kind as u8;
+    header[6] = coding;
+    put(&mut header, 8, (body.len() as u32).to_le_bytes());
+    put(&mut header, 12, crc32(body).to_le_bytes());
+    let crc = crc32(&header[..16]);
+    put(&mut header, 16, crc.to_le_bytes());
+    out.extend_from_slice(&header);
+    out.extend_from_slice(body);
+}
+
+/// Cuts what comes in into frames. Holds less than one frame beyond what is taken out of it.
+#[derive(Default)]
+pub struct FrameReader {
+    buffer: Vec<u8>,
+    // Up to where it was taken.
+    taken: usize,
+    plain: Vec<u8>,
+}
+
+impl FrameReader {
+    /// Takes bytes in. The caller takes all frames out before it comes again.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.buffer.drain(..self.taken);
+        self.taken = 0;
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// The next whole frame and its body; `None` until more comes in.
+    pub fn next_frame(&mut self) -> Result<Option<(FrameType, &[u8])>, Fault> {
+        let rest = &self.buffer[self.taken..];
+        let Some(header) = rest.first_chunk::<FRAME_HEADER_BYTES>() else { return Ok(None) };
+        if header[..4] != MAGIC || get_u32(header, 16) != crc32(&header[..16]) {
+            return Err(Fault::protocol("this is no frame of the replication protocol"));
+        }
+        if header[4] != VERSION {
+            return Err(Fault::protocol(format!(
+                "frames of version {}; version {VERSION} is known",
+                header[4]
+            )));
+        }
+        let Some(kind) = FrameType::from_u8(header[5]) else {
+            return Err(Fault::protocol(format!("a frame of the unknown type {}", header[5])));
+        };
+        let (coding, len) = (header[6], get_u32(header, 8) as usize);
+        let len_max = if kind.is_bulk() { BODY_BYTES_MAX } else { CONTROL_BYTES_MAX };
+        if len > len_max
+            || coding > CODING_LZ4
+            || header[7] != 0
+            || (coding != CODING_PLAIN && !kind.is_bulk())
+        {
+            return Err(Fault::protocol(format!("a {kind:?} frame of {len} bytes in coding {coding}")));
+        }
+        let Some(body) = rest[FRAME_HEADER_BYTES..].get(..len) else { return Ok(None) };
+        if get_u32(header, 12) != crc32(body) {
+            return Err(Fault::protocol(format!("a {kind:?} frame whose body is not what was sent")));
+        }
+        let from = self.taken + FRAME_HEADER_BYTES;
+        self.taken = from + len;
+        if coding == CODING_PLAIN {
+            return Ok(Some((kind, &self.buffer[from..from + len])));
+        }
+        self.plain = undo_lz4(&self.buffer[from..from + len])?;
+        Ok(Some((kind, &self.plain)))
+    }
+}
+
+fn undo_lz4(coded: &[u8]) -> Result<Vec<u8>, Fault> {
+    let wrong = || Fault::protocol("a body that LZ4 cannot have made");
+    let (len, block) = coded.split_first_chunk::<4>().ok_or_else(wrong)?;
+    let len = u32::from_le_bytes(*len) as usize;
+    if len > BODY_BYTES_MAX {
+        return Err(wrong());
+    }
+    let mut plain = vec![0; len];
+    let written = lz4_flex::block::decompress_into(block, &mut plain).map_err(|_| wrong())?;
+    if written != len { Err(wrong()) } else { Ok(plain) }
+}

@@ -1,0 +1,5 @@
+//! Bytes on the wire, without I/O: frames, control messages, records.
+
+pub mod control;
+pub mod frame;
+pub mod records;

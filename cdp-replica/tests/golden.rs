@@ -1,0 +1,178 @@
+//! Two sites that were upgraded at different times must still understand each other: the bytes of version 1 never
+//! change. `CDP_WRITE_GOLDEN=1` writes them where they are missing.
+
+use std::path::Path;
+
+use cdp_core::format::record::{Chain, RecordHeader, RecordKind, block_crcs, payload_crc};
+use cdp_core::ids::*;
+use cdp_core::journal::append::Verbatim;
+use cdp_replica::fault::{Fault, FaultKind};
+use cdp_replica::wire::control::{self, Ack, Complete, Control, Hello, Open, Start, State, WireEpoch};
+use cdp_replica::wire::frame::{FrameReader, FrameType, FrameWriter};
+use cdp_replica::wire::records::{self, Assembler};
+
+fn epoch() -> WireEpoch {
+    WireEpoch { number: 2, id: 0x0102_0304, start_lsn: 77, chain: [7; 16] }
+}
+
+fn frame<M: Control>(message: &M) -> Vec<u8> {
+    let mut out = Vec::new();
+    control::send(&mut FrameWriter::default(), &mut out, message);
+    out
+}
+
+fn coding() -> FrameWriter {
+    let mut writer = FrameWriter::default();
+    writer.lz4 = true;
+    writer
+}
+
+fn record(lsn: u64, before: Chain, payload: Vec<u8>) -> Verbatim {
+    let mut crcs = Vec::new();
+    block_crcs(&payload, &mut crcs);
+    let mut header = RecordHeader {
+        kind: RecordKind::Write,
+        flags: 0,
+        volume: VolumeId(9),
+        lsn: Lsn(lsn),
+        timestamp: Timestamp(1_763_719_200_000_000_000 + lsn),
+        epoch: EpochNumber(1),
+        session: SessionId(3),
+        lba: Lba(5),
+        blocks: payload.len() as u64 / 4096,
+        payload_bytes: payload.len() as u32,
+        head_skip: 0,
+        tail_skip: 0,
+        payload_crc: payload_crc(&crcs),
+        codec: 0,
+        key_id: 0,
+        tag: [0; 16],
+        chain: Chain::default(),
+    };
+    header.link(before);
+    Verbatim::checked(header, payload).unwrap()
+}
+
+fn frames() -> Vec<(&'static str, Vec<u8>)> {
+    let here = State::Here {
+        durable_lsn: 4711,
+        durable_ns: 1_763_719_200_000_000_000,
+        chain: [1; 16],
+        oldest_lsn: 3,
+        epochs: vec![epoch()],
+    };
+    let open = Open {
+        volume: 0x0011_2233_4455_6677_8899_aabb_ccdd_eeff,
+        name: "disk".to_owned(),
+        created_ns: 1_763_719_200_000_000_000,
+        first_size_bytes: 1 << 30,
+        segment_bytes: 128 << 20,
+        marker_interval_ns: 1_000_000_000,
+        oldest_lsn: 0,
+        durable_lsn: 4711,
+        epochs: Vec::new(),
+    };
+    let ack = Ack {
+        durable_lsn: 4711,
+        chain: [2; 16],
+        complete_ns: 1_763_719_200_000_000_000,
+        oldest_lsn: 3,
+        oldest_ns: 1_763_719_100_000_000_000,
+        window_bytes: 16 << 20,
+        copied_bytes: 0,
+    };
+    let start = Start::Log { from_lsn: 4712, chain_before: [1; 16] };
+    let copy = Start::Copy { lsn: 5, ns: 6, chain: [3; 16], size_bytes: 1 << 30, from_byte: 4096 };
+    let copying = State::Copying { lsn: 5, chain: [3; 16], done_bytes: 4096 };
+    let hello = Hello { lowest: 1, highest: 1, codings: 1, program: "cdp 0.1.0".to_owned() };
+    let mut fault = Vec::new();
+    let forked = Fault::new(FaultKind::Fork, "a fork");
+    control::send_fault(&mut FrameWriter::default(), &mut fault, &forked);
+    let mut several = Vec::new();
+    let first = record(8, Chain([4; 16]), vec![0x5a; 4096]);
+    let second = record(9, first.header.chain, (0..8192u32).map(|n| (n * 7 % 251) as u8).collect());
+    let mut writer = coding();
+    assert!(records::send(&mut writer, &mut several, Chain([4; 16]), vec![first, second]).is_none());
+    let mut large = Vec::new();
+    let mut writer = coding();
+    let rest = records::send(
+        &mut writer,
+        &mut large,
+        Chain([5; 16]),
+        vec![record(3, Chain([5; 16]), vec![1; 300 << 10])],
+    );
+    assert!(rest.unwrap().send(&mut writer, &mut large));
+    vec![
+        ("hello", frame(&hello)),
+        ("open", frame(&open)),
+        ("state-absent", frame(&State::Absent)),
+        ("state-here", frame(&here)),
+        ("state-copying", frame(&copying)),
+        ("start-log", frame(&start)),
+        ("start-copy", frame(&copy)),
+        ("ack", frame(&ack)),
+        ("complete", frame(&Complete { ns: 1_763_719_200_000_000_000 })),
+        ("epoch", frame(&epoch())),
+        ("error", fault),
+        ("records", several),
+        ("payload", large),
+    ]
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn golden_bytes_of_version_1() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/wire/golden");
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/link");
+    for (name, bytes) in frames() {
+        let path = dir.join(format!("{name}-v1.hex"));
+        if std::env::var_os("CDP_WRITE_GOLDEN").is_some() && !path.exists() {
+            std::fs::write(&path, hex(&bytes) + "\n").unwrap();
+            std::fs::create_dir_all(&corpus).unwrap();
+            std::fs::write(corpus.join(name), [&[3], &bytes[..]].concat()).unwrap();
+            let mut reader = FrameReader::default();
+            reader.push(&bytes);
+            let (kind, body) = reader.next_frame().unwrap().unwrap();
+            let what = u8::from(kind != FrameType::Records);
+            std::fs::write(corpus.join(format!("body-{name}")), [&[what], body].concat()).unwrap();
+        }
+        assert_eq!(hex(&bytes), std::fs::read_to_string(&path).unwrap().trim(), "{name}");
+    }
+}
+
+/// What one side says the other understands, whole records byte for byte.
+#[test]
+fn what_is_sent_is_what_is_read() {
+    let mut reader = FrameReader::default();
+    let mut kinds = Vec::new();
+    let mut assembler = Assembler::default();
+    for (name, bytes) in frames() {
+        let mut whole = Vec::new();
+        for piece in bytes.chunks(1000) {
+            reader.push(piece);
+            while let Some((kind, body)) = reader.next_frame().unwrap() {
+                kinds.push(kind);
+                match kind {
+                    FrameType::Records if name == "records" => {
+                        assembler.records(body, (Lsn(7), Chain([4; 16])), &mut whole).unwrap();
+                    }
+                    FrameType::Records => {
+                        assembler.records(body, (Lsn(2), Chain([5; 16])), &mut whole).unwrap();
+                    }
+                    FrameType::Payload => assembler.payload(body, &mut whole).unwrap(),
+                    _ => {}
+                }
+            }
+        }
+        match name {
+            "records" => assert_eq!((whole.len(), whole[1].payload.len()), (2, 8192)),
+            "payload" => assert_eq!((whole.len(), whole[0].payload.len()), (1, 300 << 10)),
+            _ => assert!(whole.is_empty()),
+        }
+        assert!(!assembler.is_within_record());
+    }
+    assert_eq!(kinds.len(), 14);
+}

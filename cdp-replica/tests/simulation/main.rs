@@ -1,0 +1,76 @@
+//! Both sites of a link in one process: simulated disks that crash, a network that cuts, stalls and flips bits.
+
+mod world;
+
+use cdp_core::ids::Lsn;
+use world::{Plan, World};
+
+/// Somebody loses the first site and finds that the second one has a hole, a write that never was durable, or another
+/// history: whatever the network and both disks do, the replica is a prefix of the primary at every instant, and
+/// catches up once it is let. `CDP_SEEDS=5000` for more than CI's share.
+#[test]
+fn the_replica_is_a_prefix_whatever_happens() {
+    let mut met = world::Met::default();
+    let seeds = std::env::var("CDP_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(40);
+    for seed in 0..seeds {
+        let mut world = World::new(seed, Plan::everything());
+        world.run(400);
+        world.heal();
+        met.add(&world.met);
+    }
+    println!("{met:?}");
+    assert!(met.cuts > 20 && met.flips > 5 && met.crashes_a > 10 && met.crashes_b > 10, "{met:?}");
+    assert!(met.rollbacks > 5 && met.resumed > 40, "{met:?}");
+}
+
+/// On a quiet line everything arrives, and nothing is acknowledged that a power cut takes away.
+#[test]
+fn a_quiet_link_catches_up_and_what_it_acknowledged_stays() {
+    let mut world = World::new(7, Plan::quiet());
+    world.run(200);
+    world.heal();
+    let acknowledged = world.acknowledged();
+    assert!(acknowledged > Lsn(20), "{acknowledged:?}");
+    world.crash_b(true);
+    assert!(world.tip_b() >= acknowledged);
+    world.check();
+}
+
+/// A sender that has another history of the same volume must not get a byte of it into the replica.
+#[test]
+fn a_fork_stops_the_link_and_keeps_both() {
+    let mut world = World::new(9, Plan::quiet());
+    world.run(60);
+    world.heal();
+    let before = world.tip_b();
+    world.fork_a();
+    let fault = world.connect_until_it_ends();
+    assert_eq!(fault.kind, cdp_replica::fault::FaultKind::Fork, "{fault}");
+    assert_eq!(world.tip_b(), before);
+}
+
+/// The second site takes over while the first is still there: within the connection the first one hears of it and
+/// answers no write any more, and when it comes back later it is told again. Nothing of the new history is touched.
+#[test]
+fn a_promotion_fences_the_old_primary() {
+    for is_connected in [true, false] {
+        let mut world = World::new(11, Plan::quiet());
+        world.run(60);
+        world.heal();
+        if is_connected {
+            world.keep_connected();
+        }
+        world.promote_b();
+        let tip = world.tip_b();
+        let fault = match is_connected {
+            true => world.talk_until_it_ends(),
+            false => world.connect_until_it_ends(),
+        };
+        assert_eq!(fault.kind, cdp_replica::fault::FaultKind::Fenced, "{fault}");
+        world.a_is_fenced();
+        assert_eq!(world.tip_b(), tip);
+        // Again, and the same.
+        assert_eq!(world.connect_until_it_ends().kind, cdp_replica::fault::FaultKind::Fenced);
+        assert_eq!(world.tip_b(), tip);
+    }
+}

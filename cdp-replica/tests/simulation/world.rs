@@ -1,0 +1,534 @@
+//! Two sites, what happens to them, and what must hold meanwhile.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::Arc;
+
+use cdp_core::device::{Change, Device, Read};
+use cdp_core::format::marker::{MarkerClass, MarkerPayload};
+use cdp_core::ids::*;
+use cdp_core::io::sim::{Chance, CrashAt, PowerLoss, SimClock, SimDisk, Snapshot};
+use cdp_core::store::{CreateOptions, OpenOptions, Store};
+use cdp_core::view::View;
+use cdp_core::volume::Volume;
+use cdp_core::volume::rollback::Back;
+use cdp_replica::fault::Fault;
+use cdp_replica::receiver::{Feeding, Receiver};
+use cdp_replica::sender::Sender;
+
+const STORE: &str = "/store";
+const NAME: &str = "disk";
+const ADDRESS: &str = "b:1";
+const BLOCKS: u64 = 24;
+const SEGMENT_BYTES: u64 = 192 << 10;
+const STEP_NS: u64 = 7_000_000;
+
+/// What may happen.
+#[derive(Clone, Copy)]
+pub struct Plan {
+    faults: bool,
+}
+
+impl Plan {
+    pub fn everything() -> Plan {
+        Plan { faults: true }
+    }
+
+    pub fn quiet() -> Plan {
+        Plan { faults: false }
+    }
+}
+
+/// What did.
+#[derive(Default, Debug)]
+pub struct Met {
+    pub cuts: u64,
+    pub flips: u64,
+    pub stalls: u64,
+    pub crashes_a: u64,
+    pub crashes_b: u64,
+    pub rollbacks: u64,
+    pub resumed: u64,
+    pub checks: u64,
+}
+
+impl Met {
+    pub fn add(&mut self, other: &Met) {
+        self.cuts += other.cuts;
+        self.flips += other.flips;
+        self.stalls += other.stalls;
+        self.crashes_a += other.crashes_a;
+        self.crashes_b += other.crashes_b;
+        self.rollbacks += other.rollbacks;
+        self.resumed += other.resumed;
+        self.checks += other.checks;
+    }
+}
+
+struct Site {
+    disk: SimDisk,
+    clock: SimClock,
+    store: Option<Arc<Store>>,
+}
+
+impl Site {
+    fn new(seed: u64) -> Site {
+        let (disk, clock) = (SimDisk::new(seed), SimClock::new(seed));
+        Store::create(&disk, &clock, Path::new(STORE)).unwrap();
+        let mut site = Site { disk, clock, store: None };
+        site.open();
+        site
+    }
+
+    fn open(&mut self) {
+        let options = OpenOptions { holder: "a test", ..OpenOptions::default() };
+        let files = Arc::new(self.disk.clone());
+        let store = Store::open_with(files, Arc::new(self.clock.clone()), Path::new(STORE), &options);
+        self.store = Some(Arc::new(store.unwrap()));
+    }
+
+    fn volume(&self) -> Option<Arc<Volume>> {
+        self.store.as_ref()?.volume(NAME).ok()
+    }
+
+    fn crash(&mut self, chance: &mut Chance, power: bool) {
+        self.store = None;
+        self.disk.clear_crash();
+        self.disk = match power {
+            true => self.disk.crash_power_with(PowerLoss::seeded(chance.bits())),
+            false => self.disk.crash_process(),
+        };
+        self.open();
+    }
+}
+
+/// A connection; either side may be gone already without the other knowing.
+struct Wire {
+    sender: Option<Sender>,
+    receiver: Option<Receiver>,
+    there: VecDeque<u8>,
+    back: VecDeque<u8>,
+    stalled: bool,
+}
+
+pub struct World {
+    seed: u64,
+    plan: Plan,
+    chance: Chance,
+    a: Site,
+    b: Site,
+    feeding: Arc<Feeding>,
+    wire: Option<Wire>,
+    now_ns: u64,
+    forked_from: Option<Snapshot>,
+    pub met: Met,
+}
+
+impl World {
+    pub fn new(seed: u64, plan: Plan) -> World {
+        let (a, b) = (Site::new(seed * 2 + 1), Site::new(seed * 2 + 2));
+        let options = CreateOptions { segment_bytes: SEGMENT_BYTES, ..CreateOptions::new(1 << 20) };
+        let volume = a.store.as_ref().unwrap().create_volume(NAME, &options, None).unwrap();
+        volume.add_replica(ADDRESS, 0).unwrap();
+        World {
+            seed,
+            plan,
+            chance: Chance::new(seed ^ 0x11a7),
+            a,
+            b,
+            feeding: Arc::default(),
+            wire: None,
+            now_ns: 1_000_000_000,
+            forked_from: None,
+            met: Met::default(),
+        }
+    }
+
+    pub fn run(&mut self, steps: usize) {
+        for step in 0..steps {
+            self.step();
+            if step == steps / 3 {
+                self.forked_from = Some(self.a.disk.snapshot());
+            }
+            if step % 7 == 0 {
+                self.check();
+            }
+        }
+    }
+
+    fn step(&mut self) {
+        self.now_ns += STEP_NS;
+        self.a.clock.advance(STEP_NS);
+        self.b.clock.advance(STEP_NS);
+        if self.plan.faults {
+            self.misfortune();
+        }
+        if self.chance.percent(70) {
+            self.work_at_a();
+        }
+        self.upkeep();
+        self.talk();
+    }
+
+    fn misfortune(&mut self) {
+        match self.chance.below(100) {
+            0..3 => {
+                self.wire = None;
+                self.met.cuts += 1;
+            }
+            3..5 => {
+                if let Some(wire) = &mut self.wire {
+                    // One side's machine is gone; the other hears nothing of it.
+                    if self.chance.percent(50) {
+                        wire.sender = None
+                    } else {
+                        wire.receiver = None
+                    }
+                    self.met.stalls += 1;
+                }
+            }
+            5..7 => {
+                if let Some(wire) = &mut self.wire {
+                    wire.stalled = !wire.stalled;
+                    self.met.stalls += 1;
+                }
+            }
+            7..10 => {
+                if let Some(wire) = &mut self.wire {
+                    let there = self.chance.percent(70);
+                    let bytes = if there { &mut wire.there } else { &mut wire.back };
+                    if !bytes.is_empty() {
+                        let at = self.chance.below(bytes.len() as u64) as usize;
+                        bytes[at] ^= 1 << self.chance.below(8);
+                        self.met.flips += 1;
+                    }
+                }
+            }
+            10..12 => self.a.disk.set_crash_after(1 + self.chance.below(12), CrashAt::During),
+            12..15 => self.b.disk.set_crash_after(1 + self.chance.below(12), CrashAt::During),
+            15 => {
+                let power = self.chance.percent(50);
+                self.crash_a(power);
+            }
+            16 => {
+                let power = self.chance.percent(50);
+                self.crash_b(power);
+            }
+            _ => {}
+        }
+    }
+
+    /// After a planned crash the machine is started again.
+    fn restart_crashed(&mut self) {
+        if self.a.disk.is_crashed() {
+            let power = self.chance.percent(60);
+            self.crash_a(power);
+        }
+        if self.b.disk.is_crashed() {
+            let power = self.chance.percent(60);
+            self.crash_b(power);
+        }
+    }
+
+    fn crash_a(&mut self, power: bool) {
+        if let Some(wire) = &mut self.wire {
+            wire.sender = None;
+        }
+        self.a.crash(&mut self.chance, power);
+        self.met.crashes_a += 1;
+        // Of two connections the old one may linger.
+        if self.chance.percent(50) {
+            self.wire = None;
+        }
+    }
+
+    pub fn crash_b(&mut self, power: bool) {
+        if let Some(wire) = &mut self.wire {
+            wire.receiver = None;
+        }
+        self.b.crash(&mut self.chance, power);
+        self.feeding = Arc::default();
+        self.met.crashes_b += 1;
+        if self.chance.percent(50) {
+            self.wire = None;
+        }
+    }
+
+    fn work_at_a(&mut self) {
+        let volume = self.a.volume().expect("the primary has it");
+        let offset = self.chance.below(BLOCKS * 8) * 512;
+        let byte = self.chance.below(255) as u8 + 1;
+        let aligned = offset / 4096 * 4096;
+        let mut data = vec![byte; 4096 * (1 + self.chance.below(6)) as usize];
+        for (number, byte) in data.iter_mut().enumerate() {
+            *byte = byte.wrapping_add((number / 97) as u8);
+        }
+        let change = match self.chance.below(10) {
+            0..4 => Change::Write { offset: aligned, data: &data },
+            4..6 => Change::Write { offset, data: &data[..700] },
+            6 => Change::Zero { offset, len: 5000, hole: true },
+            7 => Change::Trim { offset: aligned, len: 8192 },
+            8 => {
+                let marker = MarkerPayload {
+                    class: MarkerClass::Manual,
+                    group: 0,
+                    name: format!("m{}", self.chance.below(1000)),
+                    note: String::new(),
+                    tags: Vec::new(),
+                    hook_output: String::new(),
+                };
+                let _ = volume.mark(&marker);
+                return self.restart_crashed();
+            }
+            _ => {
+                let tip = volume.tip_lsn().0;
+                if self.chance.percent(30) {
+                    let _ = volume.grow(volume.size_bytes() + 4096);
+                } else if tip > 3 {
+                    let back = Lsn(tip - self.chance.below(tip.min(20)));
+                    self.met.rollbacks += u64::from(volume.rollback(Back::To(back), "test").is_ok());
+                }
+                return self.restart_crashed();
+            }
+        };
+        let session = SessionId(1);
+        let mut results = Vec::new();
+        volume.apply(session, &[change], &mut results);
+        if self.chance.percent(30) {
+            let _ = volume.flush();
+        }
+        self.restart_crashed();
+    }
+
+    fn upkeep(&mut self) {
+        for site in [&self.a, &self.b] {
+            let store = site.store.as_ref().unwrap();
+            let errors = store.tick();
+            assert!(errors.is_empty() || site.disk.is_crashed(), "seed {}: {errors:?}", self.seed);
+            if self.chance.percent(20) {
+                let errors = store.maintain();
+                assert!(errors.is_empty() || site.disk.is_crashed(), "seed {}: {errors:?}", self.seed);
+            }
+        }
+        self.restart_crashed();
+    }
+
+    fn connect(&mut self) {
+        let sender = Sender::new(self.a.volume().unwrap(), ADDRESS, self.now_ns);
+        let store = self.b.store.clone().unwrap();
+        let receiver = Receiver::new(store, self.feeding.clone(), "site-a", self.now_ns);
+        self.wire = Some(Wire {
+            sender: Some(sender),
+            receiver: Some(receiver),
+            there: VecDeque::new(),
+            back: VecDeque::new(),
+            stalled: false,
+        });
+        self.met.resumed += 1;
+    }
+
+    fn talk(&mut self) {
+        if self.wire.is_none() {
+            if self.chance.percent(40) {
+                self.connect();
+            }
+            return;
+        }
+        for _ in 0..4 {
+            if let Some(fault) = self.exchange() {
+                // A planned crash, a flipped bit, silence: whatever it is, a new connection has to do.
+                let expected = self.plan.faults;
+                assert!(expected, "seed {}: {fault}", self.seed);
+                self.wire = None;
+                break;
+            }
+        }
+        self.restart_crashed();
+    }
+
+    /// Moves some bytes each way and lets both sides work. How the connection ended, if it did.
+    fn exchange(&mut self) -> Option<Fault> {
+        let now_ns = self.now_ns;
+        let wire = self.wire.as_mut()?;
+        if let Some(sender) = &mut wire.sender {
+            if let Err(fault) = sender.poll(now_ns) {
+                return Some(fault);
+            }
+            wire.there.extend(sender.output().drain(..));
+        }
+        if let Some(receiver) = &mut wire.receiver {
+            if let Err(fault) = receiver.poll(now_ns) {
+                return Some(fault);
+            }
+            wire.back.extend(receiver.output().drain(..));
+        }
+        if wire.stalled {
+            return None;
+        }
+        let most = if self.plan.faults { self.chance.below(60_000) as usize } else { usize::MAX };
+        let some: Vec<u8> = wire.there.drain(..most.min(wire.there.len())).collect();
+        if let Some(receiver) = &mut wire.receiver
+            && let Err(fault) = receiver.receive(&some, now_ns)
+        {
+            return Some(fault);
+        }
+        let most = if self.plan.faults { self.chance.below(200) as usize } else { usize::MAX };
+        let some: Vec<u8> = wire.back.drain(..most.min(wire.back.len())).collect();
+        if let Some(sender) = &mut wire.sender
+            && let Err(fault) = sender.receive(&some, now_ns)
+        {
+            return Some(fault);
+        }
+        None
+    }
+
+    /// Everything that must hold at every instant.
+    pub fn check(&mut self) {
+        self.met.checks += 1;
+        let seed = self.seed;
+        let a = self.a.volume().unwrap();
+        let Some(b) = self.b.volume() else { return };
+        let (tip_a, tip_b) = (a.durable_lsn(), b.tip_lsn());
+        assert!(
+            tip_b <= tip_a,
+            "seed {seed}: the replica has {tip_b:?}, {tip_a:?} is durable at the primary"
+        );
+        for lsn in [tip_b, Lsn(self.chance.below(tip_b.0 + 1)), Lsn(self.chance.below(tip_b.0 + 1))] {
+            self.check_state(&a, &b, lsn);
+        }
+        let held = a.replicas()[0].held;
+        assert!(held <= b.durable_lsn(), "seed {seed}: {held:?} is taken for acknowledged");
+        let complete = b.source().map_or(Timestamp(0), |source| source.complete);
+        if complete > Timestamp(0) {
+            use cdp_core::history::point::Timeline;
+            let through = a.lsn_at(complete).unwrap();
+            let durable = b.durable_lsn();
+            assert!(
+                through <= durable,
+                "seed {seed}: complete through {complete:?}, {through:?}, with {durable:?}"
+            );
+        }
+    }
+
+    fn check_state(&self, a: &Arc<Volume>, b: &Arc<Volume>, lsn: Lsn) {
+        let seed = self.seed;
+        if lsn <= b.durable_lsn() {
+            let (at_a, at_b) = (a.position_at(lsn).unwrap(), b.position_at(lsn).unwrap());
+            assert_eq!(at_a.chain, at_b.chain, "seed {seed}: {lsn:?}");
+            assert_eq!(at_a.timestamp, at_b.timestamp, "seed {seed}: {lsn:?}");
+        }
+        assert_eq!(a.size_at(lsn), b.size_at(lsn), "seed {seed}: {lsn:?}");
+        assert!(content(a, lsn) == content(b, lsn), "seed {seed}: the states at {lsn:?} differ");
+    }
+
+    /// No more faults: the replica gets everything, and every state of it is the primary's.
+    pub fn heal(&mut self) {
+        self.plan.faults = false;
+        self.a.disk.clear_crash();
+        self.b.disk.clear_crash();
+        self.wire = None;
+        let a = self.a.volume().unwrap();
+        a.flush().unwrap();
+        let tip = a.tip_lsn();
+        for _ in 0..400 {
+            self.now_ns += 50_000_000;
+            if self.wire.is_none() {
+                self.connect();
+            }
+            if let Some(fault) = self.exchange() {
+                panic!("seed {}: {fault}", self.seed);
+            }
+            if a.replicas()[0].held == tip {
+                break;
+            }
+        }
+        let b = self.b.volume().unwrap();
+        assert_eq!((b.durable_lsn(), self.acknowledged()), (tip, tip), "seed {}", self.seed);
+        for lsn in 0..=tip.0 {
+            self.check_state(&a, &b, Lsn(lsn));
+        }
+        assert_eq!(a.named_markers(), b.named_markers(), "seed {}", self.seed);
+        self.wire = None;
+    }
+
+    pub fn acknowledged(&self) -> Lsn {
+        self.a.volume().unwrap().replicas()[0].held
+    }
+
+    pub fn tip_b(&self) -> Lsn {
+        self.b.volume().map_or(Lsn::ZERO, |volume| volume.tip_lsn())
+    }
+
+    /// The primary is again what it was some time ago, and goes on differently.
+    pub fn fork_a(&mut self) {
+        self.a.store = None;
+        self.a.disk = self.a.disk.restore(self.forked_from.as_ref().unwrap()).crash_process();
+        self.a.open();
+        let volume = self.a.volume().unwrap();
+        let tip = self.tip_b();
+        while volume.tip_lsn() <= tip {
+            let mut results = Vec::new();
+            let change = Change::Write { offset: 0, data: &[99; 4096] };
+            volume.apply(SessionId(2), &[change], &mut results);
+            assert!(results[0].is_ok());
+        }
+        volume.flush().unwrap();
+    }
+
+    pub fn connect_until_it_ends(&mut self) -> Fault {
+        self.connect();
+        self.talk_until_it_ends()
+    }
+
+    /// A connection that has nothing to do.
+    pub fn keep_connected(&mut self) {
+        self.connect();
+        for _ in 0..20 {
+            self.now_ns += 50_000_000;
+            assert_eq!(self.exchange(), None);
+        }
+    }
+
+    pub fn promote_b(&mut self) {
+        let (store, volume) = (self.b.store.clone().unwrap(), self.b.volume().unwrap());
+        let members = [(volume.clone(), volume.tip_lsn())];
+        store.promote(NAME, &members, EpochNumber(0), "a test").unwrap();
+        let mut results = Vec::new();
+        volume.apply(SessionId(5), &[Change::Write { offset: 0, data: &[77; 4096] }], &mut results);
+        assert!(results[0].is_ok());
+        volume.flush().unwrap();
+    }
+
+    pub fn a_is_fenced(&self) {
+        let volume = self.a.volume().unwrap();
+        let mut results = Vec::new();
+        volume.apply(SessionId(6), &[Change::Write { offset: 0, data: &[78; 4096] }], &mut results);
+        assert!(results[0].is_err(), "a write is answered at the old primary");
+        assert_eq!(volume.role().word(), "fenced");
+    }
+
+    /// How the sender's side of it ends.
+    pub fn talk_until_it_ends(&mut self) -> Fault {
+        for _ in 0..1000 {
+            self.now_ns += 50_000_000;
+            let Some(fault) = self.exchange() else { continue };
+            // What one side found, the other one is told.
+            let wire = self.wire.as_mut().unwrap();
+            let (sender, receiver) = (wire.sender.as_mut().unwrap(), wire.receiver.as_mut().unwrap());
+            let farewell: Vec<u8> = receiver.output().drain(..).collect();
+            let told = sender.receive(&farewell, self.now_ns);
+            return told.err().unwrap_or(fault);
+        }
+        panic!("it goes on");
+    }
+}
+
+fn content(volume: &Arc<Volume>, lsn: Lsn) -> Vec<u8> {
+    let view = View::open(volume.clone(), lsn, "a check").unwrap();
+    let mut bytes = vec![0; ((BLOCKS + 8) * BLOCK_BYTES) as usize];
+    let mut reads = [Read { offset: 0, buffer: &mut bytes, result: Ok(()) }];
+    view.read(&mut reads);
+    let [read] = reads;
+    read.result.unwrap();
+    bytes
+}
