@@ -18,12 +18,14 @@ def free_port():
 class Server:
     """A store in the story's directory with one server."""
 
-    def __init__(self, story, store=None, name="server", listen="127.0.0.1:0"):
+    def __init__(self, story, store=None, name="server", listen="127.0.0.1:0", inside=(), more=()):
         self.story = story
         self.store = store or story.dir / "store"
         # Short: a socket's path has 107 bytes at most.
         self.socket = story.dir / f"{name}.sock"
         self.listen = listen
+        # Where it runs, and what else it is told.
+        self.inside, self.more = list(inside), list(more)
         self.log = story.log_file(name)
         self.process = None
         story.on_exit(self.end)
@@ -45,8 +47,8 @@ class Server:
         """Starts it and waits until it answers. Gives the seconds that took."""
         began = time.monotonic()
         self.process = self.story.start(
-            self.story.cdp_path, "--store", self.store, "serve", "--socket", self.socket, "--listen", self.listen,
-            stdout=self.log, stderr=self.log,
+            *self.inside, self.story.cdp_path, "--store", self.store, "serve", "--socket", self.socket,
+            "--listen", self.listen, *self.more, stdout=self.log, stderr=self.log,
         )
         wait_until(self._answers, 30, "the server does not answer")
         return time.monotonic() - began
