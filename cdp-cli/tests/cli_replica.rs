@@ -149,3 +149,51 @@ fn rights_are_bound_to_certificates() {
     }
     b.stop();
 }
+
+/// A disk that was made from an image has no history that goes back to zeros: its state is copied while somebody writes to
+/// it, through a line that is limited and a receiver that is killed in the middle; then the log follows.
+#[test]
+fn a_disk_from_an_image_is_copied_while_it_is_in_use() {
+    let sites = Sites::new();
+    let mut noise = 0x9e37_79b9_7f4a_7c15u64;
+    let image: Vec<u8> = (0..1 << 20)
+        .flat_map(|_| {
+            noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            noise.to_be_bytes()
+        })
+        .collect();
+    std::fs::write(sites.a.path("old.img"), &image).unwrap();
+    assert_eq!(sites.a.run(&["create", "vm", "--from", "old.img"]).code, 0);
+    let a = sites.serve_a();
+    let b = sites.serve_b("127.0.0.1:0");
+    let address = address_of(&b);
+    assert_eq!(sites.a.run(&["replica", "add", "vm", &address, "--limit", "4MiB/s"]).code, 0);
+    let mut disk = a.connect("vm").unwrap();
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let replicas = sites.a.json(&["replica", "list", "vm"]);
+        if replicas[0]["state"] == "copying" && replicas[0]["sent_bytes"].as_u64().unwrap() > 2 << 20 {
+            break;
+        }
+        assert!(replicas[0]["state"] != "up-to-date" && Instant::now() < until, "{replicas}");
+        put(&mut disk, noise % 1000 * 4096, &noise.to_be_bytes()).unwrap();
+        noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    drop(b);
+    let b = sites.serve_b(&address);
+    for block in 0..200u64 {
+        put(&mut disk, block * 8192, &[block as u8; 300]).unwrap();
+    }
+    drop(disk);
+    assert_eq!(sites.a.run(&["mark", "vm", "end"]).code, 0);
+    let replica = sites.caught_up();
+    assert_eq!(replica["limit_bytes_per_s"], 4 << 20, "{replica}");
+    let (mut here, mut there) = (a.connect("vm@end").unwrap(), b.connect("vm@end").unwrap());
+    let len = image.len();
+    assert!(get(&mut here, 0, len).unwrap() == get(&mut there, 0, len).unwrap(), "the two disks differ");
+    let verified = sites.b.run(&["verify", "vm"]);
+    assert_eq!(verified.code, 0, "{verified:?}");
+    a.stop();
+    b.stop();
+}

@@ -376,8 +376,48 @@ impl BaseWriter {
         Ok(&self.pieces[&number])
     }
 
+    /// Goes on with a base of which the pieces below `pieces` may be there, synced; what stands there of others is
+    /// removed.
+    pub fn resume(
+        files: Arc<dyn Files>,
+        dir: &Path,
+        volume: VolumeId,
+        size_bytes: u64,
+        pieces: u64,
+    ) -> Result<BaseWriter> {
+        for number in pieces..size_bytes.div_ceil(BASE_PIECE_BYTES) {
+            for path in [image_path(dir, number), sums_path(dir, number)] {
+                match files.remove(&path) {
+                    Err(error) if error.kind() != ErrorKind::NotFound => {
+                        return Err(Error::io(error, format!("removing {}", path.display())));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        let opened = Base::open(&files, dir, volume, size_bytes)?.pieces.into_inner();
+        let opened = opened.expect("no panics under this lock");
+        let piece = |piece: Arc<Piece>| Piece {
+            path: piece.path.clone(),
+            image: piece.image.clone(),
+            sums: piece.sums.clone(),
+        };
+        let pieces = opened.into_iter().map(|(number, open)| (number, piece(open))).collect();
+        Ok(BaseWriter { files, dir: dir.to_owned(), volume, size_bytes, pieces })
+    }
+
+    /// Above the highest piece that there is.
+    pub fn pieces(&self) -> u64 {
+        self.pieces.last_key_value().map_or(0, |(number, _)| number + 1)
+    }
+
     /// Makes everything written durable.
     pub fn finish(self) -> Result<()> {
+        self.sync()
+    }
+
+    /// Makes everything written so far durable.
+    pub fn sync(&self) -> Result<()> {
         for piece in self.pieces.values() {
             piece
                 .image

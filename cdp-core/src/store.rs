@@ -12,6 +12,7 @@
 //! ```
 
 mod clones;
+pub mod copies;
 mod operation;
 pub mod promotion;
 mod reopen;

@@ -13,6 +13,8 @@ pub const RECORDS_PER_FRAME: usize = 250;
 pub const FRAME_PAYLOAD_BYTES: usize = 256 << 10;
 /// Bytes of records that may be sent beyond what is acknowledged.
 pub const WINDOW_BYTES: u64 = 16 << 20;
+/// The same of a first copy, which is synced less often.
+pub const COPY_WINDOW_BYTES: u64 = 128 << 20;
 /// The largest window that a sender believes.
 pub const WINDOW_BYTES_MAX: u64 = 256 << 20;
 /// What waits for the socket at either side, before nothing more is made.
@@ -23,6 +25,12 @@ pub const BATCH_BYTES: usize = 4 << 20;
 pub const ERROR_TEXT_BYTES: usize = 2048;
 /// Longest name of a program or site, in bytes.
 pub const NAME_BYTES_MAX: usize = 200;
+/// The most blocks in one COPY frame.
+pub const COPY_BLOCKS_MAX: u64 = 256;
+/// A first copy is synced, and what is durable of it acknowledged, so often at most, in nanoseconds.
+pub const COPY_SYNC_NS: u64 = 500_000_000;
+/// Or when so many bytes of it are not.
+pub const COPY_SYNC_BYTES: u64 = 32 << 20;
 /// The smallest segments that a replica gets, in bytes.
 pub const SEGMENT_BYTES_MIN: u64 = 64 << 10;
 /// Connections of a receiver at a time.
@@ -44,6 +52,9 @@ const _: () = assert!(FRAME_PAYLOAD_BYTES * 2 < BODY_BYTES_MAX);
 const _: () = assert!(RECORDS_PER_FRAME * 120 + 32 + FRAME_PAYLOAD_BYTES < BODY_BYTES_MAX);
 // An epoch takes 44 bytes.
 const _: () = assert!(EPOCHS_MAX * 44 + 4096 < CONTROL_BYTES_MAX);
+const _: () = assert!(COPY_BLOCKS_MAX as usize * 4096 + 16 < BODY_BYTES_MAX);
+// What waits for a sync fits into the window, or nothing would go on.
+const _: () = assert!(COPY_SYNC_BYTES < COPY_WINDOW_BYTES);
 const _: () = assert!(CONTROL_BYTES_MAX <= BODY_BYTES_MAX);
 const _: () = assert!(ACK_NS_MAX * 4 < SILENCE_NS_MAX && COMPLETE_NS * 4 < SILENCE_NS_MAX);
 const _: () = assert!(PAYLOAD_BYTES_MAX < WINDOW_BYTES_MAX);

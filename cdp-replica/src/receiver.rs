@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! Greeting ─ HELLO ─▶ Opening ─ OPEN ─▶ Starting ─ START ─▶ Receiving
+//!                                              └─ START ─▶ Copying ─ all of it ─▶ Receiving
 //! ```
 //!
 //! There is no message by which the other side could shorten, delete or promote anything.
@@ -17,12 +18,14 @@ use cdp_core::ids::*;
 use cdp_core::journal::append::{Position, Verbatim};
 use cdp_core::limits::SEGMENT_BYTES;
 use cdp_core::store::Store;
-use cdp_core::store::replicas::Origin;
+use cdp_core::store::copies::ReplicaCopy;
+use cdp_core::store::replicas::{Copied, Origin};
 use cdp_core::volume::Volume;
 
 use crate::fault::{Fault, FaultKind};
 use crate::limits::*;
 use crate::wire::control::{self, Ack, Complete, Hello, Open, Start, State, WireEpoch};
+use crate::wire::copy;
 use crate::wire::frame::{FrameReader, FrameType, FrameWriter};
 use crate::wire::records::Assembler;
 
@@ -50,7 +53,24 @@ enum Phase {
     Opening,
     // None: it will be made.
     Starting(String, Box<Origin>, Option<Arc<Volume>>),
+    Copying(Box<Copying>),
     Receiving(Box<Intake>),
+}
+
+/// A first copy that comes in.
+struct Copying {
+    name: String,
+    volume: VolumeId,
+    number: u64,
+    // None once it became a volume.
+    copy: Option<ReplicaCopy>,
+    // Everything before this byte has come.
+    at: u64,
+    size_bytes: u64,
+    unsynced_bytes: u64,
+    synced_at_ns: u64,
+    acknowledged_at_ns: u64,
+    is_whole: bool,
 }
 
 struct Intake {
@@ -68,6 +88,8 @@ struct Intake {
     complete: Option<(Lsn, Timestamp)>,
     is_ack_due: bool,
     acknowledged_at_ns: u64,
+    // Of the first copy that it began with.
+    copied_bytes: u64,
 }
 
 /// The receiving side of one connection.
@@ -156,6 +178,9 @@ impl Receiver {
             }
             (Phase::Opening, FrameType::Open) => self.open(control::read(body)?)?,
             (Phase::Starting(..), FrameType::Start) => self.start(control::read(body)?)?,
+            (Phase::Copying(copying), FrameType::Copy) => copying.take(body)?,
+            // It lives.
+            (Phase::Copying(_), FrameType::Complete) => drop(control::read::<Complete>(body)?),
             (Phase::Receiving(intake), FrameType::Records) => intake.records(body)?,
             (Phase::Receiving(intake), FrameType::Payload) => intake.payload(body)?,
             (Phase::Receiving(intake), FrameType::Complete) => {
@@ -189,8 +214,18 @@ impl Receiver {
             epochs: control::read_epochs(VolumeId(open.volume), &open.epochs)?,
         };
         let volume = self.store.volume_by_id(origin.id);
+        if volume.is_none() {
+            self.store.refuse_replica(&open.name, origin.id)?;
+        }
         let state = match &volume {
-            None => State::Absent,
+            None => match self.store.copy_state(origin.id)? {
+                Some(state) => State::Copying {
+                    lsn: state.copied.lsn.0,
+                    chain: state.copied.chain.0,
+                    done_bytes: state.done_bytes,
+                },
+                None => State::Absent,
+            },
             Some(volume) => {
                 self.hear(volume, &origin.epochs.newest())?;
                 self.refuse_unless_ours(volume)?;
@@ -253,25 +288,101 @@ impl Receiver {
     }
 
     fn start(&mut self, start: Start) -> Result<(), Fault> {
-        let Start::Log { from_lsn, chain_before } = start else {
-            return Err(Fault::protocol("a first copy, which is not built yet"));
-        };
         let Phase::Starting(name, origin, volume) = std::mem::replace(&mut self.phase, Phase::Opening) else {
             unreachable!("the caller looked")
+        };
+        let (from_lsn, chain_before) = match start {
+            Start::Log { from_lsn, chain_before } => (from_lsn, chain_before),
+            Start::Copy { lsn, ns, chain, size_bytes, from_byte } => {
+                let (lsn, at) = (Lsn(lsn), Timestamp(ns));
+                let copied = Copied { lsn, at, chain: Chain(chain), size_bytes };
+                return self.start_copy(name, Origin { copied: Some(copied), ..*origin }, volume, from_byte);
+            }
         };
         let volume = match volume {
             Some(volume) => volume,
             None => self.store.create_replica(&name, &origin, None)?,
         };
         let number = self.feeding.take_over(origin.id);
-        if volume.source().is_none() {
-            volume.set_source(&self.peer)?;
-        }
         let end = end_of(&volume)?;
         if from_lsn != end.lsn.next().0 || chain_before != end.chain.0 {
             let text = format!("records from lsn:{from_lsn} on do not join {:?}", end.lsn);
             return Err(Fault::new(FaultKind::Fork, text));
         }
+        self.take_records(volume, number, 0)
+    }
+
+    fn start_copy(
+        &mut self,
+        name: String,
+        origin: Origin,
+        volume: Option<Arc<Volume>>,
+        from_byte: u64,
+    ) -> Result<(), Fault> {
+        if let Some(volume) = volume {
+            let text = format!("volume {} is here, and no copy is wanted", volume.name());
+            return Err(Fault::protocol(text));
+        }
+        let number = self.feeding.take_over(origin.id);
+        let copy = self.store.take_copy(&origin)?;
+        let state = copy.state();
+        if from_byte != state.done_bytes {
+            let text = format!("a copy from byte {from_byte} on, and byte {} is next", state.done_bytes);
+            return Err(Fault::protocol(text));
+        }
+        self.phase = Phase::Copying(Box::new(Copying {
+            name,
+            volume: origin.id,
+            number,
+            copy: Some(copy),
+            at: from_byte,
+            size_bytes: state.copied.size_bytes,
+            unsynced_bytes: 0,
+            synced_at_ns: 0,
+            acknowledged_at_ns: 0,
+            is_whole: false,
+        }));
+        Ok(())
+    }
+
+    /// Syncs what came of a copy, and makes a volume of it when it is whole.
+    fn settle_copy(&mut self, now_ns: u64) -> Result<(), Fault> {
+        let Phase::Copying(copying) = &mut self.phase else { unreachable!("the caller looked") };
+        if !self.feeding.is_newest(copying.volume, copying.number) {
+            let text = format!("another connection copies volume {} now", copying.name);
+            return Err(Fault::new(FaultKind::Closing, text));
+        }
+        if copying.is_whole
+            && let Some(copy) = copying.copy.take()
+        {
+            let number = copying.number;
+            let copied_bytes = copying.size_bytes;
+            let volume = self.store.finish_copy(&copying.name, copy)?;
+            return self.take_records(volume, number, copied_bytes);
+        }
+        let Some(copy) = &mut copying.copy else { return Ok(()) };
+        let is_time = now_ns.saturating_sub(copying.synced_at_ns) >= COPY_SYNC_NS;
+        if copying.at > copy.state().done_bytes && (is_time || copying.unsynced_bytes >= COPY_SYNC_BYTES) {
+            copying.synced_at_ns = now_ns;
+            copy.settle(copying.at)?;
+            copying.unsynced_bytes = 0;
+            copying.acknowledged_at_ns = 0;
+        }
+        if now_ns.saturating_sub(copying.acknowledged_at_ns) >= ACK_NS_MAX {
+            copying.acknowledged_at_ns = now_ns.max(1);
+            let copied_bytes = copy.state().done_bytes;
+            let ack = Ack { window_bytes: COPY_WINDOW_BYTES, copied_bytes, ..Ack::default() };
+            control::send(&mut self.writer, &mut self.out, &ack);
+        }
+        Ok(())
+    }
+
+    /// From here on it takes records behind the newest one.
+    fn take_records(&mut self, volume: Arc<Volume>, number: u64, copied_bytes: u64) -> Result<(), Fault> {
+        if volume.source().is_none() {
+            volume.set_source(&self.peer)?;
+        }
+        let end = end_of(&volume)?;
         self.phase = Phase::Receiving(Box::new(Intake {
             volume,
             number,
@@ -284,6 +395,7 @@ impl Receiver {
             complete: None,
             is_ack_due: true,
             acknowledged_at_ns: 0,
+            copied_bytes,
         }));
         Ok(())
     }
@@ -298,6 +410,9 @@ impl Receiver {
             // It was promoted: whoever fed it must hear of that at once.
             let volume = intake.volume.clone();
             return Err(self.fenced(&volume));
+        }
+        if let Phase::Copying(_) = &self.phase {
+            return self.settle_copy(now_ns);
         }
         let Phase::Receiving(intake) = &mut self.phase else { return Ok(()) };
         intake.append(&self.feeding)?;
@@ -318,6 +433,28 @@ fn end_of(volume: &Volume) -> Result<Position, Fault> {
         let text = format!("volume {} takes no records: {:?}", volume.name(), volume.health());
         Fault::new(FaultKind::Storage, text)
     })
+}
+
+impl Copying {
+    fn take(&mut self, body: &[u8]) -> Result<(), Fault> {
+        let (first, blocks) = copy::read(body)?;
+        let from = first.0.saturating_mul(BLOCK_BYTES);
+        let copy = self.copy.as_mut().filter(|_| !self.is_whole);
+        let Some(copy) = copy.filter(|_| from >= self.at) else {
+            return Err(Fault::protocol(format!(
+                "a copy that goes back to block {first}, or on behind its end"
+            )));
+        };
+        if blocks.is_empty() {
+            self.is_whole = true;
+            self.at = self.size_bytes;
+            return Ok(());
+        }
+        copy.write(first, blocks)?;
+        self.at = (from + blocks.len() as u64).min(self.size_bytes);
+        self.unsynced_bytes += blocks.len() as u64;
+        Ok(())
+    }
 }
 
 impl Intake {
@@ -390,7 +527,7 @@ impl Intake {
             oldest_lsn: oldest.0.0,
             oldest_ns: oldest.1.0,
             window_bytes: WINDOW_BYTES,
-            copied_bytes: 0,
+            copied_bytes: self.copied_bytes,
         })
     }
 }

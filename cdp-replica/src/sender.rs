@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! Greeting ─ HELLO ─▶ Asking ─ STATE ─▶ Streaming
+//!                          └─ STATE ─▶ Copying ─ ACK of the whole ─▶ Streaming
 //! ```
 //!
 //! Nothing is queued here: what the window or the output has no room for stays in the journal.
@@ -9,11 +10,14 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use cdp_core::device::{Content, Device, Read};
 use cdp_core::error::Kind;
 use cdp_core::format::epoch::Epoch;
 use cdp_core::format::record::Chain;
 use cdp_core::history::epochs::Standing;
 use cdp_core::ids::*;
+use cdp_core::journal::append::Position;
+use cdp_core::view::View;
 use cdp_core::volume::Volume;
 use cdp_core::volume::stream::LogReader;
 
@@ -21,13 +25,34 @@ use crate::fault::{Fault, FaultKind};
 use crate::limits::*;
 use crate::status::{LinkState, LinkStatus};
 use crate::wire::control::{self, Ack, CODING_LZ4, Complete, Hello, Open, Start, State, WireEpoch};
+use crate::wire::copy;
 use crate::wire::frame::{FrameReader, FrameType, FrameWriter};
 use crate::wire::records::{self, Rest};
+
+/// So many stretches of a state are looked at before the other side has its turn.
+const COPY_LOOKS_PER_TURN: u32 = 64;
 
 enum Phase {
     Greeting,
     Asking,
+    Copying(Box<Copying>),
     Streaming(Box<Stream>),
+}
+
+/// A first copy under way.
+struct Copying {
+    view: View,
+    position: Position,
+    // Looked at up to this byte.
+    at: u64,
+    done_bytes: u64,
+    is_told: bool,
+    // Where each frame ends, and the bytes sent up to it.
+    unacknowledged: VecDeque<(u64, u64)>,
+    sent_bytes: u64,
+    acknowledged_bytes: u64,
+    window_bytes: u64,
+    said_at_ns: u64,
 }
 
 struct Stream {
@@ -94,6 +119,9 @@ impl Sender {
     pub fn fill_status(&self, status: &mut LinkStatus) {
         status.state = match &self.phase {
             Phase::Greeting | Phase::Asking => LinkState::Joining,
+            Phase::Copying(copying) => {
+                LinkState::Copying { done_bytes: copying.done_bytes, total_bytes: copying.view.size_bytes() }
+            }
             Phase::Streaming(_) => LinkState::Streaming,
         };
         if self.ack.window_bytes > 0 {
@@ -137,6 +165,7 @@ impl Sender {
                 Ok(())
             }
             (Phase::Asking, FrameType::State) => self.join(control::read(body)?),
+            (Phase::Copying(_), FrameType::Ack) => self.copied(control::read(body)?),
             (Phase::Streaming(_), FrameType::Ack) => self.acknowledged(control::read(body)?),
             _ => Err(Fault::protocol(format!("a {kind:?} frame out of turn"))),
         }
@@ -198,12 +227,9 @@ impl Sender {
                 self.check_epochs(Lsn(durable_lsn), &epochs)?;
                 (Lsn(durable_lsn), Chain(chain))
             }
-            State::Absent | State::Copying { .. } => {
-                let text = format!(
-                    "volume {} does not have all of its history any more, and copying a state is not built yet",
-                    self.volume.name()
-                );
-                return Err(Fault::new(FaultKind::Behind, text));
+            State::Absent => return self.copy(None),
+            State::Copying { lsn, chain, done_bytes } => {
+                return self.copy(Some((Lsn(lsn), Chain(chain), done_bytes)));
             }
         };
         let name = self.volume.name();
@@ -233,6 +259,122 @@ impl Sender {
         self.volume.hold_replica(&self.address, lsn)?;
         let start = Start::Log { from_lsn: lsn.next().0, chain_before: chain.0 };
         control::send(&mut self.writer, &mut self.out, &start);
+        self.stream(reader);
+        Ok(())
+    }
+
+    /// The state that is held for the replica goes there first. `begun` is what it has of one already: its record, chain
+    /// value, and the byte up to which it is durable.
+    fn copy(&mut self, begun: Option<(Lsn, Chain, u64)>) -> Result<(), Fault> {
+        let name = self.volume.name();
+        let held = self.volume.hold_for_copy(&self.address)?;
+        let view = View::open(self.volume.clone(), held, &format!("the first copy at {}", self.address))?;
+        let position = LogReader::behind(&self.volume, held)?.position();
+        let at = match begun {
+            Some((lsn, chain, done)) if lsn == held && chain == position.chain => done,
+            _ => 0,
+        };
+        if at > view.size_bytes() || !at.is_multiple_of(BLOCK_BYTES) && at != view.size_bytes() {
+            return Err(Fault::protocol(format!("a copy of volume {name} that is at byte {at}")));
+        }
+        let start = Start::Copy {
+            lsn: held.0,
+            ns: position.timestamp.0,
+            chain: position.chain.0,
+            size_bytes: view.size_bytes(),
+            from_byte: at,
+        };
+        control::send(&mut self.writer, &mut self.out, &start);
+        self.phase = Phase::Copying(Box::new(Copying {
+            view,
+            position,
+            at,
+            done_bytes: at,
+            is_told: false,
+            unacknowledged: VecDeque::new(),
+            sent_bytes: 0,
+            acknowledged_bytes: 0,
+            window_bytes: COPY_SYNC_BYTES,
+            said_at_ns: 0,
+        }));
+        Ok(())
+    }
+
+    fn copied(&mut self, ack: Ack) -> Result<(), Fault> {
+        let Phase::Copying(copying) = &mut self.phase else { unreachable!("the caller looked") };
+        if ack.copied_bytes < copying.done_bytes || ack.copied_bytes > copying.at {
+            return Err(Fault::protocol(format!(
+                "an acknowledgement of byte {}, which was not sent",
+                ack.copied_bytes
+            )));
+        }
+        copying.done_bytes = ack.copied_bytes;
+        copying.window_bytes = ack.window_bytes.min(WINDOW_BYTES_MAX);
+        while let Some((at, bytes)) = copying.unacknowledged.front().copied()
+            && at <= ack.copied_bytes
+        {
+            copying.acknowledged_bytes = bytes;
+            copying.unacknowledged.pop_front();
+        }
+        let position = copying.position;
+        // As long as it is no volume yet there is no oldest state.
+        if ack.oldest_ns == 0 || !copying.is_told {
+            return Ok(());
+        }
+        if ack.durable_lsn != position.lsn.0 || ack.chain != position.chain.0 {
+            return Err(Fault::protocol("an acknowledgement of another state than the one that was copied"));
+        }
+        let reader = LogReader::behind(&self.volume, position.lsn)?;
+        self.volume.hold_replica(&self.address, position.lsn)?;
+        self.stream(reader);
+        Ok(())
+    }
+
+    /// What is not zeros in the state goes out, as far as there is room.
+    fn send_copy(&mut self, now_ns: u64) -> Result<(), Fault> {
+        let Phase::Copying(copying) = &mut self.phase else { unreachable!("the caller looked") };
+        let size = copying.view.size_bytes();
+        if now_ns.saturating_sub(copying.said_at_ns) >= COMPLETE_NS {
+            // It tells that this side lives, also while there is nothing but zeros.
+            copying.said_at_ns = now_ns;
+            control::send(&mut self.writer, &mut self.out, &Complete { ns: 0 });
+        }
+        let mut looks = 0;
+        while copying.at < size
+            && self.out.len() < OUTPUT_BYTES
+            && looks < COPY_LOOKS_PER_TURN
+            && (copying.sent_bytes - copying.acknowledged_bytes < copying.window_bytes
+                || copying.unacknowledged.is_empty())
+        {
+            looks += 1;
+            let stretches = copying.view.extents(copying.at, size - copying.at, 1)?;
+            let stretch = stretches[0];
+            if stretch.content != Content::Data {
+                copying.at += stretch.len;
+                continue;
+            }
+            let len = stretch.len.min(COPY_BLOCKS_MAX * BLOCK_BYTES);
+            let mut blocks = vec![0; len.next_multiple_of(BLOCK_BYTES) as usize];
+            let mut reads =
+                [Read { offset: copying.at, buffer: &mut blocks[..len as usize], result: Ok(()) }];
+            copying.view.read(&mut reads);
+            let [read] = reads;
+            read.result?;
+            let before = self.out.len();
+            copy::send(&mut self.writer, &mut self.out, Lba(copying.at / BLOCK_BYTES), &blocks);
+            copying.at += len;
+            copying.sent_bytes += (self.out.len() - before) as u64;
+            copying.unacknowledged.push_back((copying.at, copying.sent_bytes));
+        }
+        if copying.at == size && !copying.is_told {
+            copying.is_told = true;
+            copy::send(&mut self.writer, &mut self.out, Lba(size.div_ceil(BLOCK_BYTES)), &[]);
+        }
+        Ok(())
+    }
+
+    fn stream(&mut self, reader: LogReader) {
+        let Position { lsn, chain, .. } = reader.position();
         self.ack = Ack { durable_lsn: lsn.0, chain: chain.0, ..Ack::default() };
         self.phase = Phase::Streaming(Box::new(Stream {
             reader,
@@ -246,7 +388,6 @@ impl Sender {
             complete_said: Timestamp(0),
             complete_at_ns: 0,
         }));
-        Ok(())
     }
 
     fn acknowledged(&mut self, ack: Ack) -> Result<(), Fault> {
@@ -273,6 +414,9 @@ impl Sender {
     fn make_output(&mut self, now_ns: u64) -> Result<(), Fault> {
         if now_ns.saturating_sub(self.heard_ns) > SILENCE_NS_MAX {
             return Err(Fault::new(FaultKind::Closing, "the other side has said nothing for 10 seconds"));
+        }
+        if let Phase::Copying(_) = &self.phase {
+            return self.send_copy(now_ns);
         }
         let Phase::Streaming(stream) = &mut self.phase else { return Ok(()) };
         while self.out.len() < OUTPUT_BYTES {

@@ -8,6 +8,7 @@ use cdp_core::ids::*;
 use cdp_core::journal::append::Verbatim;
 use cdp_replica::fault::{Fault, FaultKind};
 use cdp_replica::wire::control::{self, Ack, Complete, Control, Hello, Open, Start, State, WireEpoch};
+use cdp_replica::wire::copy;
 use cdp_replica::wire::frame::{FrameReader, FrameType, FrameWriter};
 use cdp_replica::wire::records::{self, Assembler};
 
@@ -102,6 +103,8 @@ fn frames() -> Vec<(&'static str, Vec<u8>)> {
         vec![record(3, Chain([5; 16]), vec![1; 300 << 10])],
     );
     assert!(rest.unwrap().send(&mut writer, &mut large));
+    let mut copied = Vec::new();
+    copy::send(&mut FrameWriter::default(), &mut copied, Lba(17), &[0x5a; 8192]);
     vec![
         ("hello", frame(&hello)),
         ("open", frame(&open)),
@@ -116,6 +119,7 @@ fn frames() -> Vec<(&'static str, Vec<u8>)> {
         ("error", fault),
         ("records", several),
         ("payload", large),
+        ("copy", copied),
     ]
 }
 
@@ -174,5 +178,5 @@ fn what_is_sent_is_what_is_read() {
         }
         assert!(!assembler.is_within_record());
     }
-    assert_eq!(kinds.len(), 14);
+    assert_eq!(kinds.len(), 15);
 }

@@ -46,6 +46,48 @@ pub struct Copied {
     pub size_bytes: u64,
 }
 
+impl Origin {
+    /// Whether a volume can have such sizes.
+    pub(super) fn check_sizes(&self) -> Result<()> {
+        let sizes = [Some(self.first_size_bytes), self.copied.map(|copied| copied.size_bytes)];
+        for size in sizes.into_iter().flatten() {
+            if !(VOLUME_BYTES_MIN..=VOLUME_BYTES_MAX).contains(&size) || !size.is_multiple_of(512) {
+                return Err(Error::new(Kind::Invalid, format!("a size of {size} bytes for a replica")));
+            }
+        }
+        Ok(())
+    }
+
+    /// What a replica of this name is, and where its journal begins, if not at the beginning.
+    pub(super) fn identity(&self, name: &str, now: Timestamp) -> (Identity, Option<(HistoryState, Epochs)>) {
+        let identity = Identity {
+            name: name.to_owned(),
+            id: self.id,
+            first_size_bytes: self.first_size_bytes,
+            created: self.created,
+            segment_bytes: self.segment_bytes,
+            journal_cap_bytes: self.journal_cap_bytes,
+            marker_interval_ns: self.marker_interval_ns,
+            held: None,
+            parent: None,
+            role: Role::Replica { since: now },
+        };
+        let history = self.copied.map(|copied| HistoryState {
+            horizon: (copied.lsn, copied.at),
+            base: BasePoint {
+                lsn: copied.lsn,
+                timestamp: copied.at,
+                chain: copied.chain,
+                size_bytes: copied.size_bytes,
+                epoch: self.epochs.of_record(copied.lsn),
+                ..BasePoint::beginning(self.created)
+            },
+        });
+        let begin = history.map(|history| (history, self.epochs.through(history.base.lsn)));
+        (identity, begin)
+    }
+}
+
 impl Store {
     /// Makes an empty replica, or one on top of a copied state that `fill` puts into its base.
     ///
@@ -60,44 +102,32 @@ impl Store {
         origin: &Origin,
         fill: Option<&mut FillBase<'_>>,
     ) -> Result<Arc<Volume>> {
-        let sizes = [Some(origin.first_size_bytes), origin.copied.map(|copied| copied.size_bytes)];
-        for size in sizes.into_iter().flatten() {
-            if !(VOLUME_BYTES_MIN..=VOLUME_BYTES_MAX).contains(&size) || !size.is_multiple_of(512) {
-                return Err(Error::new(Kind::Invalid, format!("a size of {size} bytes for a replica")));
+        origin.check_sizes()?;
+        let _changing = self.changing.lock().expect("no panics under this lock");
+        self.refuse_second(origin.id)?;
+        let (identity, begin) = origin.identity(name, self.shared.clock.now());
+        self.make_volume(&identity, fill, None, begin.as_ref())
+    }
+
+    /// Says why a replica of this name cannot be made here, if it cannot: before anything is sent for it.
+    pub fn refuse_replica(&self, name: &str, id: VolumeId) -> Result<()> {
+        if self.volume(name).is_ok() || self.groups().contains_key(name) {
+            let context = format!("there is another volume or group named {name:?} at the replica's site");
+            return Err(Error::new(Kind::Exists, context));
+        }
+        self.refuse_second(id)
+    }
+
+    /// A store holds one copy of a volume, deleted ones included.
+    pub(super) fn refuse_second(&self, id: VolumeId) -> Result<()> {
+        match self.place_of(id)? {
+            None => Ok(()),
+            Some(other) => {
+                Err(Error::new(Kind::Exists, format!("the volume {id} is here already, as {other}")).hint(
+                    "a store holds one copy of a volume; take another store, or remove that one for good",
+                ))
             }
         }
-        let _changing = self.changing.lock().expect("no panics under this lock");
-        if let Some(other) = self.place_of(origin.id)? {
-            let context = format!("the volume {} is here already, as {other}", origin.id);
-            return Err(Error::new(Kind::Exists, context).hint(
-                "a store holds one copy of a volume; take another store, or remove that one for good",
-            ));
-        }
-        let identity = Identity {
-            name: name.to_owned(),
-            id: origin.id,
-            first_size_bytes: origin.first_size_bytes,
-            created: origin.created,
-            segment_bytes: origin.segment_bytes,
-            journal_cap_bytes: origin.journal_cap_bytes,
-            marker_interval_ns: origin.marker_interval_ns,
-            held: None,
-            parent: None,
-            role: Role::Replica { since: self.shared.clock.now() },
-        };
-        let history = origin.copied.map(|copied| HistoryState {
-            horizon: (copied.lsn, copied.at),
-            base: BasePoint {
-                lsn: copied.lsn,
-                timestamp: copied.at,
-                chain: copied.chain,
-                size_bytes: copied.size_bytes,
-                epoch: origin.epochs.of_record(copied.lsn),
-                ..BasePoint::beginning(origin.created)
-            },
-        });
-        let begin = history.map(|history| (history, origin.epochs.through(history.base.lsn)));
-        self.make_volume(&identity, fill, None, begin.as_ref())
     }
 
     /// The opened volume with this id.

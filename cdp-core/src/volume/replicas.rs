@@ -206,6 +206,29 @@ impl Volume {
         if is_known { Ok(()) } else { self.write_replicas(&list) }
     }
 
+    /// The replica has nothing, or part of a first copy: gives the state that is held for it, which is copied there. One
+    /// that had acknowledged something and lost it begins anew, from the newest durable state.
+    pub fn hold_for_copy(&self, address: &str) -> Result<Lsn> {
+        let durable = self.durable_lsn();
+        let mut list = self.replicas.lock().expect("no panics under this lock");
+        let Some(fed) = list.fed.iter_mut().find(|fed| fed.replica.address == address) else {
+            let context = format!("volume {} feeds no replica at {address}", self.name());
+            return Err(Error::new(Kind::Closed, context));
+        };
+        if !fed.replica.is_acknowledged
+            && fed.replica.gave_up.is_none()
+            && fed.replica.held >= self.base_point().lsn
+        {
+            return Ok(fed.replica.held);
+        }
+        fed.pin = Some(self.pin(durable, &holder(address))?);
+        fed.replica.held = durable;
+        fed.replica.is_acknowledged = false;
+        fed.replica.gave_up = None;
+        self.write_replicas(&list)?;
+        Ok(durable)
+    }
+
     /// A replica has everything through `lsn` durable, and everything up to `complete`. The pin moves at once; it is
     /// written down every two seconds at most.
     pub fn note_acknowledged(&self, address: &str, lsn: Lsn, complete: Timestamp) -> Result<()> {

@@ -1,5 +1,6 @@
 //! Bytes on the wire, without I/O: frames, control messages, records.
 
 pub mod control;
+pub mod copy;
 pub mod frame;
 pub mod records;

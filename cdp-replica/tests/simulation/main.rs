@@ -74,3 +74,27 @@ fn a_promotion_fences_the_old_primary() {
         assert_eq!(world.tip_b(), tip);
     }
 }
+
+/// A disk that began as an image gets a replica while it is in use: the copy is broken off by everything that can
+/// happen, goes on where it was, and what comes out of it is the primary's history from that state on.
+#[test]
+fn a_first_copy_survives_everything() {
+    let mut met = world::Met::default();
+    for seed in 0..30 {
+        let mut world = World::new(seed, Plan::with_copy());
+        world.run(200);
+        world.heal();
+        met.add(&world.met);
+    }
+    println!("{met:?}");
+    assert!(met.cuts > 20 && met.crashes_a > 10 && met.crashes_b > 10 && met.copies_resumed > 5, "{met:?}");
+}
+
+/// A third site is fed by the second one: it gets the same history, and says no more than the second one knows.
+#[test]
+fn a_replica_feeds_another() {
+    let mut world = World::new(13, Plan::quiet());
+    world.run(80);
+    world.heal();
+    world.feed_third();
+}

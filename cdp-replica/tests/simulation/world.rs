@@ -4,11 +4,12 @@ use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
 
+use cdp_core::base::BaseWriter;
 use cdp_core::device::{Change, Device, Read};
 use cdp_core::format::marker::{MarkerClass, MarkerPayload};
 use cdp_core::ids::*;
 use cdp_core::io::sim::{Chance, CrashAt, PowerLoss, SimClock, SimDisk, Snapshot};
-use cdp_core::store::{CreateOptions, OpenOptions, Store};
+use cdp_core::store::{CreateOptions, FillBase, OpenOptions, Store};
 use cdp_core::view::View;
 use cdp_core::volume::Volume;
 use cdp_core::volume::rollback::Back;
@@ -20,6 +21,8 @@ const STORE: &str = "/store";
 const NAME: &str = "disk";
 const ADDRESS: &str = "b:1";
 const BLOCKS: u64 = 24;
+/// Of the whole volume.
+const ALL_BLOCKS: u64 = 256;
 const SEGMENT_BYTES: u64 = 192 << 10;
 const STEP_NS: u64 = 7_000_000;
 
@@ -27,15 +30,21 @@ const STEP_NS: u64 = 7_000_000;
 #[derive(Clone, Copy)]
 pub struct Plan {
     faults: bool,
+    copy: bool,
 }
 
 impl Plan {
     pub fn everything() -> Plan {
-        Plan { faults: true }
+        Plan { faults: true, copy: false }
+    }
+
+    /// A volume that did not begin as zeros, so that a state of it has to be copied first.
+    pub fn with_copy() -> Plan {
+        Plan { faults: true, copy: true }
     }
 
     pub fn quiet() -> Plan {
-        Plan { faults: false }
+        Plan { faults: false, copy: false }
     }
 }
 
@@ -50,6 +59,7 @@ pub struct Met {
     pub rollbacks: u64,
     pub resumed: u64,
     pub checks: u64,
+    pub copies_resumed: u64,
 }
 
 impl Met {
@@ -62,6 +72,7 @@ impl Met {
         self.rollbacks += other.rollbacks;
         self.resumed += other.resumed;
         self.checks += other.checks;
+        self.copies_resumed += other.copies_resumed;
     }
 }
 
@@ -128,7 +139,19 @@ impl World {
     pub fn new(seed: u64, plan: Plan) -> World {
         let (a, b) = (Site::new(seed * 2 + 1), Site::new(seed * 2 + 2));
         let options = CreateOptions { segment_bytes: SEGMENT_BYTES, ..CreateOptions::new(1 << 20) };
-        let volume = a.store.as_ref().unwrap().create_volume(NAME, &options, None).unwrap();
+        let mut fill = |base: &mut BaseWriter| {
+            let mut noise = Chance::new(seed);
+            (0..ALL_BLOCKS).step_by(3).try_for_each(|block| {
+                let bytes: Vec<u8> = (0..512).flat_map(|_| noise.bits().to_le_bytes()).collect();
+                base.write(block, &bytes)
+            })
+        };
+        let fill: Option<&mut FillBase<'_>> = if plan.copy { Some(&mut fill) } else { None };
+        let volume = a.store.as_ref().unwrap().create_volume(NAME, &options, fill).unwrap();
+        if plan.copy && seed.is_multiple_of(2) {
+            let mut results = Vec::new();
+            volume.apply(SessionId(1), &[Change::Write { offset: 0, data: &[5; 9000] }], &mut results);
+        }
         volume.add_replica(ADDRESS, 0).unwrap();
         World {
             seed,
@@ -157,9 +180,11 @@ impl World {
     }
 
     fn step(&mut self) {
-        self.now_ns += STEP_NS;
-        self.a.clock.advance(STEP_NS);
-        self.b.clock.advance(STEP_NS);
+        // A copy takes its time, so that it can be broken off.
+        let step_ns = if self.plan.copy { 10 * STEP_NS } else { STEP_NS };
+        self.now_ns += step_ns;
+        self.a.clock.advance(step_ns);
+        self.b.clock.advance(step_ns);
         if self.plan.faults {
             self.misfortune();
         }
@@ -284,7 +309,7 @@ impl World {
                 let tip = volume.tip_lsn().0;
                 if self.chance.percent(30) {
                     let _ = volume.grow(volume.size_bytes() + 4096);
-                } else if tip > 3 {
+                } else if tip > 3 && !self.plan.copy {
                     let back = Lsn(tip - self.chance.below(tip.min(20)));
                     self.met.rollbacks += u64::from(volume.rollback(Back::To(back), "test").is_ok());
                 }
@@ -314,6 +339,10 @@ impl World {
     }
 
     fn connect(&mut self) {
+        if let Some(a) = self.a.volume() {
+            let begun = self.b.store.as_ref().unwrap().copy_state(a.identity().id).unwrap();
+            self.met.copies_resumed += u64::from(begun.is_some_and(|state| state.done_bytes > 0));
+        }
         let sender = Sender::new(self.a.volume().unwrap(), ADDRESS, self.now_ns);
         let store = self.b.store.clone().unwrap();
         let receiver = Receiver::new(store, self.feeding.clone(), "site-a", self.now_ns);
@@ -365,7 +394,8 @@ impl World {
         if wire.stalled {
             return None;
         }
-        let most = if self.plan.faults { self.chance.below(60_000) as usize } else { usize::MAX };
+        let bytes = if self.plan.copy { 6_000 } else { 60_000 };
+        let most = if self.plan.faults { self.chance.below(bytes) as usize } else { usize::MAX };
         let some: Vec<u8> = wire.there.drain(..most.min(wire.there.len())).collect();
         if let Some(receiver) = &mut wire.receiver
             && let Err(fault) = receiver.receive(&some, now_ns)
@@ -393,11 +423,16 @@ impl World {
             tip_b <= tip_a,
             "seed {seed}: the replica has {tip_b:?}, {tip_a:?} is durable at the primary"
         );
-        for lsn in [tip_b, Lsn(self.chance.below(tip_b.0 + 1)), Lsn(self.chance.below(tip_b.0 + 1))] {
+        let oldest = b.oldest().0.0;
+        let mut any = || Lsn(oldest + self.chance.below(tip_b.0 + 1 - oldest));
+        for lsn in [tip_b, any(), any()] {
             self.check_state(&a, &b, lsn);
         }
         let held = a.replicas()[0].held;
-        assert!(held <= b.durable_lsn(), "seed {seed}: {held:?} is taken for acknowledged");
+        assert!(
+            !a.replicas()[0].is_acknowledged || held <= b.durable_lsn(),
+            "seed {seed}: {held:?} is taken for acknowledged"
+        );
         let complete = b.source().map_or(Timestamp(0), |source| source.complete);
         if complete > Timestamp(0) {
             use cdp_core::history::point::Timeline;
@@ -438,17 +473,41 @@ impl World {
             if let Some(fault) = self.exchange() {
                 panic!("seed {}: {fault}", self.seed);
             }
-            if a.replicas()[0].held == tip {
+            if a.replicas()[0].held == tip && a.replicas()[0].is_acknowledged {
                 break;
             }
         }
         let b = self.b.volume().unwrap();
         assert_eq!((b.durable_lsn(), self.acknowledged()), (tip, tip), "seed {}", self.seed);
-        for lsn in 0..=tip.0 {
+        for lsn in b.oldest().0.0..=tip.0 {
             self.check_state(&a, &b, Lsn(lsn));
         }
         assert_eq!(a.named_markers(), b.named_markers(), "seed {}", self.seed);
         self.wire = None;
+    }
+
+    pub fn feed_third(&mut self) {
+        let (c, b) = (Site::new(self.seed + 1000), self.b.volume().unwrap());
+        b.add_replica("c:1", 0).unwrap();
+        let mut sender = Sender::new(b.clone(), "c:1", self.now_ns);
+        let store = c.store.clone().unwrap();
+        let mut receiver = Receiver::new(store, Arc::default(), "site-b", self.now_ns);
+        for _ in 0..200 {
+            self.now_ns += 50_000_000;
+            sender.poll(self.now_ns).unwrap();
+            let there: Vec<u8> = sender.output().drain(..).collect();
+            receiver.receive(&there, self.now_ns).unwrap();
+            receiver.poll(self.now_ns).unwrap();
+            let back: Vec<u8> = receiver.output().drain(..).collect();
+            sender.receive(&back, self.now_ns).unwrap();
+        }
+        let third = c.volume().unwrap();
+        assert_eq!(third.durable_lsn(), b.durable_lsn());
+        for lsn in 0..=b.durable_lsn().0 {
+            self.check_state(&b, &third, Lsn(lsn));
+        }
+        let (known, told) = (b.complete_through().1, third.source().unwrap());
+        assert!(told.complete <= known && told.peer == "site-b", "{told:?}, {known:?}");
     }
 
     pub fn acknowledged(&self) -> Lsn {
@@ -525,7 +584,7 @@ impl World {
 
 fn content(volume: &Arc<Volume>, lsn: Lsn) -> Vec<u8> {
     let view = View::open(volume.clone(), lsn, "a check").unwrap();
-    let mut bytes = vec![0; ((BLOCKS + 8) * BLOCK_BYTES) as usize];
+    let mut bytes = vec![0; (ALL_BLOCKS * BLOCK_BYTES) as usize];
     let mut reads = [Read { offset: 0, buffer: &mut bytes, result: Ok(()) }];
     view.read(&mut reads);
     let [read] = reads;

@@ -7,6 +7,7 @@ use cdp_core::format::record::Chain;
 use cdp_core::ids::Lsn;
 use cdp_replica::fault::Fault;
 use cdp_replica::wire::control::{self, Ack, Complete, Failed, Hello, Open, Start, State, WireEpoch};
+use cdp_replica::wire::copy;
 use cdp_replica::wire::frame::{FrameReader, FrameType};
 use cdp_replica::wire::records::Assembler;
 
@@ -68,4 +69,5 @@ fn messages(body: &[u8]) {
     let _ = control::read::<Complete>(body);
     let _ = control::read::<WireEpoch>(body);
     let _ = control::read::<Failed>(body);
+    let _ = copy::read(body);
 }
