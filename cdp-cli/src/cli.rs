@@ -433,6 +433,10 @@ pub enum ReplicaCommand {
         /// Send no more than so many bytes a second
         #[arg(long, value_name = "SIZE[/s]")]
         limit: Option<String>,
+        /// Where the journal is full and its policy is `at cap drop-oldest`: give the replica up instead of refusing
+        /// writes; `cdp status` says so then
+        #[arg(long)]
+        give_up_when_full: bool,
     },
     /// Say how the replicas are doing
     #[command(after_help = "Example:\n  cdp replica list --json")]

@@ -14,10 +14,11 @@ use crate::work::{Request, Response};
 /// Adds, lists, removes.
 pub fn run(context: &Context, command: ReplicaCommand) -> Result<u8> {
     let request = match command {
-        ReplicaCommand::Add { volume, address, limit } => {
+        ReplicaCommand::Add { volume, address, limit, give_up_when_full } => {
             let limit = limit.as_deref().map(|text| parse_size(text.strip_suffix("/s").unwrap_or(text)));
             let limit_bytes_per_s = limit.transpose()?.unwrap_or(0);
-            Request::AddReplica(AddReplica { volume, address, limit_bytes_per_s })
+            let gives_way = give_up_when_full;
+            Request::AddReplica(AddReplica { volume, address, limit_bytes_per_s, gives_way })
         }
         ReplicaCommand::List { volume } => Request::Replicas { volume },
         ReplicaCommand::Remove { volume, address } => Request::RemoveReplica { volume, address },

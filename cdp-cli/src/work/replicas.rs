@@ -27,6 +27,9 @@ pub struct AddReplica {
     pub address: String,
     /// No more than so many bytes a second; 0 = no limit.
     pub limit_bytes_per_s: u64,
+    /// It is given up where the journal is full and its oldest history may go.
+    #[serde(default)]
+    pub gives_way: bool,
 }
 
 /// A replica of a volume.
@@ -59,6 +62,8 @@ pub struct ReplicaStatus {
     pub sent_bytes: u64,
     /// So much goes out at most, in bytes a second; 0 = no limit.
     pub limit_bytes_per_s: u64,
+    /// It is given up where the journal is full and its oldest history may go; else writes are refused.
+    pub gives_way: bool,
 }
 
 impl ReplicaStatus {
@@ -78,7 +83,7 @@ impl ReplicaStatus {
 /// Adds one.
 pub fn add(site: &Site, add: &AddReplica) -> Result<Vec<ReplicaStatus>> {
     let volume = site.store.volume(&add.volume)?;
-    volume.add_replica(&add.address, add.limit_bytes_per_s)?;
+    volume.add_replica(&add.address, add.limit_bytes_per_s, add.gives_way)?;
     list(site, Some(&add.volume))
 }
 
@@ -165,5 +170,6 @@ fn of_replica(site: &Site, volume: &Volume, replica: &Replica, link: Option<Link
         rate_bytes_per_s: link.rate_bytes_per_s,
         sent_bytes: link.sent_bytes,
         limit_bytes_per_s: replica.limit_bytes_per_s,
+        gives_way: replica.gives_way,
     }
 }

@@ -11,6 +11,7 @@ use super::Volume;
 use super::pins::PinGuard;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::manifest::{MANIFEST_BYTES_MAX, Manifest};
+use crate::history::retention::AtCap;
 use crate::ids::{Lsn, Timestamp};
 use crate::io::{Files, read_file, replace_file};
 use crate::limits::REPLICAS_MAX;
@@ -39,6 +40,8 @@ pub struct Replica {
     pub gave_up: Option<String>,
     /// So many bytes a second at most; 0 = as fast as it goes.
     pub limit_bytes_per_s: u64,
+    /// Where the oldest history may go for new writes, what it still needs may go too: it is given up then.
+    pub gives_way: bool,
 }
 
 struct Fed {
@@ -64,6 +67,7 @@ impl ReplicaList {
             set("acknowledged", u8::from(replica.is_acknowledged).to_string());
             set("complete_ns", replica.complete.0.to_string());
             set("limit_bytes_per_s", replica.limit_bytes_per_s.to_string());
+            set("gives_way", u8::from(replica.gives_way).to_string());
             if let Some(why) = &replica.gave_up {
                 set("gave_up", why.replace('\n', " "));
             }
@@ -84,6 +88,7 @@ impl ReplicaList {
                 complete: Timestamp(manifest.get(&key("complete_ns"))?),
                 gave_up: manifest.get(&key("gave_up")),
                 limit_bytes_per_s: manifest.get(&key("limit_bytes_per_s"))?,
+                gives_way: manifest.get::<u8>(&key("gives_way")).unwrap_or(0) != 0,
             });
         }
         Some(replicas)
@@ -133,7 +138,8 @@ impl Volume {
     }
 
     /// Feeds a replica at `HOST:PORT` from now on; its first state is held. Durable when this returns.
-    pub fn add_replica(&self, address: &str, limit_bytes_per_s: u64) -> Result<()> {
+    /// `gives_way` as in [`Replica`].
+    pub fn add_replica(&self, address: &str, limit_bytes_per_s: u64, gives_way: bool) -> Result<()> {
         if address.is_empty() || address.len() > ADDRESS_BYTES_MAX || address.contains(char::is_whitespace) {
             let context = format!("{address:?} is not HOST:PORT");
             return Err(Error::new(Kind::Invalid, context));
@@ -158,6 +164,7 @@ impl Volume {
             complete: Timestamp(0),
             gave_up: None,
             limit_bytes_per_s,
+            gives_way,
         };
         list.fed.push(Fed { replica, pin: Some(pin) });
         let written = self.write_replicas(&list);
@@ -243,6 +250,10 @@ impl Volume {
             // The new one first: at no time is nothing held.
             let pin = self.pin(lsn, &holder(address));
             fed.pin = pin.ok();
+            if fed.pin.is_some() {
+                // It was given up, and has caught up before anything went.
+                fed.replica.gave_up = None;
+            }
             if now_ns.saturating_sub(written_at_ns) >= WRITE_NS {
                 list.written_at_ns = now_ns;
                 return self.write_replicas(&list);
@@ -261,6 +272,23 @@ impl Volume {
         fed.replica.gave_up = Some(why.to_owned());
         fed.pin = None;
         self.write_replicas(&list)
+    }
+
+    /// The journal is full, its oldest history may go, and something holds it: if that is a replica that gives way, it is
+    /// given up. Whether one was.
+    pub(super) fn give_up_for_room(&self) -> bool {
+        if self.retention().at_cap != AtCap::DropOldest {
+            return false;
+        }
+        let Some(oldest) = self.pins().first().map(|pin| pin.lsn) else { return false };
+        let replicas = self.replicas();
+        let gives_way = |replica: &&Replica| {
+            replica.gives_way && replica.gave_up.is_none() && replica.held.max(self.oldest().0) <= oldest
+        };
+        let Some(replica) = replicas.iter().find(gives_way) else { return false };
+        let why = format!("the journal was full, and it still needed what follows {:?}", replica.held);
+        self.note_error(format!("{} is given up: {why}", holder(&replica.address)));
+        self.give_up_replica(&replica.address, &why).is_ok()
     }
 
     /// Whether every record since LSN 1 is in the journal, on nothing but zeros.

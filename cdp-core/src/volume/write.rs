@@ -233,7 +233,7 @@ impl Volume {
                 *tries += ROOM_TRIES / 4;
                 *tries <= ROOM_TRIES
             }
-            Ok(Room::None) => false,
+            Ok(Room::None) => self.give_up_for_room(),
             Err(error) => {
                 self.note_error(format!("making room in the journal: {error}"));
                 false

@@ -152,7 +152,7 @@ impl World {
             let mut results = Vec::new();
             volume.apply(SessionId(1), &[Change::Write { offset: 0, data: &[5; 9000] }], &mut results);
         }
-        volume.add_replica(ADDRESS, 0).unwrap();
+        volume.add_replica(ADDRESS, 0, false).unwrap();
         World {
             seed,
             plan,
@@ -488,7 +488,7 @@ impl World {
 
     pub fn feed_third(&mut self) {
         let (c, b) = (Site::new(self.seed + 1000), self.b.volume().unwrap());
-        b.add_replica("c:1", 0).unwrap();
+        b.add_replica("c:1", 0, false).unwrap();
         let mut sender = Sender::new(b.clone(), "c:1", self.now_ns);
         let store = c.store.clone().unwrap();
         let mut receiver = Receiver::new(store, Arc::default(), "site-b", self.now_ns);
