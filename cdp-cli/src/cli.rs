@@ -69,6 +69,17 @@ Examples:
 
 An image that refers to other files (a backing file) is refused.")]
     Create(Create),
+    /// Bring a volume to what an image or a block device holds now, writing only what differs
+    #[command(after_help = "\
+Examples:
+  cdp create web --from /dev/sdb --first-pass     (while the machine runs from it)
+  cdp import web --again /dev/sdb                 (unmounted, or from a rescue system)
+  fsfreeze --freeze /srv; cdp import web --again /dev/sdb --frozen; fsfreeze --unfreeze /srv
+
+A source that somebody may write to is refused, and one that was written to meanwhile is an error: a marker is set only
+on a state that the source had. With --frozen its filesystems may be mounted, if they are frozen until it is done; not
+the one that the store is on. Interrupted, it is run again: what is alike is not written a second time.")]
+    Import(Import),
     /// Change a volume's settings, while it is served
     #[command(after_help = "Examples:\n  cdp set vm1 --journal-cap 200G\n  cdp set vm1 --journal-cap none")]
     Set(Set),
@@ -531,12 +542,34 @@ pub struct Create {
     /// Format of the image [default: what its first bytes say]
     #[arg(long, value_enum, requires = "from")]
     pub format: Option<Format>,
+    /// The source is in use: copy it all the same, for `cdp import --again` later
+    #[arg(long, requires = "from")]
+    pub first_pass: bool,
     /// How much the journal may take [default: all but a tenth of the filesystem]
     #[arg(long, value_name = "SIZE")]
     pub journal_cap: Option<String>,
     /// How often a marker is set while something is written; 0s for never [default: 1s]
     #[arg(long, value_name = "TIME")]
     pub marker_interval: Option<String>,
+}
+
+/// `cdp import`.
+#[derive(Debug, Args)]
+pub struct Import {
+    /// Which volume
+    pub volume: String,
+    /// An image or a block device that it was made from
+    #[arg(long = "again", value_name = "FILE|BLOCKDEV")]
+    pub from: PathBuf,
+    /// Format of the image [default: what its first bytes say]
+    #[arg(long, value_enum)]
+    pub format: Option<Format>,
+    /// Filesystems on it may be mounted, if they are frozen
+    #[arg(long)]
+    pub frozen: bool,
+    /// Name of the marker that is set at the end [default: mark- and the time]
+    #[arg(long, value_name = "NAME")]
+    pub mark: Option<String>,
 }
 
 /// `cdp group`.

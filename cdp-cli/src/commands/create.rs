@@ -22,6 +22,7 @@ pub fn run(context: &Context, arguments: &cli::Create) -> Result<u8> {
         size_bytes: arguments.size.as_deref().map(parse_size).transpose()?,
         from,
         format: arguments.format,
+        first_pass: arguments.first_pass,
         journal_cap_bytes: arguments.journal_cap.as_deref().map(parse_size).transpose()?,
         marker_interval_ns: arguments.marker_interval.as_deref().map(parse_duration).transpose()?,
     };
@@ -40,5 +41,12 @@ pub fn run(context: &Context, arguments: &cli::Create) -> Result<u8> {
         };
         format!("{}: {}{taken}", created.name, size(created.size_bytes))
     });
+    if let Some(why) = &created.inconsistent {
+        report::say(&format!(
+            "cdp: a first pass, and no state that ever was: {why}\n  hint: when nobody writes any more: cdp import {} --again {}",
+            created.name,
+            arguments.from.as_deref().unwrap_or(std::path::Path::new("SOURCE")).display()
+        ));
+    }
     Ok(report::DONE)
 }

@@ -14,6 +14,7 @@ pub mod files;
 pub mod follow;
 pub mod group;
 pub mod history;
+pub mod import;
 pub mod list;
 pub mod log;
 pub mod mark;
@@ -82,6 +83,7 @@ fn dispatch(context: &Context, command: Command) -> Result<u8> {
         Command::Replica { command } => replica::run(context, command),
         Command::Pki { command } => pki::run(context, command),
         Command::Unmark { volume, name } => retention::unmark(context, volume, name),
+        Command::Import(arguments) => import::run(context, &arguments),
         Command::List => list::run(context),
         Command::Status { volume } => status::run(context, volume),
         Command::Group { command } => group::run(context, command),

@@ -219,9 +219,7 @@ impl Disk for DeviceDisk {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id");
         let device = fs::metadata(&self.path).at(|| format!("looking at {}", self.path.display()))?.rdev();
         let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-        let stat = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/stat"));
-        let written = stat.ok().and_then(|text| text.split_whitespace().nth(6).map(str::to_owned));
-        Ok(match (boot, written) {
+        Ok(match (boot, usage::sectors_written(device)) {
             (Ok(boot), Some(written)) => {
                 Some(format!("device {major}:{minor} boot {} written {written}", boot.trim()))
             }

@@ -14,6 +14,8 @@ pub struct Use {
     pub what: String,
     /// It may be written to through that.
     pub writes: bool,
+    /// Where it is mounted, if it is.
+    pub mount: Option<PathBuf>,
 }
 
 /// Whether a path is a block device. A path that is not there is none.
@@ -32,7 +34,8 @@ pub fn uses(path: &Path) -> Result<Vec<Use>> {
         devices.extend(partitions_of(&full));
     } else {
         for (name, device) in loops_on(&full) {
-            uses.push(Use { what: format!("the loop device /dev/{name}"), writes: !is_read_only(&name) });
+            let what = format!("the loop device /dev/{name}");
+            uses.push(Use { what, writes: !is_read_only(&name), mount: None });
             devices.push(device);
         }
     }
@@ -42,7 +45,7 @@ pub fn uses(path: &Path) -> Result<Vec<Use>> {
         let same = Path::new(swap) == full
             || std::fs::metadata(swap).is_ok_and(|other| is_same(&other, &found, &devices));
         if same {
-            uses.push(Use { what: "swap".to_owned(), writes: true });
+            uses.push(Use { what: "swap".to_owned(), writes: true, mount: None });
         }
     }
     Ok(uses)
@@ -82,10 +85,25 @@ fn mounts_of(devices: &[u64]) -> Result<Vec<Use>> {
             uses.push(Use {
                 what: format!("mounted {} at {dir}", if read_only { "read-only" } else { "read-write" }),
                 writes: !read_only,
+                mount: Some(PathBuf::from(unescape(dir))),
             });
         }
     }
     Ok(uses)
+}
+
+/// Blanks and the like stand in octal there.
+fn unescape(text: &str) -> String {
+    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
+        .iter()
+        .fold(text.to_owned(), |text, (escaped, plain)| text.replace(escaped, plain))
+}
+
+/// How many sectors were written to a block device since the system started, as the kernel counts; `None` if it does
+/// not say.
+pub fn sectors_written(device: u64) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/sys/dev/block/{}:{}/stat", major(device), minor(device)));
+    stat.ok()?.split_whitespace().nth(6)?.parse().ok()
 }
 
 fn partitions_of(device: &Path) -> Vec<u64> {

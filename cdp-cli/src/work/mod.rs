@@ -6,6 +6,7 @@ pub mod clones;
 pub mod diff;
 pub mod follow;
 pub mod groups;
+pub mod import;
 pub mod mark;
 pub mod points;
 pub mod proofs;
@@ -35,6 +36,7 @@ pub use clones::CloneStatus;
 pub use diff::{Diff, DiffPage};
 pub use follow::{DeltaOf, DeltaPage, State, StateOf};
 pub use groups::Group;
+pub use import::{Import, Imported};
 pub use mark::{Mark, Marked};
 pub use points::PointInfo;
 pub use proofs::{KeepProof, ProofLine};
@@ -190,6 +192,8 @@ pub enum Request {
         /// A volume or a group.
         target: String,
     },
+    /// Bring a volume to what a source holds.
+    Import(Import),
     /// Describe a state of a volume.
     State(StateOf),
     /// What makes one state of another.
@@ -289,6 +293,8 @@ pub enum Response {
     Hydrated(Hydrated),
     /// To `Rollback` and `Undo`.
     Rewound(Vec<Rewound>),
+    /// To `Import`.
+    Imported(Imported),
     /// To `State`.
     State(State),
     /// To `Delta`.
@@ -371,6 +377,7 @@ pub fn run(site: &Site, tz: Option<&str>, request: &Request, watch: &mut Watch<'
         Request::Undo(undo) => Response::Rewound(rewind::undo(site, undo)?),
         Request::Resume { target } => Response::Resumed(rewind::resume(site, target)?),
         Request::Grow { volume, size_bytes } => Response::Volume(rewind::grow(site, volume, *size_bytes)?),
+        Request::Import(import) => Response::Imported(import::import(site, import, watch)?),
         Request::State(of) => Response::State(follow::state(store, of)?),
         Request::Delta(of) => Response::Delta(follow::delta(store, of)?),
         Request::Retention { volume } => Response::Retention(Box::new(retention::show(store, volume)?)),

@@ -11,11 +11,16 @@ use cdp_core::volume::role::Role;
 use cdp_core::volume::{Health, Volume};
 use serde::{Deserialize, Serialize};
 
+use super::mark::{self, Mark};
 use super::{Site, Watch};
+use crate::image::source::Writers;
 use crate::image::{Format, Source};
 
 /// How long clients may take to leave a volume that is deleted with force.
 const LEAVE_TIME: Duration = Duration::from_secs(10);
+
+/// Of a note that says why a copy is not consistent.
+const NOTE_CHARS: usize = 200;
 
 /// A volume to make.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +34,9 @@ pub struct Create {
     /// Its format; without it, what its first bytes say.
     #[serde(default)]
     pub format: Option<Format>,
+    /// It may be written to meanwhile: the volume begins with a state that never was.
+    #[serde(default)]
+    pub first_pass: bool,
     /// See [`CreateOptions`].
     pub journal_cap_bytes: Option<u64>,
     /// See [`CreateOptions`].
@@ -46,6 +54,8 @@ pub struct Created {
     pub size_bytes: u64,
     /// Bytes taken over from the source.
     pub imported_bytes: u64,
+    /// Why what was taken over is no state that the source ever had.
+    pub inconsistent: Option<String>,
 }
 
 /// A line of `list`.
@@ -140,7 +150,9 @@ pub fn list(store: &Store) -> Result<Vec<VolumeLine>> {
 
 /// Makes a volume, empty or from a source.
 pub fn create(store: &Store, create: &Create, watch: &mut Watch<'_>) -> Result<Created> {
-    let mut source = create.from.as_deref().map(|from| Source::open(from, create.format)).transpose()?;
+    let writers = if create.first_pass { Writers::Any } else { Writers::None };
+    let open = |from| Source::open(from, create.format, writers);
+    let mut source = create.from.as_deref().map(open).transpose()?;
     let size_bytes = match (create.size_bytes, &source) {
         (Some(size), Some(source)) if size < source.bytes() => {
             let context =
@@ -171,12 +183,20 @@ pub fn create(store: &Store, create: &Create, watch: &mut Watch<'_>) -> Result<C
             }),
         )?,
     };
+    let inconsistent = source.as_ref().map(Source::inconsistency).transpose()?.flatten();
+    if let Some(why) = &inconsistent {
+        // Whoever looks for a state to boot from should not take this one.
+        let note = format!("not consistent: {why}").chars().take(NOTE_CHARS).collect();
+        let (target, name) = (create.name.clone(), Some("first-pass".to_owned()));
+        mark::mark(store, &Mark { target, name, note, tags: vec!["import".to_owned()], application: None })?;
+    }
     let identity = volume.identity();
     Ok(Created {
         name: identity.name.clone(),
         id: identity.id.to_string(),
         size_bytes: identity.first_size_bytes,
         imported_bytes,
+        inconsistent,
     })
 }
 
