@@ -35,6 +35,15 @@ enum Listener {
     Tcp(TcpListener),
 }
 
+/// Where a socket is that was passed to us.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Inherited {
+    /// A Unix socket, at this path if it has one.
+    Unix(Option<PathBuf>),
+    /// A TCP address.
+    Tcp(SocketAddr),
+}
+
 /// A socket file, removed when its listener ends, unless another server has replaced it.
 struct SocketFile {
     path: PathBuf,
@@ -72,23 +81,30 @@ impl Server {
         Ok(address)
     }
 
-    /// Listens on the sockets that systemd passed (LISTEN_FDS); returns how many there were.
-    pub fn listen_inherited(&self) -> Result<usize> {
+    /// Listens on the sockets that systemd passed (LISTEN_FDS); says where they are. For TCP addresses beyond
+    /// loopback [`check_plaintext`] decides, before anybody is let in.
+    pub fn listen_inherited(&self, insecure_plaintext: bool) -> Result<Vec<Inherited>> {
         let mut inherited = listenfd::ListenFd::from_env();
-        let count = inherited.len();
-        for number in 0..count {
-            let listener = match inherited.take_unix_listener(number) {
-                Ok(listener) => listener.map(Listener::Unix),
-                Err(_) => inherited
-                    .take_tcp_listener(number)
-                    .at(|| format!("inherited socket {number} is neither a Unix nor a TCP listener"))?
-                    .map(Listener::Tcp),
-            };
+        let mut listeners = Vec::new();
+        for number in 0..inherited.len() {
+            let place = || format!("inherited socket {number}");
+            if let Ok(Some(listener)) = inherited.take_unix_listener(number) {
+                let address = listener.local_addr().at(place)?;
+                let path = address.as_pathname().map(Path::to_owned);
+                listeners.push((Inherited::Unix(path), Listener::Unix(listener)));
+                continue;
+            }
+            let listener = inherited
+                .take_tcp_listener(number)
+                .at(|| format!("{} is neither a Unix nor a TCP listener", place()))?;
             if let Some(listener) = listener {
-                self.accept(listener, None)?;
+                let address = listener.local_addr().at(place)?;
+                check_plaintext(address, insecure_plaintext)?;
+                listeners.push((Inherited::Tcp(address), Listener::Tcp(listener)));
             }
         }
-        Ok(count)
+        let accept = |(place, listener)| self.accept(listener, None).map(|()| place);
+        listeners.into_iter().map(accept).collect()
     }
 
     /// Serves the one client at the other end of standard input and output; returns when it has gone.
@@ -96,7 +112,7 @@ impl Server {
     /// Programs that start a server for themselves often pass it a listening socket instead, as systemd does
     /// (libnbd's `[ COMMAND ]` is one). Then that is served, until the server is shut down.
     pub fn serve_stdio(&self) -> Result<()> {
-        if self.listen_inherited()? > 0 {
+        if !self.listen_inherited(false)?.is_empty() {
             self.wait_shut_down();
             return Ok(());
         }

@@ -183,7 +183,6 @@ impl Follow<'_> {
             ));
             return Ok(report::INTERRUPTED);
         }
-        tell_systemd("STOPPING=1");
         let mut reach = Reach::open(&self.context.config).map_err(|error| left(&follower, &error))?;
         let caught_up = self.catch_up(&mut Remote::new(&mut reach, &self.volume), &mut follower);
         let closed = reach.close();
@@ -194,6 +193,7 @@ impl Follow<'_> {
 
     fn ended(&self, follower: Option<&Follower>) -> Result<u8> {
         let Some(follower) = follower else { return Ok(report::INTERRUPTED) };
+        tell_systemd("STOPPING=1");
         self.tell("ended", follower, 0, || {
             format!(
                 "{}\n`cdp restore {} {} --finish` hands it over; the same command goes on",

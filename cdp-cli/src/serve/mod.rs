@@ -16,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 use cdp_core::error::{Error, IoContext, Kind, Result};
 use cdp_core::store::{CreateOptions, Store};
 use cdp_nbd::limits::SOCKET_PATH_BYTES_MAX;
-use cdp_nbd::listen::check_plaintext;
+use cdp_nbd::listen::{Inherited, check_plaintext};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -236,12 +236,20 @@ fn listen(
     news: &mut Vec<String>,
     runtime_dir: &mut Option<PathBuf>,
 ) -> Result<Endpoints> {
-    let inherited = nbd.listen_inherited()?;
-    if inherited > 0 {
-        news.push(format!("listening on {inherited} socket(s) passed by the service manager"));
+    let inherited = nbd.listen_inherited(config.insecure_plaintext)?;
+    if !inherited.is_empty() {
+        let count = inherited.len();
+        news.push(format!("listening on {count} socket(s) passed by the service manager"));
     }
     let mut endpoints = Endpoints::default();
-    if inherited == 0 || config.socket.is_some() {
+    let none = inherited.is_empty();
+    for place in inherited {
+        match place {
+            Inherited::Unix(path) => endpoints.socket = endpoints.socket.or(path),
+            Inherited::Tcp(address) => endpoints.tcp = endpoints.tcp.or(Some(address.to_string())),
+        }
+    }
+    if none || config.socket.is_some() {
         let mut socket = std::path::absolute(&socket).at(|| format!("finding {}", socket.display()))?;
         if socket.as_os_str().len() > SOCKET_PATH_BYTES_MAX && config.socket.is_none() {
             let dir = short_dir()?;
@@ -256,7 +264,7 @@ fn listen(
         nbd.listen_unix(&socket)?;
         endpoints.socket = Some(socket);
     }
-    if inherited == 0 || config.listen.is_some() {
+    if none || config.listen.is_some() {
         let tcp = match config.listen {
             Some(address) => nbd.listen_tcp(address)?,
             None => listen_nearby(nbd, news)?,
