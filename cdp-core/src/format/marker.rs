@@ -83,3 +83,28 @@ fn cut(text: &str, bytes_max: usize) -> &str {
     }
     &text[..end]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Markers are what people find their way by, years later: these bytes never change for version 1.
+    #[test]
+    fn golden_bytes_of_version_1() {
+        let marker = MarkerPayload {
+            class: MarkerClass::Application,
+            group: 0x0f0e_0d0c_0b0a_0908_0706_0504_0302_0100,
+            name: "before-upgrade".to_owned(),
+            note: "a note, ä".to_owned(),
+            tags: vec!["db".to_owned(), String::new()],
+            hook_output: "frozen\n".to_owned(),
+        };
+        let bytes = marker.encode();
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, include_str!("golden/marker-v1.hex").trim());
+        for len in 0..bytes.len() {
+            assert_eq!(MarkerPayload::decode(&bytes[..len]), None, "cut to {len} bytes");
+        }
+        assert_eq!(MarkerPayload::decode(&bytes), Some(marker));
+    }
+}

@@ -349,7 +349,6 @@ pub fn recover(files: &dyn Files, request: &Request<'_>) -> Result<Recovered> {
         clean_stop,
         first_bad,
         witness,
-        extent_known: false,
         accept_mark_loss: request.accept_mark_loss,
     });
     let incarnations = listing.segments.iter().map(|s| (s.header.ordinal, s.header.incarnation));

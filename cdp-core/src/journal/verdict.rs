@@ -1,13 +1,15 @@
 //! What the end of the log means after a crash: the decision table, as a pure function.
 //!
-//! | mark slots | clean-stop seal | first bad LSN k against W | extent known | verdict |
-//! |---|---|---|---|---|
-//! | disagree with the log | – | – | – | [`Verdict::Foreign`] |
-//! | both bad | no | – | – | [`Verdict::MarkLost`] |
-//! | both bad, seal says clean | yes | k > W | – | [`Verdict::CrashTail`] |
-//! | good | – | k > W | – | [`Verdict::CrashTail`] |
-//! | good or rebuilt | – | k ≤ W | yes | [`Verdict::Rot`] |
-//! | good or rebuilt | – | k ≤ W | no | [`Verdict::Lost`] |
+//! | mark slots | clean-stop seal | first bad LSN k against W | verdict |
+//! |---|---|---|---|
+//! | disagree with the log | – | – | [`Verdict::Foreign`] |
+//! | both bad | no | – | [`Verdict::MarkLost`] |
+//! | both bad, seal says clean | yes | k > W | [`Verdict::CrashTail`] |
+//! | good | – | k > W | [`Verdict::CrashTail`] |
+//! | good or rebuilt | – | k ≤ W | [`Verdict::Lost`] |
+//!
+//! Damage whose extent is known is not here: payload at or below W that is not what was written never becomes k (the record
+//! stays on the chain, its blocks answer EIO), and a header that rotted in a segment with a run is not read.
 //!
 //! W is the largest LSN that any witness says was durable: the mark, a batch header, a seal.
 
@@ -35,8 +37,6 @@ pub struct Evidence {
     pub first_bad: Lsn,
     /// W: the newest LSN that was durable, by any witness.
     pub witness: Lsn,
-    /// Which blocks the bad record changed is known, and the log goes on behind it.
-    pub extent_known: bool,
     /// Somebody accepted, knowingly, that the mark is lost.
     pub accept_mark_loss: bool,
 }
@@ -50,8 +50,6 @@ pub enum Verdict {
     MarkLost,
     /// Keep what is before the first bad LSN; what follows was never promised.
     CrashTail,
-    /// A durable payload is damaged: its blocks answer EIO, everything else is served.
-    Rot,
     /// Durable records are gone: no writes; what is before them is served.
     Lost,
 }
@@ -65,13 +63,7 @@ pub fn judge(evidence: Evidence) -> Verdict {
         }
         MarkEvidence::BothBad | MarkEvidence::Agrees => {}
     }
-    if evidence.first_bad > evidence.witness {
-        Verdict::CrashTail
-    } else if evidence.extent_known {
-        Verdict::Rot
-    } else {
-        Verdict::Lost
-    }
+    if evidence.first_bad > evidence.witness { Verdict::CrashTail } else { Verdict::Lost }
 }
 
 #[cfg(test)]
@@ -90,24 +82,22 @@ mod tests {
                 MarkEvidence::Disagrees => false,
             }
         }
-        let rows: [Row; 5] = [
+        let rows: [Row; 4] = [
             (Verdict::Foreign, |e| e.mark == MarkEvidence::Disagrees),
             (Verdict::MarkLost, |e| e.mark == MarkEvidence::BothBad && !(e.clean_stop || e.accept_mark_loss)),
             (Verdict::CrashTail, |e| settled(e) && e.first_bad > e.witness),
-            (Verdict::Rot, |e| settled(e) && e.first_bad <= e.witness && e.extent_known),
-            (Verdict::Lost, |e| settled(e) && e.first_bad <= e.witness && !e.extent_known),
+            (Verdict::Lost, |e| settled(e) && e.first_bad <= e.witness),
         ];
         let mut seen = 0;
         for mark in [MarkEvidence::Agrees, MarkEvidence::Disagrees, MarkEvidence::BothBad] {
-            for flags in 0..8 {
+            for flags in 0..4 {
                 for (first_bad, witness) in [(1, 0), (5, 4), (5, 5), (5, 6), (1, 1)] {
                     let evidence = Evidence {
                         mark,
                         clean_stop: flags & 1 != 0,
                         first_bad: Lsn(first_bad),
                         witness: Lsn(witness),
-                        extent_known: flags & 2 != 0,
-                        accept_mark_loss: flags & 4 != 0,
+                        accept_mark_loss: flags & 2 != 0,
                     };
                     let claims: Vec<_> = rows.iter().filter(|(_, fits)| fits(&evidence)).collect();
                     assert_eq!(claims.len(), 1, "{evidence:?}");
@@ -116,6 +106,6 @@ mod tests {
                 }
             }
         }
-        assert_eq!(seen, 3 * 8 * 5);
+        assert_eq!(seen, 3 * 4 * 5);
     }
 }

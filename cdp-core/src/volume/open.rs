@@ -387,7 +387,7 @@ pub fn open_on(
 
 fn health_after(name: &str, recovered: &Recovered, accept: Accept) -> Health {
     let (reason, hint) = match recovered.verdict {
-        Verdict::CrashTail | Verdict::Rot => return Health::Good,
+        Verdict::CrashTail => return Health::Good,
         Verdict::Lost if accept.loss => return Health::Good,
         Verdict::Lost => (
             format!(

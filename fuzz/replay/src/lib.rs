@@ -9,6 +9,7 @@ pub mod nbd_handshake;
 pub mod nbd_requests;
 pub mod point;
 mod ram;
+pub mod run_file;
 
 /// A function that panics when the bytes break a promise.
 pub type Run = fn(&[u8]);
@@ -20,4 +21,5 @@ pub const TARGETS: &[(&str, Run)] = &[
     ("nbd_handshake", nbd_handshake::run),
     ("nbd_requests", nbd_requests::run),
     ("point", point::run),
+    ("run_file", run_file::run),
 ];
