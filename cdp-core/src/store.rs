@@ -17,6 +17,7 @@ mod operation;
 pub mod promotion;
 mod reopen;
 pub mod replicas;
+pub mod resync;
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -38,7 +39,7 @@ use crate::io::{Clock, FilePool, Files, Lock, read_file, replace_file};
 use crate::limits::*;
 use crate::time::StoreClock;
 use crate::volume::epoch::write_epochs;
-use crate::volume::open::{Accept, create, open_on};
+use crate::volume::open::{Accept, create_mark, open_on, write_manifest};
 use crate::volume::role::Role;
 use crate::volume::{Identity, Shared, Volume};
 
@@ -325,6 +326,8 @@ impl Store {
             held: None,
             parent: None,
             role: Role::Primary,
+            cut: None,
+            orphan: None,
         };
         self.make_volume(&identity, fill, None, None)
     }
@@ -337,6 +340,20 @@ impl Store {
         fill: Option<&mut FillBase<'_>>,
         parent: Option<Arc<dyn Device>>,
         begin: Option<&(HistoryState, Epochs)>,
+    ) -> Result<Arc<Volume>> {
+        self.make_volume_with(identity, fill, parent, begin, &mut |dir| {
+            create_mark(&self.shared, dir, identity)
+        })
+    }
+
+    /// As [`Store::make_volume`]; `journal` makes the mark, and the journal if there is one already.
+    fn make_volume_with(
+        &self,
+        identity: &Identity,
+        fill: Option<&mut FillBase<'_>>,
+        parent: Option<Arc<dyn Device>>,
+        begin: Option<&(HistoryState, Epochs)>,
+        journal: &mut dyn FnMut(&Path) -> Result<()>,
     ) -> Result<Arc<Volume>> {
         let (name, id) = (&identity.name[..], identity.id);
         validate_volume_name(name)?;
@@ -362,7 +379,8 @@ impl Store {
                 let path = fresh.join(HISTORY_FILE);
                 replace_file(files, &path, &history.encode()).at(|| format!("writing {}", path.display()))?;
             }
-            create(&self.shared, &fresh, identity)?;
+            journal(&fresh)?;
+            write_manifest(&self.shared, &fresh, identity)?;
             files
                 .rename(&fresh, &dir)
                 .and_then(|()| files.sync_dir(&volumes_dir))

@@ -21,6 +21,7 @@ use cdp_core::store::Store;
 use cdp_core::store::copies::ReplicaCopy;
 use cdp_core::store::replicas::{Copied, Origin};
 use cdp_core::volume::Volume;
+use cdp_core::volume::epoch::Elsewhere;
 
 use crate::fault::{Fault, FaultKind};
 use crate::limits::*;
@@ -227,6 +228,9 @@ impl Receiver {
                 None => State::Absent,
             },
             Some(volume) => {
+                // Before it is refused: `resync` goes by it.
+                let tip = Lsn(open.durable_lsn);
+                volume.note_elsewhere(Elsewhere { epochs: origin.epochs.clone(), tip });
                 self.hear(volume, &origin.epochs.newest())?;
                 self.refuse_unless_ours(volume)?;
                 // What is told is durable, so that it is true after a crash, too.

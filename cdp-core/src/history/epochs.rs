@@ -5,6 +5,7 @@
 //! a look at any record; the chain value there proves it.
 
 use crate::format::epoch::Epoch;
+use crate::format::record::Chain;
 use crate::ids::{EpochNumber, Lsn, VolumeId};
 use crate::limits::EPOCHS_MAX;
 
@@ -87,6 +88,11 @@ impl Epochs {
         self.through(lsn).newest().number
     }
 
+    /// The chain value after this record, if an epoch begins right behind it.
+    pub fn chain_at(&self, lsn: Lsn) -> Option<Chain> {
+        self.0.iter().skip(1).find(|epoch| epoch.start == lsn.next()).map(|epoch| epoch.chain)
+    }
+
     /// Who may write, of this site and one with `theirs` as its newest epoch.
     pub fn standing(&self, theirs: &Epoch) -> Standing {
         let ours = self.newest();
@@ -117,7 +123,6 @@ impl Epochs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::record::Chain;
     use crate::io::sim::Chance;
 
     const VOLUME: VolumeId = VolumeId(7);

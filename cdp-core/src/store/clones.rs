@@ -3,6 +3,7 @@
 //! Whose view a clone's base is stands in the clone's manifest, and nowhere else: the hold on the parent is there
 //! when the clone is, in the trash too, and ends when the clone is hydrated or gone for good.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,7 +13,8 @@ use crate::error::{Error, IoContext, Kind, Result};
 use crate::ids::*;
 use crate::view::View;
 use crate::volume::clone::{Parent, Watch};
-use crate::volume::open::{Accept, open_on, read_manifest};
+use crate::volume::cut::Orphan;
+use crate::volume::open::{Accept, open_on, read_manifest, write_manifest};
 use crate::volume::role::Role;
 use crate::volume::{Health, Identity, Volume};
 
@@ -61,6 +63,8 @@ impl Store {
             held: None,
             parent: Some(Parent { id: parent.identity().id, lsn }),
             role: Role::Primary,
+            cut: None,
+            orphan: None,
         };
         parent.hold_for_clone(identity.id, lsn);
         // Also where this fails: a clone that stands there and could not be opened is one. The next opening of the store
@@ -107,7 +111,7 @@ impl Store {
         Ok(())
     }
 
-    fn depth_of(&self, volume: &Volume) -> Result<usize> {
+    pub(super) fn depth_of(&self, volume: &Volume) -> Result<usize> {
         let places = self.places()?;
         let mut depth = 0;
         let mut parent = volume.parent();
@@ -214,6 +218,46 @@ impl Store {
     pub(super) fn place_of(&self, id: VolumeId) -> Result<Option<String>> {
         let is_it = |place: &Place| place.identity.as_ref().is_some_and(|identity| identity.id == id);
         Ok(self.places()?.into_iter().find(is_it).map(|place| place.name))
+    }
+
+    /// A volume that was made for just this tail.
+    pub(super) fn orphan_like(&self, orphan: &Orphan) -> Result<Option<VolumeId>> {
+        let places = self.places()?;
+        let identities = places.iter().filter_map(|place| place.identity.as_ref());
+        Ok(identities.filter(|identity| identity.orphan.as_ref() == Some(orphan)).map(|i| i.id).next())
+    }
+
+    /// A volume and all that read from it, and from those.
+    pub(super) fn with_descendants(&self, id: VolumeId) -> Result<BTreeSet<VolumeId>> {
+        let places = self.places()?;
+        let mut all = BTreeSet::from([id]);
+        loop {
+            let known = all.len();
+            for identity in places.iter().filter_map(|place| place.identity.as_ref()) {
+                if identity.parent.is_some_and(|parent| all.contains(&parent.id)) {
+                    all.insert(identity.id);
+                }
+            }
+            if all.len() == known {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// Clones of the tail behind `fork`, in the trash too, read from the orphan from now on: it shows the same at the same
+    /// records.
+    pub(super) fn reparent_clones(&self, of: VolumeId, fork: Lsn, orphan: VolumeId) -> Result<()> {
+        for place in self.places()? {
+            let Some(mut identity) = place.identity else {
+                let context = format!("the manifest of {} cannot be read; it may be a clone", place.name);
+                return Err(Error::new(Kind::Refused, context));
+            };
+            let is_of_tail = |parent: &Parent| parent.id == of && parent.lsn > fork;
+            let Some(parent) = identity.parent.filter(is_of_tail) else { continue };
+            identity.parent = Some(Parent { id: orphan, lsn: parent.lsn });
+            write_manifest(&self.shared, &place.dir, &identity)?;
+        }
+        Ok(())
     }
 
     /// A hidden volume is opened again under its own name: the old one only serves those who read from it.

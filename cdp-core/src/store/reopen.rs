@@ -39,5 +39,7 @@ impl Store {
             volumes.remove(&name);
         }
         self.open_by_dir(&name, &dir, &|_| Accept::default(), 0);
+        // It may be what a promotion waited for; whatever is still in the way is said by the volumes.
+        let _ = self.finish_promotion();
     }
 }

@@ -71,6 +71,8 @@ impl Origin {
             held: None,
             parent: None,
             role: Role::Replica { since: now },
+            cut: None,
+            orphan: None,
         };
         let history = self.copied.map(|copied| HistoryState {
             horizon: (copied.lsn, copied.at),

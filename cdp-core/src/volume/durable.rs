@@ -268,7 +268,7 @@ fn read_tail(parts: &[Arc<Part>], after: Lsn, sink: &mut dyn FnMut(Verbatim) -> 
 }
 
 /// Hands the records `after + 1 ..= last` of a segment to `sink`. Damaged payload is an error.
-pub(super) fn read_records(
+pub(crate) fn read_records(
     segment: &Segment,
     before: Position,
     after: Lsn,

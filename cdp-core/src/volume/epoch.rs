@@ -20,10 +20,21 @@ use crate::ids::*;
 use crate::io::{Files, read_file, replace_file};
 use crate::journal::append::{Appender, Draft};
 
+/// The history of a volume at another site, as that site tells it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Elsewhere {
+    /// Its epochs.
+    pub epochs: Epochs,
+    /// Its newest durable record.
+    pub tip: Lsn,
+}
+
 /// The epochs, and those that the manifest has. A leaf among the locks but for the file's writing.
 pub(super) struct EpochState {
     epochs: Epochs,
     kept: Vec<Epoch>,
+    // The site with the highest epoch, as it told since the volume was opened.
+    elsewhere: Option<Elsewhere>,
 }
 
 impl EpochState {
@@ -35,7 +46,7 @@ impl EpochState {
             // One that is damaged knows nothing. What the journal does not know either is missed below.
             other => decode_epochs(&other.at(|| format!("reading {}", path.display()))?).unwrap_or_default(),
         };
-        Ok(EpochState { epochs: Epochs::first(volume), kept })
+        Ok(EpochState { epochs: Epochs::first(volume), kept, elsewhere: None })
     }
 }
 
@@ -75,6 +86,20 @@ impl Volume {
             _ => {}
         }
         Ok(standing)
+    }
+
+    /// What the site with the highest epoch said of its history since this volume was opened.
+    pub fn elsewhere(&self) -> Option<Elsewhere> {
+        self.epochs.lock().expect("no panics under this lock").elsewhere.clone()
+    }
+
+    /// Another site tells its history. Kept until the volume is closed; sites tell it whenever they meet.
+    pub fn note_elsewhere(&self, other: Elsewhere) {
+        let mut state = self.epochs.lock().expect("no panics under this lock");
+        let is_lower = |known: &Elsewhere| known.epochs.newest().number > other.epochs.newest().number;
+        if !state.elsewhere.as_ref().is_some_and(is_lower) {
+            state.elsewhere = Some(other);
+        }
     }
 
     /// At the opening: takes over what the manifest knows up to `known`, and what the journal said behind that.

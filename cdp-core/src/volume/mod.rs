@@ -8,6 +8,7 @@ mod ahead;
 pub mod changed;
 pub mod client;
 pub mod clone;
+pub mod cut;
 mod doubt;
 pub mod durable;
 pub mod epoch;
@@ -100,6 +101,10 @@ pub struct Identity {
     pub parent: Option<clone::Parent>,
     /// Whether it takes writes of its own. As of the opening: [`Volume::role`] knows what holds now.
     pub role: role::Role,
+    /// The journal is to be cut behind this record before anything else; only while nobody has it open.
+    pub cut: Option<cut::CutAt>,
+    /// Of a volume that holds what only a losing site had: what that is.
+    pub orphan: Option<cut::Orphan>,
 }
 
 /// How a volume is doing.

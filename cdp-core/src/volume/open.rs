@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 use super::advance::Duties;
 use super::clone::Parent;
+use super::cut::{self, CutAt, Orphan};
 use super::doubt::Doubted;
 use super::epoch::EpochState;
 use super::gather::Gathered;
@@ -86,6 +87,17 @@ impl Identity {
             manifest.set("parent_id", parent.id);
             manifest.set("parent_lsn", parent.lsn.0);
         }
+        let chain = |chain: Chain| format!("{:032x}", u128::from_be_bytes(chain.0));
+        if let Some(cut) = &self.cut {
+            manifest.set("cut_lsn", cut.lsn);
+            manifest.set("cut_chain", chain(cut.chain));
+        }
+        if let Some(orphan) = &self.orphan {
+            manifest.set("orphan_of", orphan.of);
+            manifest.set("orphan_fork", orphan.fork);
+            manifest.set("orphan_through", orphan.through);
+            manifest.set("orphan_chain", chain(orphan.chain));
+        }
         manifest
     }
 
@@ -98,6 +110,7 @@ impl Identity {
         if manifest.kind != MANIFEST_KIND {
             return None;
         }
+        let chain = |key: &str| Some(Chain(manifest.get_hex(key)?.to_be_bytes()));
         Some(Identity {
             role,
             name: manifest.get("name")?,
@@ -115,13 +128,26 @@ impl Identity {
                 Some(id) => Some(Parent { id: VolumeId(id), lsn: Lsn(manifest.get("parent_lsn")?) }),
                 None => None,
             },
+            cut: match manifest.get("cut_lsn") {
+                Some(lsn) => Some(CutAt { lsn: Lsn(lsn), chain: chain("cut_chain")? }),
+                None => None,
+            },
+            orphan: match manifest.get_hex("orphan_of") {
+                Some(of) => Some(Orphan {
+                    of: VolumeId(of),
+                    fork: Lsn(manifest.get("orphan_fork")?),
+                    through: Lsn(manifest.get("orphan_through")?),
+                    chain: chain("orphan_chain")?,
+                }),
+                None => None,
+            },
         })
     }
 }
 
-/// Puts a new volume's files into `dir`, which exists and is otherwise empty (but for a base). The volume is
-/// there when its manifest is: it is written last.
-pub fn create(shared: &Shared, dir: &Path, identity: &Identity) -> Result<()> {
+/// Puts the mark of a new volume into `dir`, which exists and is otherwise empty (but for a base). The volume is there when
+/// its manifest is: that is written last.
+pub fn create_mark(shared: &Shared, dir: &Path, identity: &Identity) -> Result<()> {
     let mark = Mark {
         volume: identity.id,
         incarnation: Incarnation(0),
@@ -131,7 +157,12 @@ pub fn create(shared: &Shared, dir: &Path, identity: &Identity) -> Result<()> {
         timestamp: identity.created,
         clean_stop: true,
     };
-    MarkFile::create(&*shared.files, dir, mark)?;
+    MarkFile::create(&*shared.files, dir, mark)
+}
+
+/// As [`create_mark`], and the manifest behind it.
+pub fn create(shared: &Shared, dir: &Path, identity: &Identity) -> Result<()> {
+    create_mark(shared, dir, identity)?;
     write_manifest(shared, dir, identity)
 }
 
@@ -192,9 +223,15 @@ pub fn open_on(
     parent: Option<Arc<dyn Device>>,
 ) -> Result<Arc<Volume>> {
     let files = &*shared.files;
-    let identity = read_manifest(shared, dir)?;
+    let mut identity = read_manifest(shared, dir)?;
     let history = read_history(shared, dir, &identity)?;
     let begin = Begin::from(&history.base);
+    if let Some(at) = identity.cut {
+        cut::carry_out(shared, dir, &identity, begin, at)?;
+        identity.cut = None;
+        identity.role = Role::Replica { since: shared.clock.now() };
+        write_manifest(shared, dir, &identity)?;
+    }
     if identity.parent.is_some() != parent.is_some() {
         let context =
             format!("volume {}: a clone is opened with its parent, and only a clone", identity.name);

@@ -2,13 +2,13 @@
 //! is a fact of this store and not of the history; replaced as a whole.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::Volume;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::history::point::Timeline;
-use crate::ids::{Lsn, Timestamp};
+use crate::ids::{Lsn, Timestamp, VolumeId};
 use crate::io::{read_file, replace_file};
 
 const PROOFS_FILE: &str = "proofs";
@@ -55,9 +55,29 @@ impl Volume {
             Error::new(Kind::Damaged, format!("{} cannot be believed", path.display()))
                 .hint("remove it: nothing but the proofs is lost, and `cdp prove` makes new ones")
         })?;
-        let horizon = self.horizon().0;
-        proofs.retain(|proof| proof.lsn >= horizon);
+        let (horizon, tip) = (self.horizon().0, self.tip_lsn());
+        // What was said of a record that was cut off says nothing of the one that stands there now. None was before the
+        // first promotion.
+        let epochs = self.epochs();
+        let first_fork = epochs.list().get(1).map_or(Lsn::MAX, |epoch| epoch.start);
+        let is_its_own = |proof: &Proof| {
+            proof.lsn <= tip
+                && (proof.lsn < first_fork || self.timestamp_of(proof.lsn).is_ok_and(|at| at == proof.at))
+        };
+        proofs.retain(|proof| proof.lsn >= horizon && is_its_own(proof));
         Ok(proofs)
+    }
+
+    /// Puts the proofs of states from `from` on into the directory of a volume that is being made, whose states they are.
+    pub(crate) fn copy_proofs(&self, dir: &Path, id: VolumeId, from: Lsn) -> Result<()> {
+        let mut proofs = self.proofs()?;
+        proofs.retain(|proof| proof.lsn >= from);
+        if proofs.is_empty() {
+            return Ok(());
+        }
+        let path = dir.join(PROOFS_FILE);
+        replace_file(&*self.shared.files, &path, &encode(proofs.iter(), id))
+            .at(|| format!("writing {}", path.display()))
     }
 
     /// Keeps what a program said of the state after `lsn`; it replaces what was said of it before. Durable when
@@ -72,15 +92,8 @@ impl Volume {
         while all.len() > PROOFS_MAX {
             all.pop_first();
         }
-        let mut manifest = Manifest::new(KIND, VERSION);
-        manifest.set(ID, format!("{:032x}", self.identity.id.0));
-        for proof in all.values() {
-            let word = if proof.good { "good" } else { "bad" };
-            let value = format!("{word} {} {} {}", proof.at.0, proof.proved.0, proof.program);
-            manifest.set(&format!("{LSN}{:020}", proof.lsn.0), value);
-        }
         let path = self.proofs_path();
-        replace_file(&*self.shared.files, &path, &manifest.encode())
+        replace_file(&*self.shared.files, &path, &encode(all.values(), self.identity.id))
             .at(|| format!("writing {}", path.display()))?;
         Ok(proof)
     }
@@ -89,6 +102,17 @@ impl Volume {
     pub fn newest_proof(&self) -> Result<Option<Proof>> {
         Ok(self.proofs()?.into_iter().rev().find(|proof| proof.good))
     }
+}
+
+fn encode<'a>(proofs: impl Iterator<Item = &'a Proof>, id: VolumeId) -> Vec<u8> {
+    let mut manifest = Manifest::new(KIND, VERSION);
+    manifest.set(ID, id);
+    for proof in proofs {
+        let word = if proof.good { "good" } else { "bad" };
+        let value = format!("{word} {} {} {}", proof.at.0, proof.proved.0, proof.program);
+        manifest.set(&format!("{LSN}{:020}", proof.lsn.0), value);
+    }
+    manifest.encode()
 }
 
 fn decode(manifest: &Manifest, id: u128) -> Option<Vec<Proof>> {

@@ -209,6 +209,15 @@ impl Volume {
         self.change_manifest(|manifest| manifest.role = role)
     }
 
+    /// A fenced volume that has nothing that another site has not goes on as a replica. Durable when this returns.
+    pub(crate) fn receive_from_here(&self) -> Result<()> {
+        let _changing = self.role.changing.lock().expect("no panics under this lock");
+        let role = Role::Replica { since: self.shared.clock.now() };
+        self.change_manifest(|manifest| manifest.role = role.clone())?;
+        self.enter(role);
+        Ok(())
+    }
+
     /// No record of its own is appended once this returns.
     fn stop_writes(&self) {
         let _append = self.append.lock().expect("no panics under this lock");

@@ -273,7 +273,10 @@ impl Volume {
         }
         *self.names.lock().expect("no panics under this lock") = names;
         for entry in self.ledger() {
-            if let Fact::LetGo { lsn, .. } = entry.fact {
+            // One that was cut off since is not the one that stands there now.
+            if let Fact::LetGo { lsn, at, .. } = entry.fact
+                && self.marker_is_of(lsn, at)
+            {
                 self.forget_marker(lsn);
             }
         }
@@ -293,6 +296,11 @@ impl Volume {
     /// Somebody let it go.
     pub(super) fn forget_marker(&self, lsn: Lsn) {
         self.names.lock().expect("no panics under this lock").forget(lsn);
+    }
+
+    fn marker_is_of(&self, lsn: Lsn, at: Timestamp) -> bool {
+        let names = self.names.lock().expect("no panics under this lock");
+        names.by_lsn.get(&lsn).is_some_and(|named| named.at == at)
     }
 
     /// Whether this record is a marker with a name.

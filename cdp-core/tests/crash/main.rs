@@ -16,6 +16,7 @@ mod merges;
 mod promotions;
 mod regressions;
 mod restart;
+mod resyncs;
 mod rewind;
 mod table;
 mod threads;
