@@ -89,16 +89,18 @@ Examples:
   cdp retention show vm1
   cdp retention set vm1 'every-write 24h, named until removed'
   cdp retention set vm1 'at most 200GiB, at cap drop-oldest'
+  cdp retention simulate vm1 'every-write 24h, hourly 7d, at most 200GiB'
 
 A policy is clauses with commas between them. What is not said is kept for ever, and a full journal refuses writes.
   every-write 24h              the state after every write of so long a time (or `forever`)
   hourly 7d, every 10m for 2d  beyond it, the first marker of each interval; also minutely, daily, weekly
   named until removed          named markers; `named 30d` lets them go by themselves
   at most 200GiB               the journal; it goes by segments of 128 MiB
-  at cap block|drop-oldest     when it is full: refuse writes, or let the oldest history go
+  at cap block|thin|drop-oldest   when it is full: refuse writes; keep less than every write of the oldest segments; or let
+                               the oldest history go, named markers last
 
-The oldest history that nothing keeps is folded into the base; markers of hours and days hold what is behind them.
-`cdp log` shows every move of the horizon, and why.")]
+The oldest history that nothing keeps is folded into the base; between kept states history is thinned.
+`cdp log` shows every move of the horizon, every stretch that was thinned, and why.")]
     Retention {
         /// What to do
         #[command(subcommand)]
@@ -515,6 +517,20 @@ pub enum RetentionCommand {
     Show {
         /// Which volume
         volume: String,
+    },
+    /// Say what a policy would make of the history that there is: what stays, what goes, how far the space reaches
+    #[command(after_help = "\
+Examples:
+  cdp retention simulate vm1 'every-write 24h, hourly 7d, daily 30d, at most 200GiB'
+  cdp retention simulate vm1 --json
+
+Nothing is changed, and it is an estimate: a few states more may stay, ends of stretches. Without a policy it is the one that is set, all of it carried out. What would be done at the cap is not
+gone through: compare the sizes, and see how far the space reaches at the rate of this journal.")]
+    Simulate {
+        /// Which volume
+        volume: String,
+        /// The policy; see `cdp retention --help`
+        policy: Option<String>,
     },
     /// Change what is kept; what is not kept any more goes in the background
     #[command(

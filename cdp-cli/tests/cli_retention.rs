@@ -35,9 +35,10 @@ fn check(client: &mut cdp_cli::commands::demo::client::Client, writes: u64, step
 fn a_small_journal_goes_on_for_ever() {
     let home = Home::new();
     let mut served = home.serve(&[]);
-    let policy = "at most 512MiB, at cap drop-oldest";
+    // Names go with the rest here.
+    let policy = "named 1s, at most 512MiB, at cap drop-oldest";
     let shown = home.json(&["retention", "set", "disk", policy]);
-    assert_eq!(shown["policy"], format!("every-write forever, named until removed, {policy}"));
+    assert_eq!(shown["policy"], format!("every-write forever, {policy}"));
     let refused = home.run(&["retention", "set", "disk", "at most 5MiB, at cap drop-oldest"]);
     assert!(refused.code != 0 && refused.err.contains("segments"), "{refused:?}");
 

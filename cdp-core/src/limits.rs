@@ -72,6 +72,24 @@ pub const FOLD_SEGMENTS_MAX: usize = 8;
 /// as the disk allows.
 pub const FOLD_BYTES_PER_S: u64 = 64 << 20;
 
+/// Segments thinned at once: what a stretch gives back is there when all of it is thinned.
+pub const THIN_SEGMENTS_MAX: usize = 8;
+
+/// So many neighbouring folds of one level are made one of the next.
+pub const THIN_FOLDS: usize = 4;
+
+/// The highest level of folds.
+pub const FOLD_LEVEL_MAX: u8 = 8;
+
+/// The most states that one fold keeps: bounds the work of making it, which looks up each of them.
+pub const FOLD_POINTS_MAX: u64 = 4096;
+
+/// The most blocks of payload in one fold; bounds the memory that making it takes, about 32 MiB.
+pub const FOLD_BLOCKS_MAX: u64 = 256 << 10;
+
+/// After thinning that failed, the next try comes so much later, in nanoseconds.
+pub const THIN_RETRY_NS: u64 = 10_000_000_000;
+
 /// Length of a volume's ledger, in bytes: when it is reached, the older half goes.
 pub const LEDGER_BYTES_MAX: u64 = 1 << 20;
 
@@ -95,3 +113,6 @@ const _: () = assert!(SEGMENT_BYTES / BLOCK_BYTES < u32::MAX as u64);
 // `before:NAME+rw:NAME` is a point.
 const _: () = assert!(POINT_BYTES_MAX > 2 * NAME_BYTES_MAX + 16);
 const _: () = assert!(MERGE_RUNS >= 2);
+const _: () = assert!(THIN_FOLDS >= 2 && THIN_SEGMENTS_MAX >= 1);
+// What is thinned at once fits into one fold, whatever is in it.
+const _: () = assert!(THIN_SEGMENTS_MAX as u64 * SEGMENT_BYTES / BLOCK_BYTES <= FOLD_BLOCKS_MAX);

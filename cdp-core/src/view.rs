@@ -49,7 +49,7 @@ impl View {
 
     /// An error if the state is gone.
     fn check_pinned(&self) -> Result<()> {
-        if self.pin.is_some() { Ok(()) } else { Err(self.volume.before_horizon(self.lsn)) }
+        if self.pin.is_some() { Ok(()) } else { Err(self.volume.is_gone(self.lsn)) }
     }
 
     /// Which record it stands behind.

@@ -7,19 +7,79 @@ use crate::cli::RetentionCommand;
 use crate::door::{Door, unexpected};
 use crate::report;
 use crate::units::size;
-use crate::work::retention::{Retention, Sizes};
+use crate::work::retention::{Retention, Simulated, Sizes};
+
 use crate::work::{Request, Response};
+
+/// Names of markers that are listed.
+const NAMES_SHOWN: usize = 8;
 
 /// Shows or sets what is kept.
 pub fn run(context: &Context, command: RetentionCommand) -> Result<u8> {
     let request = match command {
         RetentionCommand::Show { volume } => Request::Retention { volume },
+        RetentionCommand::Simulate { volume, policy } => return simulate(context, volume, policy),
         RetentionCommand::Set { volume, policy } => Request::SetRetention { volume, policy },
     };
     let answer = Door::ask_once(&context.config, false, request, &mut |_| Ok(()))?;
     let Response::Retention(retention) = &answer else { return Err(unexpected()) };
     context.show(&answer.json(), || text(retention));
     Ok(report::DONE)
+}
+
+/// Says what a policy would do.
+fn simulate(context: &Context, volume: String, policy: Option<String>) -> Result<u8> {
+    let request = Request::SimulateRetention { volume, policy };
+    let answer = Door::ask_once(&context.config, false, request, &mut |_| Ok(()))?;
+    let Response::Simulated(simulated) = &answer else { return Err(unexpected()) };
+    context.show(&answer.json(), || simulated_text(simulated));
+    Ok(report::DONE)
+}
+
+fn simulated_text(found: &Simulated) -> String {
+    let mut lines = vec![
+        format!("{}, if its policy were", found.volume),
+        format!("  {}", found.policy),
+        format!("  oldest      lsn:{} at {}", found.horizon.lsn, found.horizon.utc),
+        format!("  every state from lsn:{} at {}", found.window.lsn, found.window.utc),
+        format!("  before it   {} single states", found.states_kept),
+        format!("  would go    {} states", found.states_gone),
+        format!(
+            "  journal     {} instead of {}, of that {} thinned",
+            size(found.journal_bytes_after),
+            size(found.journal_bytes),
+            size(found.fold_bytes)
+        ),
+    ];
+    let names = &found.names_gone;
+    if !names.is_empty() {
+        let more = names.len().saturating_sub(NAMES_SHOWN);
+        let shown = names[..names.len().min(NAMES_SHOWN)].join(", ");
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        lines.push(format!("  names gone  {shown}{more}"));
+    }
+    let cap = size(found.cap_bytes);
+    if let Some(seconds) = found.every_write_seconds {
+        let mut line = format!("  {cap}: every write for {}", span(seconds));
+        if let Some(seconds) = found.policy_seconds {
+            line.push_str(&format!("; with this policy: {}", span(seconds)));
+        }
+        lines.push(line);
+    }
+    if found.journal_bytes_after > found.cap_bytes {
+        lines.push(format!("  it would not fit: the journal may take {cap}"));
+    }
+    lines.join("\n")
+}
+
+/// A length of time for people.
+fn span(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} minutes", seconds / 60),
+        7200..172_800 => format!("{} hours", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
 }
 
 /// Lets a marker go.
@@ -51,8 +111,12 @@ fn text(retention: &Retention) -> String {
 /// What a volume takes.
 pub fn size_lines(sizes: &Sizes, cap_bytes: Option<u64>) -> Vec<String> {
     let cap = cap_bytes.map(|cap| format!(" of {}", size(cap))).unwrap_or_default();
+    let folds = match sizes.folds {
+        0 => String::new(),
+        folds => format!(" (thinned {})", size(folds)),
+    };
     vec![format!(
-        "  on disk     journal {}{cap}, index {}, base {}",
+        "  on disk     journal {}{cap}{folds}, index {}, base {}",
         size(sizes.journal),
         size(sizes.index),
         size(sizes.base)

@@ -210,6 +210,13 @@ pub enum Request {
         /// Which volume.
         volume: String,
     },
+    /// What a policy would make of its history.
+    SimulateRetention {
+        /// Which volume.
+        volume: String,
+        /// In words; without one, the policy that is set.
+        policy: Option<String>,
+    },
     /// Change what is kept of it.
     SetRetention {
         /// Which volume.
@@ -283,6 +290,8 @@ pub enum Response {
     Retention(Box<retention::Retention>),
     /// To `AddReplica`, `Replicas` and `RemoveReplica`: those that there are now.
     Replicas(Vec<replicas::ReplicaStatus>),
+    /// To `SimulateRetention`.
+    Simulated(Box<retention::Simulated>),
     /// To `Unmark`.
     Unmarked(retention::Unmarked),
     /// To `Group…`.
@@ -381,6 +390,9 @@ pub fn run(site: &Site, tz: Option<&str>, request: &Request, watch: &mut Watch<'
         Request::State(of) => Response::State(follow::state(store, of)?),
         Request::Delta(of) => Response::Delta(follow::delta(store, of)?),
         Request::Retention { volume } => Response::Retention(Box::new(retention::show(store, volume)?)),
+        Request::SimulateRetention { volume, policy } => {
+            Response::Simulated(Box::new(retention::simulate(store, volume, policy.as_deref())?))
+        }
         Request::SetRetention { volume, policy } => {
             Response::Retention(Box::new(retention::set(store, volume, policy)?))
         }

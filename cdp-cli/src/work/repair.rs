@@ -189,7 +189,7 @@ fn lost(files: &dyn Files, volume: &Volume) -> Result<Lost> {
             chain: header.chain_before,
             timestamp: header.timestamp_before,
         };
-        let segment = Segment { header: *header, path: path.clone(), file: Arc::clone(&file) };
+        let segment = Segment { header: *header, path: path.clone(), file: Arc::clone(&file), fold: None };
         // It ends where nothing can be read any more, which is what is to be expected here.
         let _ = scan::headers(&segment, before, Lsn::MAX, &mut |record| {
             if record.lsn <= tip {

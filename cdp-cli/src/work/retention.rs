@@ -42,8 +42,11 @@ pub struct Retention {
 pub struct Sizes {
     /// Its own size, as clients see it.
     pub logical: u64,
-    /// Segments.
+    /// Segments, and folds.
     pub journal: u64,
+    /// Of these the folds: what is left of history that was thinned.
+    #[serde(default)]
+    pub folds: u64,
     /// Runs.
     pub index: u64,
     /// Images and checksums of the base.
@@ -61,6 +64,9 @@ impl Sizes {
             let bytes = entry.metadata().map_or(0, |data| data.blocks() * STAT_BLOCK_BYTES);
             if name.ends_with(".seg") {
                 sizes.journal += bytes;
+            } else if name.ends_with(".fold") {
+                sizes.journal += bytes;
+                sizes.folds += bytes;
             } else if name.ends_with(".run") {
                 sizes.index += bytes;
             } else if name.starts_with("base.") {
@@ -111,6 +117,68 @@ pub fn show(store: &Store, name: &str) -> Result<Retention> {
         journal_cap_bytes: volume.journal_cap_bytes()?,
         sizes: Sizes::of(&volume),
         pins: pins(&volume),
+    })
+}
+
+/// What `cdp retention simulate` shows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Simulated {
+    /// The volume.
+    pub volume: String,
+    /// The policy in words.
+    pub policy: String,
+    /// The oldest state that could be viewed.
+    pub horizon: Place,
+    /// From here on every state would be there.
+    pub window: Place,
+    /// The newest one.
+    pub tip: Place,
+    /// Up to which record history would be in the base.
+    pub base_lsn: u64,
+    /// Single states that would stay before the window.
+    pub states_kept: u64,
+    /// States that can be viewed now and could not be any more.
+    pub states_gone: u64,
+    /// Named markers that would go.
+    pub names_gone: Vec<String>,
+    /// What the journal takes now, in bytes.
+    pub journal_bytes: u64,
+    /// What it would take.
+    pub journal_bytes_after: u64,
+    /// Of that, history that was thinned.
+    pub fold_bytes: u64,
+    /// What it may take.
+    pub cap_bytes: u64,
+    /// So many seconds of every write fit below the cap, at the rate of this journal.
+    pub every_write_seconds: Option<u64>,
+    /// So many seconds back the policy goes below the cap, likewise.
+    pub policy_seconds: Option<u64>,
+}
+
+/// What a policy would make of the history that there is.
+pub fn simulate(store: &Store, name: &str, policy: Option<&str>) -> Result<Simulated> {
+    let volume = store.volume(name)?;
+    let policy = policy.map_or_else(|| Ok(volume.retention()), retention::parse)?;
+    let found = volume.simulate_retention(&policy)?;
+    let before = |lsn: &&cdp_core::ids::Lsn| **lsn >= found.horizon.0 && **lsn < found.window.0;
+    let kept = found.stretches.iter().map(|(_, _, kept)| kept.iter().filter(before).count() as u64).sum();
+    let seconds = |ns: Option<u64>| ns.map(|ns| ns / 1_000_000_000);
+    Ok(Simulated {
+        volume: volume.name().to_owned(),
+        policy: policy.to_string(),
+        horizon: Place::new(found.horizon.0, found.horizon.1),
+        window: Place::new(found.window.0, found.window.1),
+        tip: Place::new(found.tip.0, found.tip.1),
+        base_lsn: found.base_lsn.0,
+        states_kept: kept,
+        states_gone: found.states_gone,
+        names_gone: found.names_gone,
+        journal_bytes: found.journal_bytes,
+        journal_bytes_after: found.journal_bytes_after,
+        fold_bytes: found.fold_bytes,
+        cap_bytes: found.cap_bytes,
+        every_write_seconds: seconds(found.every_write_ns),
+        policy_seconds: seconds(found.policy_ns),
     })
 }
 

@@ -22,6 +22,7 @@ mod summaries;
 
 use super::points;
 use super::{Progress, Watch};
+use crate::units::size;
 
 /// Intervals of a timeline where nobody says how long they are.
 const INTERVALS: u64 = 40;
@@ -265,8 +266,8 @@ fn timeline(
             (begin / step * step, now, step)
         }
     };
-    let first = if from <= begin { volume.horizon().0 } else { volume.lsn_at(Timestamp(from - 1))? };
-    let last = volume.lsn_at(Timestamp(to))?;
+    let first = if from <= begin { volume.horizon().0 } else { volume.newest_known(Timestamp(from - 1))? };
+    let last = volume.newest_known(Timestamp(to))?;
     let summarised = last.0.saturating_sub(first.0) > RECORDS_READ_MAX;
     let intervals = match summarised {
         true => summaries::intervals(volume, (from, to, step), (first, last))?,
@@ -475,6 +476,14 @@ fn ledger_rows(volume: &Volume) -> Vec<EventRow> {
                     Reason::Cap => "the journal was full",
                 };
                 ("horizon", format!("lsn:{first} to lsn:{}, {}: {why}", to.0, format_utc(to.1)))
+            }
+            Fact::Thinned { from, to, kept, bytes_before, bytes_after, reason } => {
+                let why = match reason {
+                    Reason::Policy => "its every-write time was over",
+                    Reason::Cap => "the journal was full",
+                };
+                let sizes = format!("{} became {}", size(*bytes_before), size(*bytes_after));
+                ("thinned", format!("lsn:{} to lsn:{}, {kept} states kept, {sizes}: {why}", from.0, to.0))
             }
             Fact::Policy(policy) => ("retention", policy.clone()),
             Fact::LetGo { name, lsn, .. } => ("unmarked", format!("{name}, lsn:{lsn}")),

@@ -14,6 +14,7 @@ const CRC_BYTES: usize = 4;
 const KIND_HORIZON: u8 = 1;
 const KIND_POLICY: u8 = 2;
 const KIND_LET_GO: u8 = 3;
+const KIND_THINNED: u8 = 4;
 
 /// Why a horizon moved.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -34,6 +35,21 @@ pub enum Fact {
         from: (Lsn, Timestamp),
         /// Where it begins.
         to: (Lsn, Timestamp),
+        /// Why.
+        reason: Reason,
+    },
+    /// Of a stretch only some states are left.
+    Thinned {
+        /// Its first record, and when the one before was.
+        from: (Lsn, Timestamp),
+        /// Its last record.
+        to: (Lsn, Timestamp),
+        /// How many states are left.
+        kept: u64,
+        /// What it took before, in bytes.
+        bytes_before: u64,
+        /// What it takes.
+        bytes_after: u64,
         /// Why.
         reason: Reason,
     },
@@ -75,6 +91,13 @@ impl Entry {
                 }
                 payload.push(*reason as u8);
                 KIND_HORIZON
+            }
+            Fact::Thinned { from, to, kept, bytes_before, bytes_after, reason } => {
+                for number in [from.0.0, from.1.0, to.0.0, to.1.0, *kept, *bytes_before, *bytes_after] {
+                    payload.extend_from_slice(&number.to_le_bytes());
+                }
+                payload.push(*reason as u8);
+                KIND_THINNED
             }
             Fact::Policy(text) => {
                 put_text(&mut payload, text);
@@ -118,12 +141,15 @@ impl Entry {
             KIND_HORIZON => {
                 let mut place = || Some((Lsn(payload.u64()?), Timestamp(payload.u64()?)));
                 let (from, to) = (place()?, place()?);
-                let reason = match payload.take(1)? {
-                    [1] => Reason::Policy,
-                    [2] => Reason::Cap,
-                    _ => return None,
-                };
+                let reason = reason(payload.take(1)?)?;
                 Fact::Horizon { from, to, reason }
+            }
+            KIND_THINNED => {
+                let mut place = || Some((Lsn(payload.u64()?), Timestamp(payload.u64()?)));
+                let (from, to) = (place()?, place()?);
+                let (kept, bytes_before, bytes_after) = (payload.u64()?, payload.u64()?, payload.u64()?);
+                let reason = reason(payload.take(1)?)?;
+                Fact::Thinned { from, to, kept, bytes_before, bytes_after, reason }
             }
             KIND_POLICY => Fact::Policy(payload.text()?.to_owned()),
             KIND_LET_GO => {
@@ -139,6 +165,14 @@ impl Entry {
             fact,
         };
         payload.is_empty().then_some((entry, len))
+    }
+}
+
+fn reason(byte: &[u8]) -> Option<Reason> {
+    match byte {
+        [1] => Some(Reason::Policy),
+        [2] => Some(Reason::Cap),
+        _ => None,
     }
 }
 

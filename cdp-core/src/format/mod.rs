@@ -3,6 +3,7 @@
 pub mod base;
 pub mod bytes;
 pub mod epoch;
+pub mod fold;
 pub mod history;
 pub mod ledger;
 pub mod looked;

@@ -69,6 +69,18 @@ impl Course {
         self.rollbacks.last().map_or(Lsn::ZERO, |(lsn, _)| *lsn)
     }
 
+    /// The records of its rollbacks, rising.
+    pub fn rollbacks(&self) -> impl Iterator<Item = Lsn> {
+        self.rollbacks.iter().map(|(lsn, _)| *lsn)
+    }
+
+    /// The newest rollback not above this record; [`Lsn::ZERO`] without one. States behind the same one see the same of
+    /// what is before it.
+    pub fn rollback_before(&self, lsn: Lsn) -> Lsn {
+        let behind = self.rollbacks.partition_point(|(record, _)| *record <= lsn);
+        behind.checked_sub(1).map_or(Lsn::ZERO, |at| self.rollbacks[at].0)
+    }
+
     /// The rollback that was done to a whole group under this id.
     pub fn rollback_of_group(&self, id: u128) -> Option<&TurnAt> {
         self.turns.iter().rfind(|turn| matches!(turn.turn, Turn::Rollback { group, .. } if group == id))

@@ -2,7 +2,7 @@
 
 use super::keys::Keys;
 use super::overlay::{self, Part, Walk};
-use super::tree::{Candidate, found, nodes, shift, trees_of};
+use super::tree::{Candidate, found, is_possible, nodes, shift, trees_of};
 use super::{Search, Visible};
 use crate::error::Result;
 use crate::format::run::{Entry, Key, RANGE_HOLE, RANGE_ZERO};
@@ -22,6 +22,8 @@ pub struct Live {
     trees: u64,
     entries: u64,
     listed_bytes: usize,
+    // Of a fold: its newest record. Most of its records are gone, and with them their timestamps.
+    sparse_last: Option<Lsn>,
 }
 
 /// One version at a key, its LSN as the distance from the part's first.
@@ -45,7 +47,34 @@ const PROBED_KEYS_MAX: u64 = 256;
 impl Live {
     /// An empty part whose first record will have this LSN.
     pub fn new(first: Lsn) -> Live {
-        Live { first, timestamps: Vec::new(), versions: Keys::new(), trees: 0, entries: 0, listed_bytes: 0 }
+        Live {
+            first,
+            timestamps: Vec::new(),
+            versions: Keys::new(),
+            trees: 0,
+            entries: 0,
+            listed_bytes: 0,
+            sparse_last: None,
+        }
+    }
+
+    /// An empty part for what is left of the records from `first` to `last`: none is noted, versions of any of them are
+    /// inserted, and it knows no timestamps.
+    pub fn sparse(first: Lsn, last: Lsn) -> Live {
+        Live { sparse_last: Some(last), ..Live::new(first) }
+    }
+
+    /// A version as another index had it. Whether it can be one.
+    #[must_use]
+    pub fn insert_entry(&mut self, entry: &Entry) -> bool {
+        let newest = self.last_lsn().0.checked_sub(self.first.0);
+        let is_sound = is_possible(entry.key)
+            && found(entry).is_some()
+            && newest.is_some_and(|newest| u64::from(entry.lsn_delta) <= newest);
+        if is_sound {
+            self.insert(entry.key, Slot { lsn_delta: entry.lsn_delta, block: entry.block, crc: entry.crc });
+        }
+        is_sound
     }
 
     /// Notes a record of any kind. Every record must be noted, in order; its versions are inserted afterwards.
@@ -108,12 +137,15 @@ impl Live {
 
     /// LSN of the newest record; the one before [`Live::first_lsn`] if there is none.
     pub fn last_lsn(&self) -> Lsn {
+        if let Some(last) = self.sparse_last {
+            return last;
+        }
         Lsn(self.first.0 + self.timestamps.len() as u64).previous()
     }
 
     /// Whether no record was noted.
     pub fn is_empty(&self) -> bool {
-        self.timestamps.is_empty()
+        self.last_lsn() < self.first
     }
 
     /// How many entries its run will have.
@@ -165,7 +197,7 @@ impl Live {
     }
 
     /// All entries in the order in which a run has them.
-    pub(super) fn iter(&self) -> impl Iterator<Item = Entry> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Entry> {
         let keys = self.versions.sorted();
         (0..keys.len()).flat_map(move |at| {
             let key = keys[at];

@@ -106,7 +106,8 @@ impl Merge {
                 sum
             }),
         };
-        if header.timestamps > u64::from(u32::MAX) {
+        let records = (header.last_lsn.0 + 1).saturating_sub(header.first_lsn.0);
+        if records > u64::from(u32::MAX) || ![0, records].contains(&header.timestamps) {
             return Err(Error::new(Kind::Invalid, "more records than one run can tell apart"));
         }
         let context = || format!("write run {}", path.display());

@@ -300,7 +300,8 @@ impl Run {
     }
 
     pub(super) fn candidate(&self, entry: &Entry) -> Result<Candidate> {
-        let is_record = u64::from(entry.lsn_delta) < self.header.timestamps;
+        let newest = self.header.last_lsn.0.checked_sub(self.header.first_lsn.0);
+        let is_record = newest.is_some_and(|newest| u64::from(entry.lsn_delta) <= newest);
         let found =
             found(entry).filter(|_| is_record && is_possible(entry.key)).ok_or_else(|| self.nonsense())?;
         Ok(Candidate { key: entry.key, lsn: self.lsn(entry), found })

@@ -33,6 +33,12 @@ impl Visible {
         self
     }
 
+    /// Of these records only those from `first` to `last`.
+    pub fn within(&self, first: Lsn, last: Lsn) -> Visible {
+        let clip = |range: &(Lsn, Lsn)| (range.0.max(first), range.1.min(last));
+        Visible { ranges: self.ranges.iter().map(clip).filter(|range| range.0 <= range.1).collect() }
+    }
+
     /// Whether both see the same of the records up to and including `through`.
     pub fn agrees_through(&self, other: &Visible, through: Lsn) -> bool {
         self.clipped(through).eq(other.clipped(through))

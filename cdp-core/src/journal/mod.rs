@@ -6,6 +6,7 @@
 
 pub mod append;
 pub mod commit;
+pub mod fold;
 pub mod follow;
 pub mod looked;
 pub mod mark;

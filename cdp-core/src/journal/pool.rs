@@ -104,7 +104,7 @@ impl Pool {
                 header.ordinal = ordinal;
                 header.bytes = bytes;
                 self.newest_fill = fill;
-                return Ok(Arc::new(Segment { header, path, file }));
+                return Ok(Arc::new(Segment { header, path, file, fold: None }));
             }
         }
     }

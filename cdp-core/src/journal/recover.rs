@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::append::Position;
+use super::fold::Fold;
 use super::looked::LookedFile;
 use super::scan::{self, Stop};
 use super::segment::{self, FirstBlock, Segment};
 use super::verdict::{self, Evidence, MarkEvidence, Verdict};
 use crate::error::{IoContext, Result};
+use crate::format::fold::{is_fold_name, is_unfinished_fold_name};
 use crate::format::history::BasePoint;
 use crate::format::looked::Looked;
 use crate::format::mark::Mark;
@@ -131,6 +133,10 @@ struct Listing {
     stats: HashMap<u64, FileStat>,
     /// Seals of those that were not opened, by ordinal.
     remembered: HashMap<u64, Option<Seal>>,
+    /// Whole folds; the last one of those that begin at one place counts.
+    folds: Vec<Arc<Segment>>,
+    /// Folds that are not whole, or were never finished.
+    unfinished: Vec<PathBuf>,
     unused: Vec<u64>,
     headless: Vec<Headless>,
     newest: u64,
@@ -188,6 +194,8 @@ fn list(files: &dyn Files, request: &Request<'_>) -> Result<Listing> {
         followers: HashMap::new(),
         stats: HashMap::new(),
         remembered: HashMap::new(),
+        folds: Vec::new(),
+        unfinished: Vec::new(),
         unused: Vec::new(),
         headless: Vec::new(),
         newest: request.begin.ordinal,
@@ -199,7 +207,7 @@ fn list(files: &dyn Files, request: &Request<'_>) -> Result<Listing> {
         let stat = files.stat(&path).at(|| format!("opening {}", path.display()))?;
         if let Some(known) = request.looked.get(ordinal, &stat) {
             listing.remembered.insert(ordinal, known.seal);
-            listing.segments.push(Arc::new(Segment { header: known.header, path, file }));
+            listing.segments.push(Arc::new(Segment { header: known.header, path, file, fold: None }));
             continue;
         }
         listing.stats.insert(ordinal, stat);
@@ -216,7 +224,7 @@ fn list(files: &dyn Files, request: &Request<'_>) -> Result<Listing> {
             Ok(FirstBlock::Header(header))
                 if header.volume == request.volume && header.ordinal == ordinal =>
             {
-                listing.segments.push(Arc::new(Segment { header: *header, path, file }));
+                listing.segments.push(Arc::new(Segment { header: *header, path, file, fold: None }));
             }
             Ok(_) | Err(_) => listing.headless.push(Headless { ordinal, path, file, unreadable }),
         }
@@ -224,7 +232,29 @@ fn list(files: &dyn Files, request: &Request<'_>) -> Result<Listing> {
     for (at, segment) in listing.segments.iter().enumerate() {
         listing.followers.entry(segment.header.predecessor).or_default().push(at);
     }
+    list_folds(files, request, &mut listing)?;
     Ok(listing)
+}
+
+fn list_folds(files: &dyn Files, request: &Request<'_>, listing: &mut Listing) -> Result<()> {
+    let entries = files.list(request.dir).at(|| format!("listing {}", request.dir.display()))?;
+    for entry in entries {
+        let path = request.dir.join(&entry.name);
+        if is_unfinished_fold_name(&entry.name) {
+            listing.unfinished.push(path);
+        } else if is_fold_name(&entry.name) {
+            // One that is damaged is missing, and the stream says so; it is never removed.
+            let fold = Fold::open(&path, request.segments).unwrap_or(None);
+            if let Some(fold) = fold.filter(|fold| fold.header.volume == request.volume) {
+                listing.newest = listing.newest.max(fold.header.ordinals.1);
+                listing.folds.push(fold.segment());
+            }
+        }
+    }
+    listing.folds.sort_by_key(|fold| {
+        fold.fold.as_ref().map_or((0, 0), |fold| (fold.header.ordinals.1, fold.header.generation))
+    });
+    Ok(())
 }
 
 /// Reads the journal and judges. Changes nothing.
@@ -240,7 +270,23 @@ pub fn recover(files: &dyn Files, request: &Request<'_>) -> Result<Recovered> {
     let mut clean_stop = false;
     let mut predecessor = request.begin.segment;
     let mut ordinal = request.begin.ordinal;
-    while let Some(current) = listing.follows(predecessor, ordinal) {
+    // Where a stretch was thinned its fold stands for the segments, also for those that are still there.
+    let folded = |id: SegmentId, at: &Position| {
+        listing.folds.iter().rfind(|fold| {
+            let header = &fold.header;
+            header.predecessor == id && header.first_lsn == at.lsn.next() && header.chain_before == at.chain
+        })
+    };
+    loop {
+        if let Some(found) = folded(predecessor, &at).and_then(|fold| found_fold(fold, at)) {
+            at = found.last;
+            (predecessor, ordinal) = (found.segment.header.id, found.segment.header.ordinal);
+            witness = witness.max(at.lsn);
+            clean_stop = false;
+            stream.push(found);
+            continue;
+        }
+        let Some(current) = listing.follows(predecessor, ordinal) else { break };
         let header = &current.header;
         if header.first_lsn != at.lsn.next() || header.chain_before != at.chain {
             why = format!("{} does not continue the chain", current.path.display());
@@ -313,6 +359,9 @@ pub fn recover(files: &dyn Files, request: &Request<'_>) -> Result<Recovered> {
             .at(|| format!("reading {}", segment.path.display()))?;
         witness = witness.max(durable);
     }
+    for fold in listing.folds.iter().filter(|fold| fold.header.ordinal > newest_in_stream) {
+        witness = witness.max(fold.fold.as_ref().map_or(Lsn::ZERO, |fold| fold.header.lsns.1));
+    }
     for found in listing.headless.iter().filter(|found| found.ordinal > newest_in_stream) {
         let durable = scan::harvest_headless(&*found.file, request.volume)
             .at(|| format!("reading {}", found.path.display()))?;
@@ -351,7 +400,8 @@ pub fn recover(files: &dyn Files, request: &Request<'_>) -> Result<Recovered> {
         witness,
         accept_mark_loss: request.accept_mark_loss,
     });
-    let incarnations = listing.segments.iter().map(|s| (s.header.ordinal, s.header.incarnation));
+    let incarnations = listing.segments.iter().chain(&listing.folds);
+    let incarnations = incarnations.map(|s| (s.header.ordinal, s.header.incarnation));
     let newest_incarnation = incarnations.max().map(|(_, incarnation)| incarnation);
     let mut recovered = Recovered {
         verdict,
@@ -366,7 +416,8 @@ pub fn recover(files: &dyn Files, request: &Request<'_>) -> Result<Recovered> {
             .or(request.mark.map(|mark| mark.incarnation))
             .unwrap_or_default(),
     };
-    let newest_used = listing.segments.iter().map(|s| s.header.ordinal).max().unwrap_or(0);
+    let newest_used = listing.segments.iter().chain(&listing.folds).map(|s| s.header.ordinal).max();
+    let newest_used = newest_used.unwrap_or(0);
     for ordinal in listing.unused {
         if ordinal > newest_used {
             recovered.unused.push_back(ordinal);
@@ -374,18 +425,34 @@ pub fn recover(files: &dyn Files, request: &Request<'_>) -> Result<Recovered> {
             recovered.dead.push(request.dir.join(segment_file_name(ordinal)));
         }
     }
-    let used: HashSet<SegmentId> = recovered.stream.iter().map(|found| found.segment.header.id).collect();
-    for segment in listing.segments {
-        if !used.contains(&segment.header.id) {
+    let used: HashSet<u64> = recovered.stream.iter().map(|found| found.segment.index_id().0).collect();
+    for segment in listing.segments.into_iter().chain(listing.folds) {
+        if !used.contains(&segment.index_id().0) {
             recovered.dead.push(segment.path.clone());
         }
     }
+    recovered.dead.extend(listing.unfinished);
     let was_used = |found: &Headless| !recovered.unused.contains(&found.ordinal);
     let headless = listing.headless.into_iter().filter(was_used).map(|found| found.path);
     let headless: Vec<PathBuf> = headless.filter(|path| !recovered.dead.contains(path)).collect();
     recovered.dead.extend(headless);
     cut_stream(&mut recovered.stream, first_bad.previous(), request.visit)?;
     Ok(recovered)
+}
+
+fn found_fold(segment: &Arc<Segment>, before: Position) -> Option<Found> {
+    let fold = segment.fold.as_ref()?;
+    let (last, end) = (fold.last(), fold.header.file_bytes());
+    Some(Found {
+        segment: segment.clone(),
+        last,
+        end,
+        seal: None,
+        before,
+        damaged: Vec::new(),
+        looked: None,
+        is_remembered: false,
+    })
 }
 
 /// Names the file because of which the stream ends early.
@@ -431,7 +498,7 @@ fn weigh_mark(
     at: Position,
 ) -> Result<MarkEvidence> {
     let Some(mark) = &request.mark else { return Ok(MarkEvidence::BothBad) };
-    let known_incarnation = listing.segments.iter().any(|segment| {
+    let known_incarnation = listing.segments.iter().chain(&listing.folds).any(|segment| {
         segment.header.incarnation == mark.incarnation
             || segment.header.previous_incarnation == mark.incarnation
     });
@@ -446,6 +513,8 @@ fn weigh_mark(
         None => request.begin.position.chain,
         Some(found) if found.last.lsn == mark.lsn => found.last.chain,
         Some(found) if found.before.lsn == mark.lsn => found.before.chain,
+        // Its records are gone, and so is what could be compared.
+        Some(found) if found.segment.fold.is_some() => mark.chain,
         Some(found) => {
             scan::scan(&found.segment, found.before, mark.lsn, &mut |_| {})
                 .at(|| format!("reading {}", found.segment.path.display()))?

@@ -4,9 +4,11 @@ use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::fold::Fold;
 use crate::error::{IoContext, Result};
-use crate::format::segment::{Seal, SegmentHeader, segment_file_name, segment_ordinal};
-use crate::ids::BLOCK_BYTES;
+use crate::format::fold::fold_run_name;
+use crate::format::segment::{Seal, SegmentHeader, run_file_name, segment_file_name, segment_ordinal};
+use crate::ids::{BLOCK_BYTES, SegmentId};
 use crate::io::{File, FilePool, Files};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
@@ -21,13 +23,32 @@ pub struct Segment {
     pub path: PathBuf,
     /// The file: open while it is written to; afterwards one of a [`FilePool`].
     pub file: Arc<dyn File>,
+    /// Where this and segments before it were thinned: the fold that stands for them, whose payload `file` is. It has
+    /// no batches and no seal.
+    pub fold: Option<Arc<Fold>>,
 }
 
 impl Segment {
     /// The same segment with its file in the pool. Everything that was written to it must be synced.
     pub fn pooled(&self, pool: &Arc<FilePool>) -> Arc<Segment> {
+        if let Some(fold) = &self.fold {
+            return fold.segment();
+        }
         let file = pool.file(&self.path);
-        Arc::new(Segment { header: self.header, path: self.path.clone(), file })
+        Arc::new(Segment { header: self.header, path: self.path.clone(), file, fold: None })
+    }
+
+    /// What an index of it names: a fold has an id of its own.
+    pub fn index_id(&self) -> SegmentId {
+        self.fold.as_ref().map_or(self.header.id, |fold| fold.header.id)
+    }
+
+    /// Name of the file of its run.
+    pub fn run_name(&self) -> String {
+        match (&self.fold, self.path.file_name()) {
+            (Some(_), Some(name)) => fold_run_name(&name.to_string_lossy()),
+            _ => run_file_name(self.header.ordinal),
+        }
     }
 
     /// Its file, held open for reading many pieces at once.

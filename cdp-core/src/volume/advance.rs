@@ -23,12 +23,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::parts::{OldLists, Part, PartList, PartSet, is_sealed};
+use super::thin::{Thin, ThinStep};
 use super::{Health, Volume};
 use crate::error::{IoContext, Result};
 use crate::format::bytes::crc32;
 use crate::format::history::{BasePoint, HistoryState};
 use crate::format::ledger::Reason;
-use crate::format::segment::run_file_name;
 use crate::history::retention::AtCap;
 use crate::ids::*;
 use crate::index::Visible;
@@ -45,6 +45,8 @@ const BLOCKS_PER_WRITE: usize = 256;
 const LOOK_BYTES: u64 = 64 << 10;
 /// The budget of a call when the journal is full, in bytes: between two calls the other duties have their turn.
 const PRESSED_STEP_BYTES: u64 = 64 << 20;
+/// Named markers may keep that part of a journal that drops its oldest; beyond it they go with the rest.
+const NAMES_PART: u64 = 2;
 /// The policy is looked at so often, in nanoseconds.
 const POLICY_INTERVAL_NS: u64 = 1_000_000_000;
 /// So long a writer waits for readers and views to leave what is to be dropped, in milliseconds.
@@ -53,14 +55,28 @@ const READERS_WAIT_MS: u64 = 1_000;
 /// What upkeep of history remembers between calls. Its lock is taken before all others of the volume.
 pub(super) struct Duties {
     fold: Option<Fold>,
-    dropped: Vec<(Arc<Part>, Arc<OldLists>)>,
+    pub(super) dropped: Vec<(Arc<Part>, Arc<OldLists>)>,
     budget_at_ns: u64,
     policy_at_ns: u64,
+    pub(super) thin: Option<Box<Thin>>,
+    // When thinning looked for something to do; whether there may be more at once; when it may try again.
+    pub(super) thin_at_ns: u64,
+    pub(super) thin_again: bool,
+    pub(super) thin_retry_ns: u64,
 }
 
 impl Duties {
     pub(super) fn new(now_ns: u64) -> Duties {
-        Duties { fold: None, dropped: Vec::new(), budget_at_ns: now_ns, policy_at_ns: 0 }
+        Duties {
+            fold: None,
+            dropped: Vec::new(),
+            budget_at_ns: now_ns,
+            policy_at_ns: 0,
+            thin: None,
+            thin_at_ns: 0,
+            thin_again: false,
+            thin_retry_ns: 0,
+        }
     }
 }
 
@@ -128,12 +144,13 @@ impl Volume {
     /// Whether the journal is full and the oldest history has to go: then [`Volume::maintain`] is wanted again at
     /// once.
     pub fn is_pressed(&self) -> bool {
-        self.health() == Health::Good && self.excess_bytes().is_ok_and(|bytes| bytes > 0)
+        let drops = self.retention().at_cap == AtCap::DropOldest;
+        drops && self.health() == Health::Good && self.excess_bytes().is_ok_and(|bytes| bytes > 0)
     }
 
     /// Makes room for the next segment, as the policy allows, while a writer waits who holds no lock.
     pub(super) fn drop_for_room(&self) -> Result<Room> {
-        if self.retention().at_cap != AtCap::DropOldest {
+        if self.retention().at_cap == AtCap::Block {
             return Ok(Room::None);
         }
         let mut waited_ms = 0;
@@ -176,7 +193,7 @@ impl Volume {
 
     fn choose_horizon(&self, duties: &mut Duties, now_ns: u64) -> Result<()> {
         // What is being folded makes room already.
-        if duties.fold.is_some() || !duties.dropped.is_empty() {
+        if duties.fold.is_some() || duties.thin.is_some() || !duties.dropped.is_empty() {
             return Ok(());
         }
         if duties.policy_at_ns == 0 || now_ns.saturating_sub(duties.policy_at_ns) >= POLICY_INTERVAL_NS {
@@ -187,11 +204,29 @@ impl Volume {
         }
         let excess = self.excess_bytes()?;
         if excess > 0
+            && self.retention().at_cap == AtCap::DropOldest
             && let Some(to) = self.horizon_by_space(excess)?
         {
-            self.move_horizon(to, Reason::Cap)?;
+            self.move_horizon(self.spare_names(to, duties, now_ns), Reason::Cap)?;
         }
         Ok(())
+    }
+
+    /// How far the horizon has to move to make room: no further than the first named marker, as long as thinning what is
+    /// behind that makes room, too.
+    fn spare_names(&self, to: Lsn, duties: &Duties, now_ns: u64) -> Lsn {
+        let fails = duties.thin_retry_ns > now_ns;
+        let list = self.parts.list();
+        let sealed = || list.iter().take_while(|part| is_sealed(part));
+        let is_whole = |part: &&Arc<Part>| part.segment.fold.is_none();
+        let thinned = sealed().filter_map(|part| part.segment.fold.as_ref());
+        let thinned: u64 = thinned.map(|fold| fold.header.file_bytes()).sum();
+        let cap = self.journal_cap_bytes().unwrap_or(0);
+        let helps = sealed().any(|part| is_whole(&part)) && thinned <= cap / NAMES_PART && !fails;
+        match self.first_name_through(to) {
+            Some(name) if helps => name,
+            _ => to,
+        }
     }
 
     /// One bounded step. After an error the fold begins anew.
@@ -202,9 +237,15 @@ impl Volume {
         }
         let chosen = match duties.fold.take() {
             Some(fold) => Some(fold),
+            None if duties.thin.is_some() => None,
             None => self.choose_fold()?,
         };
-        let Some(mut fold) = chosen else { return Ok(Step::Idle) };
+        let Some(mut fold) = chosen else {
+            return Ok(match self.thin_step(duties)? {
+                ThinStep::Idle => Step::Idle,
+                ThinStep::Worked(bytes) => Step::Worked(bytes),
+            });
+        };
         match &fold.stage {
             Stage::Drain(lists) if !lists.are_gone() => {
                 duties.fold = Some(fold);
@@ -351,6 +392,7 @@ impl Volume {
         staged.dirty.retain(|segment| segment.header.ordinal > fold.to.ordinal);
         drop(staged);
         self.forget_names(fold.to.lsn);
+        self.pins.lock().forget_thinned(fold.to.lsn);
         Ok(())
     }
 
@@ -369,7 +411,7 @@ impl Volume {
         self.remove_run_of(&part);
         let path = &part.segment.path;
         let bytes = part.segment.file.len().at(|| format!("measuring {}", path.display()))?;
-        if wanted && !is_read {
+        if wanted && !is_read && part.segment.fold.is_none() {
             self.recycle(&part, bytes)?;
         } else {
             files.remove(path).at(|| format!("removing {}", path.display()))?;
@@ -383,7 +425,7 @@ impl Volume {
     fn remove_run_of(&self, part: &Part) {
         let files = &self.shared.files;
         match part.merged_run() {
-            None => drop(files.remove(&self.dir.join(run_file_name(part.segment.header.ordinal)))),
+            None => drop(files.remove(&self.dir.join(part.segment.run_name()))),
             Some(run) => {
                 let list = self.parts.list();
                 let is_shared = |other: &Arc<Part>| other.run().is_some_and(|own| Arc::ptr_eq(own, run));

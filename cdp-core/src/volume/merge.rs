@@ -88,11 +88,16 @@ impl Volume {
     /// The oldest neighbouring runs of the lowest level that has enough of them: their parts.
     fn plan_merge(&self) -> Option<Vec<Arc<Part>>> {
         let list = self.parts.list();
-        let levels: Vec<Option<u8>> = list.layers().map(|layer| level(&layer)).collect();
+        let levels: Vec<Option<(bool, u8)>> = list.layers().map(|layer| level(&layer)).collect();
         let layers: Vec<Layer<'_>> = list.layers().collect();
         let count = self.shared.index.merge_runs.max(2);
         let from = (0..MERGE_LEVEL_MAX).find_map(|wanted| {
-            let is_streak = |levels: &[Option<u8>]| levels.iter().all(|level| *level == Some(wanted));
+            let is_streak = |levels: &[Option<(bool, u8)>]| {
+                // Runs of folds know no timestamps: they are merged with each other only.
+                [true, false]
+                    .iter()
+                    .any(|is_fold| levels.iter().all(|level| *level == Some((*is_fold, wanted))))
+            };
             levels.windows(count).position(is_streak)
         })?;
         Some(layers[from..from + count].iter().flat_map(|layer| layer.parts().iter().cloned()).collect())
@@ -183,20 +188,23 @@ impl Volume {
 }
 
 /// The level of a layer that may be merged.
-fn level(layer: &Layer<'_>) -> Option<u8> {
+fn level(layer: &Layer<'_>) -> Option<(bool, u8)> {
+    if layer.is_partial() {
+        return None;
+    }
     let part = layer.parts().last()?;
     if !is_sealed(part) || part.repaired.get().is_some() {
         return None;
     }
     let run = part.run().filter(|run| !run.is_bad())?;
-    Some(run.header().level)
+    Some((part.segment.fold.is_some(), run.header().level))
 }
 
 /// What a merged run says of a part.
 fn source(part: &Part) -> Option<MergedSource> {
     let frozen = part.frozen.get()?;
     Some(MergedSource {
-        segment: part.segment.header.id,
+        segment: part.segment.index_id(),
         ordinal: part.segment.header.ordinal,
         first_lsn: part.segment.header.first_lsn,
         last_lsn: frozen.last.lsn,

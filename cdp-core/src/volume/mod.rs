@@ -24,8 +24,10 @@ pub mod replicas;
 pub mod retain;
 pub mod role;
 pub mod rollback;
+pub mod simulate;
 pub mod source;
 pub mod stream;
+mod thin;
 pub mod timeline;
 pub mod upkeep;
 pub mod verify;
@@ -289,7 +291,12 @@ impl Volume {
 
     /// What it may take, in bytes.
     pub fn journal_cap_bytes(&self) -> Result<u64> {
-        let by_policy = self.retention.lock().expect("no panics under this lock").bytes_max;
+        self.journal_cap_bytes_by(&self.retention())
+    }
+
+    /// What it might take if this were the policy.
+    fn journal_cap_bytes_by(&self, policy: &Policy) -> Result<u64> {
+        let by_policy = policy.bytes_max;
         let by_hand = self.manifest.lock().expect("no panics under this lock").journal_cap_bytes;
         if let Some(cap) = by_hand.into_iter().chain(by_policy).min() {
             return Ok(cap);

@@ -29,7 +29,7 @@ use crate::format::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::format::mark::Mark;
 use crate::format::record::Chain;
 use crate::format::run::MergedSource;
-use crate::format::segment::{is_merged_run_name, run_file_name};
+use crate::format::segment::is_merged_run_name;
 use crate::history::course::Course;
 use crate::history::retention::Policy;
 use crate::ids::*;
@@ -460,8 +460,7 @@ fn open_parts(
     let mut at = 0;
     while let Some(found) = stream.get(at) {
         // Those with the most segments come first.
-        let fitting =
-            merged.iter().find_map(|merged| Some((merged, merged.sources_of(&stream[at..], at == 0)?)));
+        let fitting = merged.iter().find_map(|merged| Some((merged, merged.sources_of(&stream[at..])?)));
         let Some((merged, sources)) = fitting else {
             let mut part = open_part(shared, dir, found, gathered)?;
             if part.run().is_none() {
@@ -508,25 +507,23 @@ struct MergedRun {
 }
 
 impl MergedRun {
-    /// Its segments if they are exactly those that `stream` begins with; at the beginning of the journal without
-    /// those that were dropped there.
-    fn sources_of(&self, stream: &[Found], is_beginning: bool) -> Option<&[MergedSource]> {
-        let first = stream.first()?.segment.header.id;
+    /// Those of its segments that `stream` begins with, if there are any.
+    fn sources_of(&self, stream: &[Found]) -> Option<&[MergedSource]> {
+        let first = stream.first()?.segment.index_id();
         let skipped = self.sources.iter().position(|source| source.segment == first)?;
-        if skipped > 0 && !is_beginning {
-            return None;
-        }
         let sources = &self.sources[skipped..];
         let fits = |(source, found): (&MergedSource, &Found)| {
             let header = &found.segment.header;
-            source.segment == header.id
+            source.segment == found.segment.index_id()
                 && source.ordinal == header.ordinal
                 && source.first_lsn == header.first_lsn
                 && source.last_lsn == found.last.lsn
                 && source.log_end == found.end
                 && source.chain == found.last.chain.0
         };
-        (sources.len() <= stream.len() && sources.iter().zip(stream).all(fits)).then_some(sources)
+        // The others were dropped or thinned: a layer hides what it still says of them.
+        let count = sources.iter().zip(stream).take_while(|pair| fits(*pair)).count();
+        (count > 0).then_some(&sources[..count])
     }
 }
 
@@ -689,7 +686,7 @@ fn remove_orphan_runs(shared: &Shared, dir: &Path, parts: &[Arc<Part>]) {
         .iter()
         .map(|part| match part.merged_run().and_then(|run| run.path().file_name()) {
             Some(name) => name.to_string_lossy().into_owned(),
-            None => run_file_name(part.segment.header.ordinal),
+            None => part.segment.run_name(),
         })
         .collect();
     let Ok(entries) = shared.files.list(dir) else { return };
@@ -704,11 +701,11 @@ fn remove_orphan_runs(shared: &Shared, dir: &Path, parts: &[Arc<Part>]) {
 
 fn open_run(shared: &Shared, dir: &Path, segment: &Segment) -> Option<Run> {
     let header = &segment.header;
-    let path = dir.join(run_file_name(header.ordinal));
+    let path = dir.join(segment.run_name());
     // A run is made again from its segment whatever is wrong with it.
     let run = Run::open(&*shared.files, &path, &shared.pages).ok()?;
     let fits = run.header().volume == header.volume
-        && run.header().run_id == header.id.0
+        && run.header().run_id == segment.index_id().0
         && run.first_lsn() == header.first_lsn;
     fits.then_some(run)
 }
@@ -748,7 +745,8 @@ fn damages(parts: &[Arc<Part>]) -> Result<Vec<(Lsn, Extent)>> {
 pub(super) fn measure(shared: &Shared, dir: &Path) -> Result<u64> {
     let mut bytes = 0;
     let entries = shared.files.list(dir).at(|| format!("listing {}", dir.display()))?;
-    for entry in entries.iter().filter(|entry| entry.name.ends_with(".seg")) {
+    for entry in entries.iter().filter(|entry| [".seg", ".fold"].iter().any(|end| entry.name.ends_with(end)))
+    {
         let path = dir.join(&entry.name);
         bytes += shared.files.stat(&path).at(|| format!("measuring {}", path.display()))?.len;
     }

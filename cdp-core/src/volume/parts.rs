@@ -222,8 +222,11 @@ impl Part {
         self.repaired.get().is_some()
     }
 
-    /// The newest record with a timestamp not after `at`.
+    /// The newest record with a timestamp not after `at`; of a fold the newest one that is still known.
     pub fn lsn_at(&self, at: Timestamp) -> Result<Option<Lsn>> {
+        if let Some(fold) = &self.segment.fold {
+            return Ok(fold.lsn_at(at));
+        }
         let (first, last) = (self.segment.header.first_lsn, self.last_lsn());
         let newest = self.ask(|part| part.live.lsn_at(at), |run| run.lsn_at(at))?;
         // A merged run may answer with a record of a neighbour.
@@ -234,6 +237,9 @@ impl Part {
     pub fn timestamp_of(&self, lsn: Lsn) -> Result<Option<Timestamp>> {
         if lsn < self.segment.header.first_lsn || lsn > self.last_lsn() {
             return Ok(None);
+        }
+        if let Some(fold) = &self.segment.fold {
+            return Ok(fold.timestamp_of(lsn));
         }
         self.ask(|part| part.live.timestamp_of(lsn), |run| run.timestamp_of(lsn))
     }
@@ -262,6 +268,8 @@ impl Part {
 #[derive(Clone, Copy)]
 pub struct Layer<'a> {
     parts: &'a [Arc<Part>],
+    // What a merged run says of older parts is hidden by the set's base.
+    is_oldest: bool,
 }
 
 impl<'a> Layer<'a> {
@@ -276,6 +284,22 @@ impl<'a> Layer<'a> {
 
     /// Answers what it can of a search. After an error the search is of no use; see [`Layer::fall_back`].
     pub fn resolve(&self, visible: &Visible, search: &mut Search) -> Result<()> {
+        if self.is_partial() {
+            let visible = visible.within(self.parts[0].segment.header.first_lsn, self.newest().last_lsn());
+            return self.resolve_whole(&visible, search);
+        }
+        self.resolve_whole(visible, search)
+    }
+
+    /// Whether its merged run speaks of parts, too, that are not in this layer any more: they were thinned.
+    pub fn is_partial(&self) -> bool {
+        self.newest().merged_run().is_some_and(|run| {
+            let is_cut = run.first_lsn() < self.parts[0].segment.header.first_lsn;
+            run.last_lsn() > self.newest().last_lsn() || is_cut && !self.is_oldest
+        })
+    }
+
+    fn resolve_whole(&self, visible: &Visible, search: &mut Search) -> Result<()> {
         if self.newest().merged_run().is_none_or(|run| !run.is_bad()) {
             return self.newest().resolve(visible, search);
         }
@@ -333,7 +357,7 @@ impl PartSet {
     pub fn layers(&self) -> impl DoubleEndedIterator<Item = Layer<'_>> + ExactSizeIterator {
         (0..self.ends.len()).map(|number| {
             let from = number.checked_sub(1).map_or(0, |before| self.ends[before]);
-            Layer { parts: &self.parts[from..self.ends[number]] }
+            Layer { parts: &self.parts[from..self.ends[number]], is_oldest: number == 0 }
         })
     }
 }
@@ -487,6 +511,9 @@ impl Placement for FreshParts {
 
 /// Makes a frozen part in memory by reading its segment. `may_seal` as in [`Frozen`].
 pub fn rebuild(segment: &Arc<Segment>, before: Position, last: Lsn, may_seal: bool) -> Result<Part> {
+    if segment.fold.is_some() {
+        return rebuild_fold(segment, before);
+    }
     let mut live = LivePart::new(segment.header.first_lsn);
     let scan = scan::scan(segment, before, last, &mut |found| {
         live.insert(found.header, found.payload_block, found.crcs, !found.intact);
@@ -506,6 +533,31 @@ pub fn rebuild(segment: &Arc<Segment>, before: Position, last: Lsn, may_seal: bo
         before,
         frozen: OnceLock::from(frozen),
         index: PartIndex::Live(Box::new(RwLock::new(live))),
+        repaired: OnceLock::new(),
+    })
+}
+
+/// The same of a fold, from its tables.
+fn rebuild_fold(segment: &Arc<Segment>, before: Position) -> Result<Part> {
+    let fold = segment.fold.as_ref().expect("the caller looked");
+    let header = &fold.header;
+    let damaged = || Error::new(Kind::Damaged, format!("{} has entries of nothing", segment.path.display()));
+    let tables = fold.tables()?;
+    let mut live = Live::sparse(header.lsns.0, header.lsns.1);
+    for entry in &tables.entries {
+        let is_there = entry.key.tree() > 0 || (1..=header.payload_blocks).contains(&u64::from(entry.block));
+        if !is_there || !live.insert_entry(entry) {
+            return Err(damaged());
+        }
+    }
+    let index = LivePart { live, events: tables.events, damages: tables.damages, summary: header.summary };
+    let frozen =
+        Frozen { last: fold.last(), end: header.file_bytes(), may_seal: false, seal_hash: Some(header.seal) };
+    Ok(Part {
+        segment: segment.clone(),
+        before,
+        frozen: OnceLock::from(frozen),
+        index: PartIndex::Live(Box::new(RwLock::new(index))),
         repaired: OnceLock::new(),
     })
 }

@@ -55,7 +55,7 @@ impl Volume {
             Error::new(Kind::Damaged, format!("{} cannot be believed", path.display()))
                 .hint("remove it: nothing but the proofs is lost, and `cdp prove` makes new ones")
         })?;
-        let (horizon, tip) = (self.horizon().0, self.tip_lsn());
+        let tip = self.tip_lsn();
         // What was said of a record that was cut off says nothing of the one that stands there now. None was before the
         // first promotion.
         let epochs = self.epochs();
@@ -64,7 +64,7 @@ impl Volume {
             proof.lsn <= tip
                 && (proof.lsn < first_fork || self.timestamp_of(proof.lsn).is_ok_and(|at| at == proof.at))
         };
-        proofs.retain(|proof| proof.lsn >= horizon && is_its_own(proof));
+        proofs.retain(|proof| self.keeps(proof.lsn) && is_its_own(proof));
         Ok(proofs)
     }
 

@@ -124,7 +124,7 @@ impl Volume {
             let held = replica.held.max(self.oldest().0);
             let pin = match replica.gave_up {
                 Some(_) => None,
-                None => Some(self.pin(held, &holder(&replica.address))?),
+                None => Some(self.pin_all_above(held, &holder(&replica.address))?),
             };
             list.fed.push(Fed { replica, pin });
         }
@@ -147,7 +147,7 @@ impl Volume {
         // Where all of its history is here, it goes from the beginning.
         let held = if self.is_whole() { Lsn::ZERO } else { self.tip_lsn() };
         self.settle(held)?;
-        let pin = self.pin(held, &holder(address))?;
+        let pin = self.pin_all_above(held, &holder(address))?;
         let mut list = self.replicas.lock().expect("no panics under this lock");
         if list.fed.iter().any(|fed| fed.replica.address == address) {
             let context = format!("volume {} has a replica at {address} already", self.name());
@@ -204,7 +204,7 @@ impl Volume {
             let context = format!("volume {} feeds no replica at {address}", self.name());
             return Err(Error::new(Kind::Closed, context));
         };
-        fed.pin = Some(self.pin(lsn, &holder(address))?);
+        fed.pin = Some(self.pin_all_above(lsn, &holder(address))?);
         let is_known =
             fed.replica.held == lsn && fed.replica.is_acknowledged && fed.replica.gave_up.is_none();
         fed.replica.held = lsn;
@@ -248,7 +248,7 @@ impl Volume {
         if lsn > replica.held {
             replica.held = lsn;
             // The new one first: at no time is nothing held.
-            let pin = self.pin(lsn, &holder(address));
+            let pin = self.pin_all_above(lsn, &holder(address));
             fed.pin = pin.ok();
             if fed.pin.is_some() {
                 // It was given up, and has caught up before anything went.

@@ -5,6 +5,8 @@
 //! is where it was or where it should be; both are at or above the base.
 
 use super::open::RETENTION_FILE;
+use std::collections::BTreeMap;
+
 use super::pins::{Pin, PinGuard};
 use super::{Volume, parts};
 use crate::error::{Error, IoContext, Kind, Result};
@@ -87,7 +89,7 @@ impl Volume {
     }
 
     /// Writes a fact down. A ledger that cannot be written costs an explanation, no history: it is no reason to stop.
-    fn note_fact(&self, fact: Fact) {
+    pub(super) fn note_fact(&self, fact: Fact) {
         let (at, base) = (self.shared.clock.now(), self.base_point().lsn);
         let written = self.ledger.lock().expect("no panics under this lock").append(at, fact, base);
         if let Err(error) = written {
@@ -121,46 +123,113 @@ impl Volume {
 
     /// What holds history now, oldest state first.
     pub fn pins(&self) -> Vec<Pin> {
-        let clone = |(id, lsn)| Pin { lsn, holder: format!("the clone with the id {id}") };
+        let clone = |(id, lsn)| Pin { lsn, holder: format!("the clone with the id {id}"), all_above: false };
         let mut pins = self.pins.list();
         pins.extend(self.held_by_clones().into_iter().map(clone));
         pins.sort_by_key(|pin| pin.lsn);
         pins
     }
 
-    /// Holds the state at `lsn` until the guard is dropped. [`Kind::OutOfRange`] if it is before the horizon.
+    /// Holds the state at `lsn` until the guard is dropped. [`Kind::OutOfRange`] if it is before the horizon, or was
+    /// thinned away.
     pub fn pin(&self, lsn: Lsn, holder: &str) -> Result<PinGuard> {
-        self.pins.take(lsn, holder).ok_or_else(|| self.before_horizon(lsn))
+        self.pins.take(lsn, holder).ok_or_else(|| self.is_gone(lsn))
     }
 
-    /// Holds the state at `lsn` as long as the volume is open.
+    /// Holds every state from `lsn` on that is there now: nothing of them is folded or thinned until the guard is
+    /// dropped. For whoever still has to be sent all of it; see [`PinGuard::move_to`].
+    pub fn pin_all_above(&self, lsn: Lsn, holder: &str) -> Result<PinGuard> {
+        self.pins.take_all_above(lsn, holder).ok_or_else(|| self.is_gone(lsn))
+    }
+
+    /// Holds every state from `lsn` on as long as the volume is open.
     pub fn hold_while_open(&self, lsn: Lsn, holder: &str) {
-        if let Ok(guard) = self.pin(lsn, holder) {
+        if let Ok(guard) = self.pin_all_above(lsn, holder) {
             std::mem::forget(guard);
         }
     }
 
+    /// Whether the state after this record is there: not before the horizon, and not thinned away.
+    pub fn keeps(&self, lsn: Lsn) -> bool {
+        lsn >= self.oldest().0 && self.pins.lock().keeps(lsn)
+    }
+
     /// The error about a state that is gone.
-    pub(crate) fn before_horizon(&self, lsn: Lsn) -> Error {
+    pub(crate) fn is_gone(&self, lsn: Lsn) -> Error {
         let (oldest, at) = self.oldest();
         let name = &self.identity.name;
+        let held = self.pins.lock();
+        if lsn >= oldest && !held.keeps(lsn) {
+            let (below, above) = held.neighbours(lsn);
+            drop(held);
+            let context = format!("{lsn:?} of volume {name} lies in history that was thinned");
+            return Error::new(Kind::OutOfRange, context).hint(self.kept_around(below, above));
+        }
+        drop(held);
         let context =
             format!("{lsn:?} of volume {name} is before the horizon, {oldest:?} at {}", format_utc(at));
         Error::new(Kind::OutOfRange, context).hint("the oldest state is `start`")
     }
 
-    /// States whose records the base must not mix: one for each shape that a retained state can have.
-    fn retained_shapes(&self, horizon: Lsn) -> Result<Vec<Visible>> {
-        let mut points = vec![horizon, self.tip_lsn()];
-        points.extend(self.pins().into_iter().map(|pin| pin.lsn));
-        // What is seen changes its shape at a rollback only.
-        for part in self.parts.list().iter() {
-            let rows = part.events()?;
-            let turns =
-                rows.iter().filter(|row| row.kind == RecordKind::Rollback as u8 && row.lsn >= horizon);
-            points.extend(turns.map(|row| row.lsn));
+    /// Where to look instead.
+    pub(super) fn kept_around(&self, below: Lsn, above: Lsn) -> String {
+        let place = |lsn: Lsn| match self.timestamp_of_record(lsn) {
+            Ok(at) => format!("`lsn:{lsn}` ({})", format_utc(at)),
+            Err(_) => format!("`lsn:{lsn}`"),
+        };
+        format!("kept around it are {} and {}", place(below), place(above))
+    }
+
+    /// States whose records must not be mixed: one for each shape that a retained state from `from` on can have.
+    pub(super) fn retained_shapes(&self, from: Lsn) -> Result<Vec<Visible>> {
+        let list = self.parts.list();
+        let parts = list.iter().filter(|part| part.last_lsn() >= from).map(|part| {
+            let states = part.segment.fold.as_ref();
+            let states = states.map(|fold| fold.instants().map(|(lsn, _)| lsn).collect());
+            (part.segment.header.first_lsn, part.last_lsn(), states)
+        });
+        Ok(self.shapes_of(parts, self.durable_history().horizon.0, from))
+    }
+
+    /// The same, of parts with these records, each with the states it keeps if those are not all.
+    pub(super) fn shapes_of(
+        &self,
+        parts: impl IntoIterator<Item = (Lsn, Lsn, Option<Vec<Lsn>>)>,
+        horizon: Lsn,
+        from: Lsn,
+    ) -> Vec<Visible> {
+        // What is seen of the records before changes at a rollback only.
+        let course = self.course.read().expect("no panics under this lock");
+        let mut states: BTreeMap<Lsn, Lsn> = BTreeMap::new();
+        let mut add = |lsn: Lsn| {
+            if lsn >= from {
+                states.entry(course.rollback_before(lsn)).or_insert(lsn);
+            }
+        };
+        add(horizon);
+        // What is written next sees what the tip sees.
+        add(self.tip_lsn().max(from));
+        self.pins().into_iter().for_each(|pin| add(pin.lsn));
+        for (first, last, kept) in parts.into_iter().filter(|(_, last, _)| *last >= from) {
+            match kept {
+                Some(kept) => kept.into_iter().for_each(&mut add),
+                None => {
+                    add(first.max(from));
+                    course.rollbacks().filter(|lsn| first <= *lsn && *lsn <= last).for_each(&mut add);
+                }
+            }
         }
-        Ok(points.into_iter().map(|lsn| self.visible(lsn)).collect())
+        states.values().map(|lsn| course.visible(*lsn)).collect()
+    }
+
+    /// Whether a named marker that is wanted stands in history that can be viewed, up to this record.
+    pub(super) fn first_name_through(&self, last: Lsn) -> Option<Lsn> {
+        let oldest = self.oldest().0;
+        let since = self.retention().named.since(self.policy_now());
+        let names = self.named_markers();
+        let is_wanted =
+            |lsn: Lsn, at: Timestamp| oldest <= lsn && lsn <= last && at >= since && self.keeps(lsn);
+        names.into_iter().map(|(marker, _)| marker).find(|m| is_wanted(m.lsn, m.at)).map(|m| m.lsn)
     }
 
     /// Whether the base may rest at `b`, the end of a segment.
@@ -203,9 +272,22 @@ impl Volume {
 
     /// What the policy keeps now.
     pub fn retained(&self) -> Result<Retained> {
-        let policy = self.retention();
-        let now = self.shared.clock.now();
-        let horizon = self.oldest().0;
+        self.retained_by(&self.retention())
+    }
+
+    /// The store's time; not before the newest record, which may be ahead of a wall clock that was set back.
+    pub(super) fn policy_now(&self) -> Timestamp {
+        self.shared.clock.now().max(Timeline::tip(self).1)
+    }
+
+    /// What another policy would keep now.
+    pub fn retained_by(&self, policy: &Policy) -> Result<Retained> {
+        self.retained_from(policy, self.oldest().0)
+    }
+
+    /// What another policy would keep now if history began at `horizon`.
+    pub(super) fn retained_from(&self, policy: &Policy, horizon: Lsn) -> Result<Retained> {
+        let now = self.policy_now();
         let mut markers = Vec::new();
         if policy.every_write != retention::Keep::Forever {
             let window = policy.every_write.since(now);
@@ -222,31 +304,45 @@ impl Volume {
                 }));
             }
         }
-        Ok(retention::retained(&policy, markers, now))
+        Ok(retention::retained(policy, markers, now))
     }
 
     /// Where the horizon should stand by the policy's times: at the oldest state that is kept.
     pub(super) fn horizon_by_policy(&self) -> Result<Option<Lsn>> {
-        if self.retention().every_write == retention::Keep::Forever {
-            return Ok(None);
+        let policy = self.retention();
+        match policy.every_write {
+            retention::Keep::Forever => Ok(None),
+            _ => self.horizon_by(&policy).map(Some),
         }
-        let retained = self.retained()?;
+    }
+
+    /// The same for another policy, which does not keep every write for ever.
+    pub(super) fn horizon_by(&self, policy: &Policy) -> Result<Lsn> {
+        let retained = self.retained_by(policy)?;
         let (horizon, at) = self.oldest();
         let window = match retained.window <= at {
             true => horizon,
             // A replica that is far behind does not know yet which record that is.
-            false => self.lsn_at(retained.window.min(self.complete_through().1))?,
+            false => self.newest_known_at(retained.window.min(self.complete_through().1))?.0,
         };
-        Ok(Some(retained.kept.first().map_or(window, |kept| window.min(*kept))))
+        // Where the window begins in history that was thinned under another policy.
+        let window = {
+            let held = self.pins.lock();
+            if held.keeps(window) { window } else { held.neighbours(window).0 }
+        };
+        Ok(retained.kept.first().map_or(window, |kept| window.min(*kept)))
     }
 
     /// Whether the journal should be made smaller for the next segment to fit, by policy; and by how much.
     pub(super) fn excess_bytes(&self) -> Result<u64> {
-        if self.retention().at_cap != AtCap::DropOldest {
+        let at_cap = self.retention().at_cap;
+        if at_cap == AtCap::Block {
             return Ok(0);
         }
         let ready = self.pool.lock().expect("no panics under this lock").ready() as u64;
-        let wanted = self.identity.segment_bytes * 1u64.saturating_sub(ready);
+        // Thinning takes its time: it begins a segment ahead.
+        let ahead = u64::from(at_cap == AtCap::Thin);
+        let wanted = self.identity.segment_bytes * (1u64.saturating_sub(ready) + ahead);
         Ok((self.journal_bytes() + wanted).saturating_sub(self.journal_cap_bytes()?))
     }
 
@@ -259,7 +355,9 @@ impl Volume {
             freed += part.segment.file.len().at(|| format!("measuring {}", part.segment.path.display()))?;
             // Where the base could rest if this were the horizon: not on a branch that was left.
             let last = frozen.last.lsn;
-            if retention::may_rest(last, &self.visible(last), &self.retained_shapes(last)?) {
+            if self.pins.lock().keeps(last)
+                && retention::may_rest(last, &self.visible(last), &self.retained_shapes(last)?)
+            {
                 end = Some(last);
                 if freed >= bytes {
                     break;
@@ -271,7 +369,7 @@ impl Volume {
 
     /// The oldest pin, if it keeps a journal that may drop its oldest from doing so.
     pub(super) fn held_by(&self) -> Option<Pin> {
-        let drops = self.retention().at_cap == AtCap::DropOldest;
+        let drops = self.retention().at_cap != AtCap::Block;
         self.pins().into_iter().next().filter(|_| drops)
     }
 }

@@ -65,6 +65,7 @@ impl LogReader {
             let part = part_of(&parts, lsn).map_err(|_| reader.gone(lsn))?;
             match part.frozen.get().filter(|frozen| frozen.last.lsn == lsn) {
                 Some(frozen) => reader.position = frozen.last,
+                None if part.segment.fold.is_some() => return Err(reader.gone(lsn)),
                 None => {
                     let mut follow = Follow::new(part.segment.clone(), part.before);
                     skip_to(&mut follow, lsn, volume)?;
@@ -100,6 +101,10 @@ impl LogReader {
                 return Err(self.gone(next));
             }
             let part = part_of(&parts, next).map_err(|_| self.gone(next))?;
+            if part.segment.fold.is_some() {
+                // Thinned: its records are not all there any more.
+                return Err(self.gone(next));
+            }
             if part.last_lsn() < next {
                 // A list from before the segment that has it: the next call sees it.
                 break;

@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, MutexGuard};
 
 use super::parts::{Part, part_of};
+use super::pins::Thinned;
 use super::{Health, Volume};
 use crate::catalog::{CatalogName, Complete};
 use crate::error::{Error, IoContext, Kind, Result};
@@ -18,6 +19,7 @@ use crate::history::course::TurnAt;
 use crate::history::point::{MarkerAt, Timeline, closest_names, format_utc};
 use crate::ids::*;
 use crate::journal::append::{Appender, Draft};
+use crate::journal::fold::Fold;
 use crate::journal::scan;
 use crate::planted;
 
@@ -281,6 +283,12 @@ impl Volume {
             }
         }
         // The catalog may know more than the journal still has.
+        for part in parts.iter() {
+            let Some(fold) = &part.segment.fold else { continue };
+            self.forget_names_within(fold.header.lsns, fold);
+            let kept = fold.instants().map(|(lsn, _)| lsn).collect();
+            self.pins.lock().thin(fold.header.lsns.0, Thinned { last: fold.header.lsns.1, kept });
+        }
         self.forget_names(self.base_point().lsn);
         turns.retain(|turn| turn.lsn > self.base_point().lsn);
         self.take_course(turns)?;
@@ -291,6 +299,18 @@ impl Volume {
     /// Markers up to the base LSN are gone with their records.
     pub(super) fn forget_names(&self, base: Lsn) {
         self.names.lock().expect("no panics under this lock").forget_through(base);
+    }
+
+    /// Names of markers that a fold does not keep are gone, too.
+    pub(super) fn forget_names_within(&self, lsns: (Lsn, Lsn), fold: &Fold) {
+        let mut names = self.names.lock().expect("no panics under this lock");
+        let gone: Vec<Lsn> = names
+            .by_lsn
+            .range(lsns.0..=lsns.1)
+            .map(|(lsn, _)| *lsn)
+            .filter(|lsn| fold.points.binary_search_by_key(lsn, |point| point.lsn).is_err())
+            .collect();
+        gone.into_iter().for_each(|lsn| names.forget(lsn));
     }
 
     /// Somebody let it go.
@@ -445,10 +465,11 @@ impl Volume {
         }
     }
 
-    /// Visits the headers of the records `from..=to`, in order.
+    /// Visits the headers of the records `from..=to`, in order; without those of history that was thinned.
     pub fn records(&self, from: Lsn, to: Lsn, visit: &mut dyn FnMut(&RecordHeader)) -> Result<()> {
         for part in self.parts.list().iter() {
-            if part.segment.header.first_lsn > to || part.last_lsn() < from {
+            let is_fold = part.segment.fold.is_some();
+            if is_fold || part.segment.header.first_lsn > to || part.last_lsn() < from {
                 continue;
             }
             let last = to.min(part.last_lsn());
@@ -481,9 +502,49 @@ impl Volume {
         if lsn == base.lsn {
             return Ok(base.timestamp);
         }
-        part_of(&parts, lsn)?
-            .timestamp_of(lsn)?
-            .ok_or_else(|| Error::new(Kind::NotFound, format!("there is no {lsn:?}")))
+        let part = part_of(&parts, lsn)?;
+        part.timestamp_of(lsn)?.ok_or_else(|| match part.segment.fold {
+            Some(_) => self.is_gone(lsn),
+            None => Error::new(Kind::NotFound, format!("there is no {lsn:?}")),
+        })
+    }
+
+    /// The newest record with a timestamp ≤ `at` that is still known: in history that was thinned that need not be the
+    /// newest one that was written.
+    pub fn newest_known(&self, at: Timestamp) -> Result<Lsn> {
+        self.newest_known_at(at).map(|(lsn, _)| lsn)
+    }
+
+    /// The newest record with a timestamp ≤ `at` that is still known, and whether there surely was none between it and
+    /// `at`.
+    pub(super) fn newest_known_at(&self, at: Timestamp) -> Result<(Lsn, bool)> {
+        {
+            // Whatever has a timestamp up to `at` is staged when this lock is free, and whatever comes later
+            // gets a later one.
+            let _append = self.append.lock().expect("no panics under this lock");
+            // Asking for the future must not drag the clock there.
+            self.shared.clock.pass(at.min(self.shared.clock.now()));
+        }
+        let at = Timestamp(at.0 - u64::from(planted::is(planted::Bug::TimeOffByOne)));
+        let parts = self.parts.list();
+        let after = parts.partition_point(|part| part.segment.header.timestamp_before <= at);
+        for part in parts[..after].iter().rev() {
+            if let Some(lsn) = part.lsn_at(at)? {
+                // Behind a kept state of a fold there were records whose instants are not known any more.
+                let is_sure = part
+                    .segment
+                    .fold
+                    .as_ref()
+                    .is_none_or(|fold| lsn == fold.header.lsns.1 || fold.timestamp_of(lsn) == Some(at));
+                return Ok((lsn, is_sure));
+            }
+            if let Some(fold) = &part.segment.fold
+                && at > fold.header.timestamps.0
+            {
+                return Ok((fold.header.lsns.0.previous(), false));
+            }
+        }
+        Ok((self.base_point().lsn, true))
     }
 
     /// Elapsed time → store time, by the elapsed clocks that events carry.
@@ -526,13 +587,6 @@ impl Timeline for Volume {
     }
 
     fn lsn_at(&self, at: Timestamp) -> Result<Lsn> {
-        {
-            // Whatever has a timestamp up to `at` is staged when this lock is free, and whatever comes later
-            // gets a later one.
-            let _append = self.append.lock().expect("no panics under this lock");
-            // Asking for the future must not drag the clock there.
-            self.shared.clock.pass(at.min(self.shared.clock.now()));
-        }
         let complete = self.complete_through().1;
         if self.is_replica() && at > complete {
             let context = format!(
@@ -545,15 +599,18 @@ impl Timeline for Volume {
                 Error::new(Kind::OutOfRange, context).hint("`latest` is the newest state that is here")
             );
         }
-        let at = Timestamp(at.0 - u64::from(planted::is(planted::Bug::TimeOffByOne)));
-        let parts = self.parts.list();
-        let after = parts.partition_point(|part| part.segment.header.timestamp_before <= at);
-        for part in parts[..after].iter().rev() {
-            if let Some(lsn) = part.lsn_at(at)? {
-                return Ok(lsn);
+        match self.newest_known_at(at)? {
+            (lsn, true) => Ok(lsn),
+            (below, false) => {
+                let above = self.pins.lock().neighbours(below.next()).1;
+                let context = format!(
+                    "{} lies in history of volume {} that was thinned",
+                    format_utc(at),
+                    self.identity.name
+                );
+                Err(Error::new(Kind::OutOfRange, context).hint(self.kept_around(below, above)))
             }
         }
-        Ok(self.base_point().lsn)
     }
 
     fn timestamp_of(&self, lsn: Lsn) -> Result<Timestamp> {

@@ -13,7 +13,7 @@ use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::mark::Mark;
 use crate::format::marker::MarkerClass;
 use crate::format::record::RecordKind;
-use crate::format::segment::{Seal, run_file_name};
+use crate::format::segment::Seal;
 use crate::ids::*;
 use crate::index::{Run, RunSource};
 use crate::journal::append::{Draft, Position};
@@ -405,7 +405,8 @@ impl Volume {
         }
         *self.health.lock().expect("no panics under this lock") = Health::Closed;
         self.abandon_merge();
-        let _duties = self.duties.lock().expect("no panics under this lock");
+        let mut duties = self.duties.lock().expect("no panics under this lock");
+        self.give_up_thin(&mut duties);
         // Whoever got past the check of the health before has the lock, or finds no appender.
         let appender = self.append.lock().expect("no panics under this lock").take();
         let Some(appender) = appender else { return Ok(()) };
@@ -482,12 +483,12 @@ pub(super) fn write_run(
     part: &Part,
     frozen: Frozen,
 ) -> Result<Run> {
-    let path = dir.join(run_file_name(part.segment.header.ordinal));
+    let path = dir.join(part.segment.run_name());
     let PartIndex::Live(live) = &part.index else { unreachable!("the caller looked") };
     let live = live.read().expect("no panics under this lock");
     let source = RunSource {
         volume,
-        segment: part.segment.header.id,
+        segment: part.segment.index_id(),
         log_end: frozen.end,
         chain: frozen.last.chain.0,
         seal: frozen.seal_hash.unwrap_or_default(),

@@ -9,8 +9,11 @@ use super::parts::{Part, PartIndex};
 use super::upkeep::hash_segment;
 use super::{Health, Volume};
 use crate::error::{IoContext, Kind, Result};
+use crate::format::bytes::crc32;
+use crate::format::fold::{FRAME_BLOCKS, FoldHeader};
 use crate::format::mark::{Mark, SLOT_BYTES};
 use crate::ids::*;
+use crate::journal::fold::Fold;
 use crate::journal::mark::MARK_FILE;
 use crate::journal::scan::{self, Stop};
 use crate::journal::segment::{FirstBlock, read_first_block, read_seal};
@@ -211,6 +214,11 @@ fn verify_base_block(volume: &Volume, lba: u64, buffer: &mut [u8], found: &mut V
 
 fn verify_part(part: &Arc<Part>, previous_hash: &[u8; 32], found: &mut Verified) -> Result<()> {
     let segment = &part.segment;
+    if let Some(fold) = &segment.fold {
+        verify_fold(part, fold, found)?;
+        verify_run(part, found);
+        return Ok(());
+    }
     match read_first_block(&*segment.file) {
         Ok(FirstBlock::Header(header)) if *header == segment.header => {}
         Ok(_) => found.add_file(&segment.path, 0, "the segment's header is not what was written".to_owned()),
@@ -253,6 +261,64 @@ fn verify_part(part: &Arc<Part>, previous_hash: &[u8; 32], found: &mut Verified)
         });
     }
     verify_seal(part, previous_hash, found);
+    verify_run(part, found);
+    Ok(())
+}
+
+/// A fold: its header as it was read, the hash over all else, and each block against its checksum.
+fn verify_fold(part: &Arc<Part>, fold: &Fold, found: &mut Verified) -> Result<()> {
+    let (segment, context) = (&part.segment, || format!("reading {}", fold.path.display()));
+    let mut block = [0; BLOCK];
+    let file = fold.stored();
+    let bytes = file.len().at(context)?;
+    if file.read_at(0, &mut block).is_err() || FoldHeader::decode(&block, bytes) != Some(fold.header) {
+        found.add_file(&fold.path, 0, "the fold's header is not what was written".to_owned());
+    }
+    match fold.is_whole() {
+        Ok(true) => {}
+        Ok(false) => {
+            found.add_file(&fold.path, 0, "the hash over the fold is not that of its header".to_owned());
+        }
+        Err(error) => found.add_file(&fold.path, 0, format!("the fold cannot be hashed: {error}")),
+    }
+    let mut entries = match fold.tables() {
+        Ok(tables) => tables.entries,
+        Err(error) => {
+            found.add_file(&fold.path, fold.header.tables_at, error.to_string());
+            return Ok(());
+        }
+    };
+    entries.retain(|entry| entry.key.tree() == 0);
+    found.records += entries.len() as u64;
+    entries.sort_unstable_by_key(|entry| entry.block);
+    let mut buffer = Vec::new();
+    for frame in
+        entries.chunk_by(|a, b| (a.block - 1) as u64 / FRAME_BLOCKS == (b.block - 1) as u64 / FRAME_BLOCKS)
+    {
+        let first = u64::from(frame[0].block);
+        let blocks = u64::from(frame[frame.len() - 1].block) + 1 - first;
+        buffer.resize((blocks * BLOCK_BYTES) as usize, 0);
+        let read = segment.file.read_at(first * BLOCK_BYTES, &mut buffer);
+        for entry in frame {
+            let at = (u64::from(entry.block) - first) as usize * BLOCK;
+            if read.is_ok() && crc32(&buffer[at..at + BLOCK]) == entry.crc {
+                continue;
+            }
+            let lsn = Lsn(fold.header.lsns.0.0 + u64::from(entry.lsn_delta));
+            let lba = entry.key.index();
+            found.add(Damage {
+                file: fold.path.clone(),
+                offset: 0,
+                lsn: Some(lsn),
+                extent: Some(Extent::new(lba, lba + 1)),
+                what: format!("block {lba} as {lsn:?} wrote it is not what was written"),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn verify_run(part: &Arc<Part>, found: &mut Verified) {
     // A merged one is looked at with the last of its segments.
     if let PartIndex::Run(run) = &part.index
         && run.last_lsn() == part.last_lsn()
@@ -265,7 +331,6 @@ fn verify_part(part: &Arc<Part>, previous_hash: &[u8; 32], found: &mut Verified)
         };
         found.add_file(&file, 0, what);
     }
-    Ok(())
 }
 
 /// The hash over all bytes, as it was when the segment was sealed.

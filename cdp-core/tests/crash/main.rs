@@ -19,4 +19,5 @@ mod restart;
 mod resyncs;
 mod rewind;
 mod table;
+mod thins;
 mod threads;

@@ -86,7 +86,8 @@ impl Journal {
             key_id: 0,
             key_salt: [0; 16],
         };
-        let segment = Arc::new(Segment { header, path: PathBuf::from("segment"), file: file.clone() });
+        let segment =
+            Arc::new(Segment { header, path: PathBuf::from("segment"), file: file.clone(), fold: None });
         let mut appender = Appender::new(segment.clone(), BLOCK_BYTES, BEFORE, EpochNumber(1));
         let mut journal = Journal { file, segment, records: Vec::new(), batches: Vec::new() };
         let mut notes = Notes(Vec::new());

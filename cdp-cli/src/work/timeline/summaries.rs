@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use cdp_core::error::Result;
 use cdp_core::format::run::Summary;
-use cdp_core::history::point::Timeline as _;
 use cdp_core::ids::{Lsn, Timestamp};
 use cdp_core::volume::Volume;
 use cdp_core::volume::timeline::SegmentSummary;
@@ -25,7 +24,7 @@ pub(super) fn intervals(
     let mut number = 0;
     while before < last && from.saturating_add(step.saturating_mul(number)) <= to {
         let end_ns = from.saturating_add(step.saturating_mul(number + 1)).saturating_sub(1).min(to);
-        let through = volume.lsn_at(Timestamp(end_ns))?.min(last);
+        let through = volume.newest_known(Timestamp(end_ns))?.min(last);
         let mut did = Summary::default();
         while let Some(segment) = segments.peek() {
             did.add(&share(segment, before, through));

@@ -248,14 +248,14 @@ impl Summary {
         self.trimmed_bytes = self.trimmed_bytes.saturating_add(other.trimmed_bytes);
     }
 
-    pub(super) fn encode(&self, bytes: &mut [u8]) {
+    pub(crate) fn encode(&self, bytes: &mut [u8]) {
         bytes[..8].copy_from_slice(&self.writes.to_le_bytes());
         bytes[8..16].copy_from_slice(&self.written_bytes.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.trims.to_le_bytes());
         bytes[24..32].copy_from_slice(&self.trimmed_bytes.to_le_bytes());
     }
 
-    pub(super) fn decode(bytes: &[u8]) -> Summary {
+    pub(crate) fn decode(bytes: &[u8]) -> Summary {
         Summary {
             writes: u64_at(bytes, 0),
             written_bytes: u64_at(bytes, 8),

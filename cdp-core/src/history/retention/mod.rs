@@ -1,6 +1,7 @@
 //! Which states are kept: a policy a person can read, as a pure function of markers and time.
 
 mod parse;
+pub mod stretch;
 #[cfg(test)]
 mod tests;
 
@@ -43,7 +44,10 @@ pub enum AtCap {
     /// Writes are refused; history stays.
     #[default]
     Block,
-    /// The oldest history goes, writes go on.
+    /// The oldest history that still has every write keeps only what it would keep later, writes go on; they are refused
+    /// when nothing is left to thin.
+    Thin,
+    /// The oldest history goes, writes go on. Named markers stay as long as thinning makes room enough.
     DropOldest,
 }
 

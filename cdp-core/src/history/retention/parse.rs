@@ -21,7 +21,7 @@ const TIERS_MAX: usize = 16;
 
 /// What can be written, for errors and help.
 const GRAMMAR: &str = "clauses with commas between them, from: `every-write 24h`, `hourly 7d`, `daily 30d`, \
-`every 10m for 2d`, `named until removed`, `at most 200GiB`, `at cap block|drop-oldest`";
+`every 10m for 2d`, `named until removed`, `at most 200GiB`, `at cap block|thin|drop-oldest`";
 
 /// Reads a policy. Clauses that are not there are as in [`Policy::default`].
 pub fn parse(text: &str) -> Result<Policy> {
@@ -39,6 +39,7 @@ pub fn parse(text: &str) -> Result<Policy> {
                 policy.bytes_max = Some(self::size(&size.concat()).ok_or_else(wrong)?);
             }
             ["at", "cap", "block"] => policy.at_cap = AtCap::Block,
+            ["at", "cap", "thin"] => policy.at_cap = AtCap::Thin,
             ["at", "cap", "drop-oldest"] => policy.at_cap = AtCap::DropOldest,
             ["every", every, "for", keep] => {
                 let every_ns = span(every).filter(|ns| *ns > 0).ok_or_else(wrong)?;
@@ -139,6 +140,7 @@ impl fmt::Display for Policy {
         }
         f.write_str(match self.at_cap {
             AtCap::Block => ", at cap block",
+            AtCap::Thin => ", at cap thin",
             AtCap::DropOldest => ", at cap drop-oldest",
         })
     }

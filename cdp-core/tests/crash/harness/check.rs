@@ -1,5 +1,6 @@
 //! What must hold after a crash: D1 to D6, every view, every timestamp, every name.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use cdp_core::device::{Device, Read};
@@ -28,6 +29,8 @@ pub struct Promise {
     pub ceiling: Vec<Lsn>,
     /// The oldest state of each volume that must be there.
     pub horizon: Vec<Lsn>,
+    /// Those behind it that need not be, because they were thinned away.
+    pub thinned: Vec<BTreeSet<Lsn>>,
 }
 
 /// How much is looked at.
@@ -87,17 +90,38 @@ pub fn check_volume(volume: &Arc<Volume>, model: &Model, depth: Depth, chance: &
     };
     points.push(tip.0.saturating_sub(1).max(horizon.0));
     points.push(horizon.0);
+    ensure!(
+        volume.keeps(tip) && volume.keeps(horizon),
+        "the tip or the horizon {horizon:?} was thinned away; folds {:?}; {}",
+        folds_of(volume),
+        stand(volume, tip)
+    );
     check_refused(volume, horizon)?;
     for lsn in &points {
+        if !volume.keeps(Lsn(*lsn)) {
+            check_gone(volume, Lsn(*lsn))?;
+            continue;
+        }
         shows(&View::new(volume.clone(), Lsn(*lsn)), model, Lsn(*lsn), everywhere)?;
     }
     check_times(volume, model, tip)?;
     let base = volume.base_point().lsn;
-    let expected: Vec<_> = model.names(tip).into_iter().filter(|(lsn, _)| *lsn > base).collect();
+    let expected: Vec<_> =
+        model.names(tip).into_iter().filter(|(lsn, _)| *lsn > base && is_there(volume, *lsn)).collect();
     let names: Vec<(Lsn, String)> =
         volume.named_markers().into_iter().map(|(marker, _)| (marker.lsn, marker.name)).collect();
     ensure!(names == expected, "markers {names:?}, expected {expected:?}");
     Ok(points.len() as u64 + 1)
+}
+
+fn folds_of(volume: &Volume) -> Vec<(Lsn, Lsn, Vec<Lsn>)> {
+    let list = volume.part_list();
+    let folds = list.iter().filter_map(|part| part.segment.fold.as_ref());
+    let told = folds.map(|fold| {
+        let (first, last) = fold.header.lsns;
+        (first, last, fold.instants().map(|(lsn, _)| lsn).collect())
+    });
+    told.collect()
 }
 
 /// What the volume believes, for whoever has to find out why it is wrong.
@@ -115,12 +139,31 @@ fn stand(volume: &Volume, tip: Lsn) -> String {
     )
 }
 
+/// Whether this record was not thinned away, whether or not it is before the horizon.
+fn is_there(volume: &Volume, lsn: Lsn) -> bool {
+    let list = volume.part_list();
+    let within = |lsns: (Lsn, Lsn)| lsns.0 <= lsn && lsn <= lsns.1;
+    let mut folds = list.iter().filter_map(|part| part.segment.fold.as_ref());
+    let fold = folds.find(|fold| within(fold.header.lsns));
+    fold.is_none_or(|fold| fold.points.iter().any(|point| point.lsn == lsn))
+}
+
+/// States from the horizon to the tip that were thinned away.
+pub fn thinned(volume: &Volume) -> BTreeSet<Lsn> {
+    let (oldest, tip) = (volume.oldest().0, volume.tip_lsn());
+    (oldest.0..=tip.0).map(Lsn).filter(|lsn| !volume.keeps(*lsn)).collect()
+}
+
 /// What is before the horizon is refused, never shown.
 fn check_refused(volume: &Arc<Volume>, horizon: Lsn) -> Outcome {
     if horizon == Lsn::ZERO {
         return Ok(());
     }
-    let gone = horizon.previous();
+    check_gone(volume, horizon.previous())
+}
+
+fn check_gone(volume: &Arc<Volume>, gone: Lsn) -> Outcome {
+    let horizon = volume.oldest().0;
     ensure!(
         View::open(volume.clone(), gone, "a test").is_err(),
         "{gone:?} opens, the horizon is {horizon:?}"
@@ -136,12 +179,35 @@ fn check_refused(volume: &Arc<Volume>, horizon: Lsn) -> Outcome {
 pub fn check_times(volume: &Volume, model: &Model, tip: Lsn) -> Outcome {
     let words = |error: cdp_core::error::Error| format!("unexpected error: {error:?}");
     let horizon = volume.oldest().0.0;
-    for lsn in (horizon..=tip.0).rev() {
+    let list = volume.part_list();
+    // Whether all that was around this record is still known.
+    let whole = |lsn: u64| {
+        let mut folds = list.iter().filter_map(|part| part.segment.fold.as_ref());
+        folds.all(|fold| lsn + 1 < fold.header.lsns.0.0 || lsn > fold.header.lsns.1.0 + 1)
+    };
+    for lsn in (horizon..=tip.0).rev().filter(|lsn| volume.keeps(Lsn(*lsn))) {
         let at = model.records[lsn as usize].at;
         let found = volume.timestamp_of(Lsn(lsn)).map_err(words)?;
         ensure!(found == at, "lsn {lsn} has the timestamp {found:?}, it was given {at:?}");
         let exact = volume.lsn_at(at).map_err(words)?;
         ensure!(exact.0 == lsn, "at {at:?} stands {exact:?}, lsn {lsn} was expected");
+        if !whole(lsn) {
+            // Near what is gone an instant may be refused, but never be another state.
+            let beside = [(at.0 - 1, lsn.saturating_sub(1)), (at.0 + 1, lsn)];
+            for (near, wanted) in beside.into_iter().skip(usize::from(lsn == horizon)) {
+                let next = model.records.get(lsn as usize + 1).map_or(0, |record| record.at.0);
+                match volume.lsn_at(Timestamp(near)) {
+                    Ok(found) => ensure!(
+                        found.0 == wanted || near == next && found.0 == lsn + 1,
+                        "1 ns beside lsn {lsn} stands {found:?}"
+                    ),
+                    Err(error) => {
+                        ensure!(error.kind() == cdp_core::error::Kind::OutOfRange, "{error:?}");
+                    }
+                }
+            }
+            continue;
+        }
         if lsn > horizon {
             let before = volume.lsn_at(Timestamp(at.0 - 1)).map_err(words)?;
             ensure!(before.0 == lsn - 1, "1 ns before lsn {lsn} stands {before:?}");
@@ -175,6 +241,9 @@ pub fn check_store(
         let (oldest, wanted) = (volume.oldest().0, promise.horizon[number]);
         ensure!(oldest <= wanted, "LOST: the horizon is {oldest:?}, everything from {wanted:?} on was kept");
         ensure!(volume.base_point().lsn <= oldest, "the base is at {:?}", volume.base_point().lsn);
+        let gone = thinned(volume);
+        let lost = gone.difference(&promise.thinned[number]).find(|lsn| **lsn >= wanted && **lsn <= floor);
+        ensure!(lost.is_none(), "LOST: {lost:?} was thinned away, though it was kept");
         ensure!(tip <= ceiling, "{tip:?} is there, nobody asked for more than {ceiling:?}");
         tally.views += check_volume(volume, model, depth, chance)
             .map_err(|broken| format!("volume {number}, tip {tip:?}: {broken}"))?;
@@ -193,7 +262,8 @@ fn clock_after(seed: u64) -> SimClock {
 
 /// Files that a recovery may have to remove.
 fn dropped_files(disk: &SimDisk) -> u64 {
-    disk.paths().iter().filter(|path| path.ends_with(".seg") || path.ends_with(".run")).count() as u64
+    let counts = |path: &&String| [".seg", ".run", ".fold"].iter().any(|suffix| path.contains(suffix));
+    disk.paths().iter().filter(counts).count() as u64
 }
 
 /// How the machine dies.
@@ -251,8 +321,9 @@ impl Crash<'_> {
             self.check_nested(&boundaries, promise, &tips, tally)?;
             // What was shown is durable.
             let horizon = store.volumes().iter().map(|volume| volume.oldest().0).collect();
-            let shown =
-                Promise { floor: tips.clone(), flushed: tips.clone(), ceiling: tips.clone(), horizon };
+            let thinned = store.volumes().iter().map(|volume| thinned(volume)).collect();
+            let (floor, flushed, ceiling) = (tips.clone(), tips.clone(), tips.clone());
+            let shown = Promise { floor, flushed, ceiling, horizon, thinned };
             let after = Death::Power(PowerLoss::all_lost()).strike(&disk.snapshot().mount(self.seed));
             tally.crashes += 1;
             let again = rig::open(&after, &clock_after(self.seed + 1), self.wrap)?;
@@ -284,8 +355,8 @@ impl Crash<'_> {
                 // The cache survives a process, so nothing may be lost; power may take what was never synced.
                 let flushed = promise.flushed.clone();
                 let floor = if inner.is_power() { flushed.clone() } else { tips.to_vec() };
-                let horizon = promise.horizon.clone();
-                let legal = Promise { floor, flushed, ceiling: tips.to_vec(), horizon };
+                let (horizon, thinned) = (promise.horizon.clone(), promise.thinned.clone());
+                let legal = Promise { floor, flushed, ceiling: tips.to_vec(), horizon, thinned };
                 let place = || {
                     format!(
                         "crash ({inner:?}) during recovery at {:?} of {}{}",

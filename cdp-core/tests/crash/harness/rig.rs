@@ -31,6 +31,7 @@ pub struct Milestone {
     acknowledged: Vec<Lsn>,
     flushed: Vec<Lsn>,
     horizon: Vec<Lsn>,
+    thinned: Vec<std::collections::BTreeSet<Lsn>>,
 }
 
 /// A store that is driven step by step.
@@ -133,6 +134,7 @@ impl Rig {
             acknowledged: self.models.iter().map(Model::tip).collect(),
             flushed: self.flushed.clone(),
             horizon: self.volumes.iter().map(|volume| volume.oldest().0).collect(),
+            thinned: self.volumes.iter().map(|volume| super::check::thinned(volume)).collect(),
         });
         Ok(())
     }
@@ -148,6 +150,7 @@ impl Rig {
             flushed: past.flushed.clone(),
             ceiling: coming.acknowledged.clone(),
             horizon: coming.horizon.clone(),
+            thinned: coming.thinned.clone(),
         }
     }
 
@@ -196,7 +199,10 @@ impl Rig {
             Step::MarkGroup => {}
             Step::Rollback { volume, pick } => {
                 let oldest = self.volumes[*volume].oldest().0;
-                let to = Lsn(oldest.0 + pick % (self.models[*volume].tip().0 - oldest.0 + 1));
+                let mut to = Lsn(oldest.0 + pick % (self.models[*volume].tip().0 - oldest.0 + 1));
+                while !self.volumes[*volume].keeps(to) {
+                    to = to.next();
+                }
                 match self.volumes[*volume].rollback(Back::To(to), "lsn") {
                     Ok(done) => self.take_rollback(*volume, to, &done)?,
                     // Where it goes holds all that could make room.
@@ -207,6 +213,7 @@ impl Rig {
             Step::Undo { volume } => {
                 let oldest = self.volumes[*volume].oldest().0;
                 let newest = self.models[*volume].rolled_back().filter(|newest| *newest > oldest);
+                let newest = newest.filter(|lsn| self.volumes[*volume].keeps(lsn.previous()));
                 let Some(newest) = newest else { return Ok(()) };
                 match self.volumes[*volume].rollback(Back::Undo, "") {
                     Ok(done) => self.take_rollback(*volume, newest.previous(), &done)?,

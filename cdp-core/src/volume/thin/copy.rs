@@ -1,0 +1,214 @@
+//! What goes into a fold: versions piece by piece with their payload, then the records that change no blocks; and the
+//! comparison of what was written with what it was made of.
+
+use super::{Plan, Thin};
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::format::bytes::crc32;
+use crate::format::record::RecordKind;
+use crate::format::run::{DamageRow, MarkerRow};
+use crate::ids::*;
+use crate::index::{Found, Search, Version, Visible};
+use crate::reader::{Piece, Reader};
+use crate::volume::Volume;
+use crate::volume::parts::PartList;
+
+const BLOCK: usize = BLOCK_BYTES as usize;
+/// Versions looked up at a time, by each part.
+const VERSIONS_PER_LOOK: usize = 1024;
+/// Neighbouring blocks read at a time.
+const BLOCKS_PER_READ: usize = 256;
+/// Looking up costs about as much as so many bytes, so that work without payload counts too.
+pub(super) const LOOK_BYTES: u64 = 64 << 10;
+
+impl Volume {
+    /// Copies the newest versions of the next blocks in a piece: bytes copied, and the block to go on with.
+    pub(super) fn copy_some(&self, thin: &mut Thin, piece: (Lsn, Lsn)) -> Result<(u64, u64)> {
+        let visible = Visible::of(vec![piece]);
+        let reader = self.reader_of(thin.plan.parts.clone(), &visible);
+        let (versions, end) = self.versions(&reader, thin.next_block, VERSIONS_PER_LOOK)?;
+        let mut bytes = 0;
+        let mut rest = &versions[..];
+        while let Some(first) = rest.first() {
+            let count = neighbours(rest);
+            let (now, later) = rest.split_at(count);
+            rest = later;
+            match first.found {
+                Found::Hole => thin.index.live.insert_range(first.lsn, first.extent, true),
+                Found::Zero => thin.index.live.insert_range(first.lsn, first.extent, false),
+                Found::Payload { .. } => bytes += self.copy_payload(thin, &reader, now)?,
+            }
+        }
+        Ok((bytes, end))
+    }
+
+    /// What one look finds from block `from` on, and where it ended.
+    fn versions(&self, reader: &Reader<'_>, from: u64, max: usize) -> Result<(Vec<Version>, u64)> {
+        let extent = Extent::new(from, self.blocks_max());
+        let search = reader.search(|| Search::bounded(extent, max))?;
+        Ok((search.found().to_vec(), search.extent().end()))
+    }
+
+    fn copy_payload(&self, thin: &mut Thin, reader: &Reader<'_>, versions: &[Version]) -> Result<u64> {
+        let buffer = read_payload(reader, versions);
+        for (version, block) in versions.iter().zip(buffer.chunks_exact(BLOCK)) {
+            let Found::Payload { crc, .. } = version.found else { continue };
+            // Damage stays what it was: a block that does not fit its checksum.
+            let at = thin.writer.block(block).at(|| self.fold_place())?;
+            thin.index.live.insert_payload(version.lsn, version.extent.start, [(at, crc)]);
+            if crc32(block) != crc {
+                let row = DamageRow { lsn: version.lsn, extent: version.extent, kind: 0 };
+                thin.index.damages.push(row);
+            }
+        }
+        Ok(buffer.len() as u64)
+    }
+
+    fn fold_place(&self) -> String {
+        format!("volume {}: writing a fold", self.identity.name)
+    }
+
+    /// Copies those records that change no blocks and still mean something: markers of kept states, rollbacks, resizes,
+    /// clock steps, and whatever this version does not know. Sessions and other markers go.
+    pub(super) fn copy_events(&self, thin: &mut Thin) -> Result<()> {
+        let Thin { plan, writer, index, .. } = thin;
+        index.damages.sort_by_key(|row| (row.lsn, row.extent.start));
+        for part in plan.parts.iter() {
+            for row in part.events()? {
+                let stays = match RecordKind::from_u8(row.kind) {
+                    Some(RecordKind::Marker) => {
+                        plan.points.binary_search_by_key(&row.lsn, |point| point.lsn).is_ok()
+                    }
+                    Some(RecordKind::SessionOpen | RecordKind::SessionClose) => false,
+                    _ => true,
+                };
+                if !stays {
+                    continue;
+                }
+                let mut block = 0;
+                for number in 0..u64::from(row.payload_bytes).div_ceil(BLOCK_BYTES) {
+                    let mut bytes = [0; BLOCK];
+                    let at = (u64::from(row.block) + number) * BLOCK_BYTES;
+                    // A payload that cannot be read stays one: it does not fit its checksum.
+                    if part.segment.file.read_at(at, &mut bytes).is_err() {
+                        bytes = [0; BLOCK];
+                        if [RecordKind::Rollback as u8, RecordKind::Resize as u8].contains(&row.kind) {
+                            return Err(Error::new(
+                                Kind::Damaged,
+                                format!("the payload of {:?} cannot be read", row.lsn),
+                            ));
+                        }
+                    }
+                    let to = writer.block(&bytes).at(|| self.fold_place())?;
+                    if number == 0 {
+                        block = to;
+                    }
+                }
+                index.events.push(MarkerRow { block, ..row });
+            }
+        }
+        Ok(())
+    }
+
+    /// Holds the next blocks of a piece in the fold against what it was made of: bytes compared, and the block to go on
+    /// with.
+    pub(super) fn check_some(
+        &self,
+        plan: &Plan,
+        fold: &PartList,
+        piece: (Lsn, Lsn),
+        from: u64,
+    ) -> Result<(u64, u64)> {
+        let visible = Visible::of(vec![piece]);
+        let source = self.reader_of(plan.parts.clone(), &visible);
+        let written = self.reader_of(fold.clone(), &visible);
+        let (wanted, end) = self.versions(&source, from, VERSIONS_PER_LOOK)?;
+        let search = written.search(|| Search::new(Extent::new(from, end)))?;
+        let wrong = |what: &str| {
+            let context = format!("volume {}: a fold {what}; the segments stay", self.identity.name);
+            Error::new(Kind::Damaged, context)
+        };
+        if !normal(&wanted).eq(normal(search.found())) {
+            return Err(wrong("has other versions than the segments it was made of"));
+        }
+        let mut bytes = 0;
+        let (mut rest, mut wanted) = (search.found(), payloads(&wanted));
+        while !rest.is_empty() {
+            let count = neighbours(rest);
+            let (now, later) = rest.split_at(count);
+            rest = later;
+            if !matches!(now[0].found, Found::Payload { .. }) {
+                continue;
+            }
+            let buffer = read_payload(&written, now);
+            bytes += buffer.len() as u64;
+            for (version, block) in now.iter().zip(buffer.chunks_exact(BLOCK)) {
+                let Found::Payload { crc, .. } = version.found else { continue };
+                let original = wanted.next();
+                if crc32(block) == crc {
+                    continue;
+                }
+                // Damaged already where it came from?
+                let original = original.map(|version| read_payload(&source, std::slice::from_ref(version)));
+                if original.is_none_or(|block| crc32(&block) == crc) {
+                    return Err(wrong("does not read back as it was written"));
+                }
+            }
+        }
+        Ok((bytes, end))
+    }
+}
+
+/// What can be read of these neighbouring blocks; zeros where nothing can.
+fn read_payload(reader: &Reader<'_>, versions: &[Version]) -> Vec<u8> {
+    let mut buffer = vec![0; versions.len() * BLOCK];
+    let piece = |version: &Version| match version.found {
+        Found::Payload { block, crc } => {
+            Piece::Journal { lba: version.extent.start, lsn: version.lsn, block, crc }
+        }
+        found => Piece::Zero { extent: version.extent, hole: found == Found::Hole },
+    };
+    let pieces: Vec<Piece> = versions.iter().map(piece).collect();
+    let first = versions.first().map_or(0, |version| version.extent.start.0);
+    if reader.fetch(first, &pieces, &mut buffer).is_err() {
+        for (piece, block) in pieces.iter().zip(buffer.chunks_exact_mut(BLOCK)) {
+            let Piece::Journal { lba, .. } = piece else { continue };
+            let _ = reader.fetch(lba.0, std::slice::from_ref(piece), block);
+        }
+    }
+    buffer
+}
+
+/// How many of the front versions are payload of neighbouring blocks; at least one.
+fn neighbours(versions: &[Version]) -> usize {
+    let first = versions.first().map_or(0, |version| version.extent.start.0);
+    let is_next = |(n, version): &(usize, &Version)| {
+        matches!(version.found, Found::Payload { .. }) && version.extent.start.0 == first + *n as u64
+    };
+    versions.iter().take(BLOCKS_PER_READ).enumerate().take_while(is_next).count().max(1)
+}
+
+fn payloads(versions: &[Version]) -> impl Iterator<Item = &Version> {
+    versions.iter().filter(|version| matches!(version.found, Found::Payload { .. }))
+}
+
+/// Versions without the places of their payload, ranges that are one joined.
+fn normal(versions: &[Version]) -> impl Iterator<Item = (Extent, Lsn, u64)> {
+    let word = |found: Found| match found {
+        Found::Hole => 1 << 32,
+        Found::Zero => 2 << 32,
+        Found::Payload { crc, .. } => u64::from(crc),
+    };
+    let mut versions = versions.iter().peekable();
+    std::iter::from_fn(move || {
+        let first = versions.next()?;
+        let (mut extent, lsn, found) = (first.extent, first.lsn, word(first.found));
+        while found > u64::from(u32::MAX)
+            && let Some(next) = versions.next_if(|next| {
+                next.extent.start.0 == extent.end() && next.lsn == lsn && word(next.found) == found
+            })
+        {
+            extent.blocks += next.extent.blocks;
+        }
+        Some((extent, lsn, found))
+    })
+}
