@@ -95,11 +95,7 @@ pub(super) fn carry_out(
             .hint("what is behind that stands in its orphan; nothing was changed here")
     };
     let mut recovered = recover::recover(files, &request)?;
-<<<<<<< Updated upstream
     if !matches!(recovered.verdict, Verdict::CrashTail) {
-=======
-    if recovered.verdict != Verdict::CrashTail {
->>>>>>> Stashed changes
         return Err(refuse(format!("its journal is {:?} ({})", recovered.verdict, recovered.why)));
     }
     let tip = recovered.position(&begin);
