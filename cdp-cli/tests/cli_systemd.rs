@@ -86,6 +86,7 @@ fn the_socket_is_the_managers_and_outlives_the_server() {
     std::thread::sleep(Duration::from_millis(50));
     let server = manager.start(&home, pass(), "serve");
     assert_eq!(early.join().unwrap(), [7; 4096]);
+    manager.hears("READY=1");
 
     // A follower is told of in the same way.
     let arguments = "restore disk@latest plain.img --follow --every 50ms";
