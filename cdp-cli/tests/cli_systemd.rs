@@ -33,7 +33,12 @@ impl Manager {
             env!("CARGO_BIN_EXE_cdp")
         );
         let mut command = Command::new("sh");
-        command.args(["-c", &script]).env_clear().env("PATH", "/usr/bin:/bin").env("HOME", &home.dir);
+        command
+            .args(["-c", &script])
+            .current_dir(&home.dir)
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .env("HOME", &home.dir);
         command.env("NOTIFY_SOCKET", &self.notify).stdin(Stdio::from(socket));
         command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
     }
