@@ -368,6 +368,29 @@ caches is of another state; --force closes their connections and keeps the volum
         #[arg(value_name = "VOL|GROUP")]
         target: String,
     },
+    /// Make a replica, or all members of a group, the primary: clients can write here from then on
+    #[command(after_help = "\
+Examples:
+  cdp failover disk --dry-run
+  cdp failover shop
+  cdp failover shop --to 2026-11-21T10:00:00Z
+
+All members go on from one instant: the newest that each of them has completely, or the one that --to names. What came
+later stays in their history. The other site, if it lives, is fenced as soon as it hears of this; two sites alone cannot
+know, so make sure that nobody writes there. Planned: `cdp demote --drain` there, then this here; no write is lost.")]
+    Failover(Failover),
+    /// End writing to a volume or a group, so that another site can take over without losing a write
+    #[command(after_help = "Example:\n  cdp demote shop --drain 30")]
+    Demote(Demote),
+    /// At the site that lost: keep what only it has as a volume of its own, and become a replica of the other
+    #[command(after_help = "\
+Examples:
+  cdp resync disk --dry-run
+  cdp resync disk
+
+What was written here after the histories parted becomes disk-orphan-EPOCH, with its records, markers and instants; nothing is
+thrown away. Then only what was written after the fork travels back.")]
+    Resync(Resync),
     /// Make a volume larger; its past keeps the size it had
     #[command(after_help = "\
 Example:
@@ -925,6 +948,48 @@ pub struct Undo {
     /// Close its clients' connections, and keep it closed until `cdp resume`
     #[arg(long)]
     pub force: bool,
+}
+
+/// `cdp failover`.
+#[derive(Debug, Args)]
+pub struct Failover {
+    /// A volume or a group
+    #[arg(value_name = "VOL|GROUP")]
+    pub target: String,
+    /// The point to go on from, as behind an `@`
+    #[arg(long, value_name = "POINT")]
+    pub to: Option<String>,
+    /// Only say what would be done
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// `cdp demote`.
+#[derive(Debug, Args)]
+pub struct Demote {
+    /// A volume or a group
+    #[arg(value_name = "VOL|GROUP")]
+    pub target: String,
+    /// Close its clients' connections
+    #[arg(long)]
+    pub force: bool,
+    /// Wait until a replica has everything, at most so many seconds
+    #[arg(long, value_name = "SECONDS")]
+    pub drain: Option<u64>,
+}
+
+/// `cdp resync`.
+#[derive(Debug, Args)]
+pub struct Resync {
+    /// A volume or a group
+    #[arg(value_name = "VOL|GROUP")]
+    pub target: String,
+    /// Close its clients' connections
+    #[arg(long)]
+    pub force: bool,
+    /// Only say where the histories part
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// `cdp grow`.

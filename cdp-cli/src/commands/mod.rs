@@ -10,6 +10,7 @@ pub mod delete;
 pub mod demo;
 pub mod diff;
 pub mod doctor;
+pub mod failover;
 pub mod files;
 pub mod follow;
 pub mod group;
@@ -108,6 +109,9 @@ fn dispatch(context: &Context, command: Command) -> Result<u8> {
         Command::Hydrate { volume } => clone::hydrate(context, volume),
         Command::Rollback(arguments) => rewind::rollback(context, &arguments),
         Command::Undo(arguments) => rewind::undo(context, &arguments),
+        Command::Failover(arguments) => failover::failover(context, &arguments),
+        Command::Demote(arguments) => failover::demote(context, &arguments),
+        Command::Resync(arguments) => failover::resync(context, &arguments),
         Command::Resume { target } => rewind::resume(context, target),
         Command::Grow(arguments) => rewind::grow(context, &arguments),
         Command::Verify { volume } => verify::run(context, volume),

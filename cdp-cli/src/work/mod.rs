@@ -4,6 +4,7 @@
 pub mod branch;
 pub mod clones;
 pub mod diff;
+pub mod failover;
 pub mod follow;
 pub mod groups;
 pub mod import;
@@ -34,6 +35,7 @@ use serde::{Deserialize, Serialize};
 pub use branch::{CloneOf, Cloned, Hydrated};
 pub use clones::CloneStatus;
 pub use diff::{Diff, DiffPage};
+pub use failover::{Demote, Demoted, FailedOver, Failover, Resync, Resynced};
 pub use follow::{DeltaOf, DeltaPage, State, StateOf};
 pub use groups::Group;
 pub use import::{Import, Imported};
@@ -194,6 +196,12 @@ pub enum Request {
     },
     /// Bring a volume to what a source holds.
     Import(Import),
+    /// Take over from another site.
+    Failover(Failover),
+    /// Step down for another site.
+    Demote(Demote),
+    /// Make the history one with another site's again.
+    Resync(Resync),
     /// Describe a state of a volume.
     State(StateOf),
     /// What makes one state of another.
@@ -304,6 +312,12 @@ pub enum Response {
     Rewound(Vec<Rewound>),
     /// To `Import`.
     Imported(Imported),
+    /// To `Failover`.
+    FailedOver(Vec<FailedOver>),
+    /// To `Demote`.
+    Demoted(Vec<Demoted>),
+    /// To `Resync`.
+    Resynced(Vec<Resynced>),
     /// To `State`.
     State(State),
     /// To `Delta`.
@@ -387,6 +401,9 @@ pub fn run(site: &Site, tz: Option<&str>, request: &Request, watch: &mut Watch<'
         Request::Resume { target } => Response::Resumed(rewind::resume(site, target)?),
         Request::Grow { volume, size_bytes } => Response::Volume(rewind::grow(site, volume, *size_bytes)?),
         Request::Import(import) => Response::Imported(import::import(site, import, watch)?),
+        Request::Failover(of) => Response::FailedOver(failover::failover(site, of, &zone(tz)?)?),
+        Request::Demote(of) => Response::Demoted(failover::demote(site, of, watch)?),
+        Request::Resync(of) => Response::Resynced(failover::resync(site, of)?),
         Request::State(of) => Response::State(follow::state(store, of)?),
         Request::Delta(of) => Response::Delta(follow::delta(store, of)?),
         Request::Retention { volume } => Response::Retention(Box::new(retention::show(store, volume)?)),

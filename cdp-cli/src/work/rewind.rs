@@ -13,7 +13,7 @@ use super::points::{self, PointInfo};
 use super::{Site, VolumeLine};
 
 /// How long clients may take to leave a volume that is rolled back with force.
-const LEAVE_TIME: Duration = Duration::from_secs(10);
+pub(super) const LEAVE_TIME: Duration = Duration::from_secs(10);
 
 /// Which state to go back to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,7 +136,7 @@ fn go_back(
 }
 
 /// Who has the live volume open. Views of its past are not touched by a rollback.
-fn clients(site: &Site, volume: &Volume) -> Vec<String> {
+pub(super) fn clients(site: &Site, volume: &Volume) -> Vec<String> {
     let Some(server) = &site.server else { return Vec::new() };
     let clients = server.nbd.clients().into_iter();
     clients
@@ -145,7 +145,7 @@ fn clients(site: &Site, volume: &Volume) -> Vec<String> {
         .collect()
 }
 
-fn in_use(volumes: &[Arc<Volume>], using: &[Vec<String>]) -> Error {
+pub(super) fn in_use(volumes: &[Arc<Volume>], using: &[Vec<String>]) -> Error {
     let lines: Vec<String> = volumes
         .iter()
         .zip(using)

@@ -1,0 +1,88 @@
+//! `cdp failover`, `demote` and `resync`.
+
+use cdp_core::error::Result;
+
+use super::Context;
+use crate::cli;
+use crate::door::{Door, unexpected};
+use crate::report;
+use crate::work::{Demote, Failover, Request, Response, Resync};
+
+/// Promotes.
+pub fn failover(context: &Context, arguments: &cli::Failover) -> Result<u8> {
+    let request =
+        Failover { target: arguments.target.clone(), to: arguments.to.clone(), dry_run: arguments.dry_run };
+    let answer = Door::ask_once(&context.config, false, Request::Failover(request), &mut |_| Ok(()))?;
+    let Response::FailedOver(volumes) = &answer else { return Err(unexpected()) };
+    context.show(&answer.json(), || {
+        let line = |line: &crate::work::FailedOver| {
+            let verb = if line.done { "is" } else { "would be" };
+            let beyond = match line.tip_lsn.saturating_sub(line.to_lsn) {
+                0 => String::new(),
+                records => format!(
+                    "; {records} records that came later stay in its history, up to {}@lsn:{}",
+                    line.volume, line.tip_lsn
+                ),
+            };
+            format!(
+                "{} {verb} the primary, in epoch {}, from {} (lsn:{}) on{beyond}; complete through {}",
+                line.volume, line.epoch, line.to_utc, line.to_lsn, line.complete_utc
+            )
+        };
+        volumes.iter().map(line).collect::<Vec<_>>().join("\n")
+    });
+    Ok(report::DONE)
+}
+
+/// Steps down.
+pub fn demote(context: &Context, arguments: &cli::Demote) -> Result<u8> {
+    let request =
+        Demote { target: arguments.target.clone(), force: arguments.force, drain_s: arguments.drain };
+    let answer = Door::ask_once(&context.config, false, Request::Demote(request), &mut |_| Ok(()))?;
+    let Response::Demoted(volumes) = &answer else { return Err(unexpected()) };
+    context.show(&answer.json(), || {
+        let line = |line: &crate::work::Demoted| {
+            let drained = match &line.drained_to {
+                Some(address) => format!("; the replica at {address} has all of it"),
+                None => String::new(),
+            };
+            format!(
+                "{} takes no more writes; its last record is lsn:{} ({}){drained}",
+                line.volume, line.lsn, line.utc
+            )
+        };
+        volumes.iter().map(line).collect::<Vec<_>>().join("\n")
+    });
+    Ok(report::DONE)
+}
+
+/// Makes two histories one.
+pub fn resync(context: &Context, arguments: &cli::Resync) -> Result<u8> {
+    let request =
+        Resync { target: arguments.target.clone(), force: arguments.force, dry_run: arguments.dry_run };
+    let answer = Door::ask_once(&context.config, false, Request::Resync(request), &mut |_| Ok(()))?;
+    let Response::Resynced(volumes) = &answer else { return Err(unexpected()) };
+    context.show(&answer.json(), || {
+        let line = |line: &crate::work::Resynced| {
+            let ours = line.tip_lsn.saturating_sub(line.common_lsn);
+            let theirs = line.their_tip_lsn.saturating_sub(line.common_lsn);
+            let mut text = format!(
+                "{}: both sites have everything through lsn:{} ({}); since then {ours} records here, {theirs} there, in epoch {}",
+                line.volume, line.common_lsn, line.common_utc, line.their_epoch
+            );
+            match (&line.orphan, line.done) {
+                (Some(orphan), _) => {
+                    text.push_str(&format!("\n  what only this site had: {orphan}, with the same LSNs"));
+                }
+                (None, true) => text.push_str("\n  this site had nothing that the other has not"),
+                (None, false) => {}
+            }
+            if line.done {
+                text.push_str("\n  it is a replica now, and is brought up from there");
+            }
+            text
+        };
+        volumes.iter().map(line).collect::<Vec<_>>().join("\n")
+    });
+    Ok(report::DONE)
+}

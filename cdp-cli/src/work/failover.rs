@@ -1,0 +1,266 @@
+//! Taking over from another site, stepping down for one, and making two histories one again.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cdp_core::error::{Error, Kind, Result};
+use cdp_core::history::point::{Timeline, Zone, format_utc};
+use cdp_core::ids::{EpochNumber, Lsn};
+use cdp_core::volume::Volume;
+use serde::{Deserialize, Serialize};
+
+use super::points;
+use super::rewind::{LEAVE_TIME, clients, in_use};
+use super::{Progress, Site, Watch};
+
+/// How often it is looked whether the replicas have everything.
+const DRAIN_POLL: Duration = Duration::from_millis(50);
+
+/// A volume or a group to promote.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failover {
+    /// Which.
+    pub target: String,
+    /// The point to go on from; without it the newest instant that all members have completely.
+    pub to: Option<String>,
+    /// Only say what would be done.
+    pub dry_run: bool,
+}
+
+/// A volume that was promoted, or would be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedOver {
+    /// Its name.
+    pub volume: String,
+    /// Number of the epoch that begins.
+    pub epoch: u32,
+    /// The record whose state it goes on from.
+    pub to_lsn: u64,
+    /// When that was, RFC 3339 in UTC.
+    pub to_utc: String,
+    /// The newest record that was here.
+    pub tip_lsn: u64,
+    /// Up to when it is known to have everything that the other site had then, RFC 3339 in UTC.
+    pub complete_utc: String,
+    /// It was done.
+    pub done: bool,
+}
+
+/// Promotes a volume, or all members of a group, at one instant.
+pub fn failover(site: &Site, request: &Failover, zone: &Zone) -> Result<Vec<FailedOver>> {
+    let (store, name) = (&site.store, &request.target);
+    if name.contains('@') {
+        return Err(Error::new(Kind::Invalid, "a failover names its point with --to"));
+    }
+    let complete: Vec<_> =
+        store.members(name)?.into_iter().map(|volume| (volume.complete_through().1, volume)).collect();
+    let members: Vec<(Arc<Volume>, Lsn)> = match &request.to {
+        Some(to) => {
+            let targets = points::targets(store, &format!("{name}@{to}"), zone)?;
+            if targets.iter().any(|target| target.request.clone.is_some()) {
+                return Err(Error::new(Kind::Invalid, "`+rw` has no meaning in a failover"));
+            }
+            targets.into_iter().map(|target| (target.volume, target.resolved.lsn)).collect()
+        }
+        // A member that had nothing to send holds nobody back: its source says up to when that is so.
+        None => {
+            let instant = complete.iter().map(|(at, _)| *at).min().unwrap_or_default();
+            let member = |volume: Arc<Volume>| {
+                let lsn = volume.lsn_at(instant)?;
+                Ok((volume, lsn))
+            };
+            complete.iter().map(|(_, volume)| member(volume.clone())).collect::<Result<_>>()?
+        }
+    };
+    let planned = store.plan_promotion(&members, EpochNumber(0))?;
+    let mut lines = Vec::with_capacity(planned.len());
+    for member in &planned {
+        let volume = &member.volume;
+        let at = complete.iter().find(|(_, other)| Arc::ptr_eq(other, volume)).map(|(at, _)| *at);
+        lines.push(FailedOver {
+            volume: volume.name().to_owned(),
+            epoch: member.number.0,
+            to_lsn: member.to.0,
+            to_utc: format_utc(volume.timestamp_of(member.to)?),
+            tip_lsn: volume.tip_lsn().0,
+            complete_utc: format_utc(at.unwrap_or_default()),
+            done: false,
+        });
+    }
+    if request.dry_run {
+        return Ok(lines);
+    }
+    let asked = request.to.as_deref().unwrap_or("the newest instant that is complete");
+    let done = store.promote(name, &members, EpochNumber(0), asked)?;
+    for (line, promoted) in lines.iter_mut().zip(done) {
+        line.epoch = promoted.epoch.number.0;
+        line.tip_lsn = promoted.epoch.start.previous().0;
+        line.done = true;
+    }
+    Ok(lines)
+}
+
+/// A volume or a group to demote.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Demote {
+    /// Which.
+    pub target: String,
+    /// Close the connections of its clients.
+    pub force: bool,
+    /// Wait so many seconds until each has a replica that has everything.
+    pub drain_s: Option<u64>,
+}
+
+/// A volume that was demoted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Demoted {
+    /// Its name.
+    pub volume: String,
+    /// Its newest record: what the other site must have before it goes on.
+    pub lsn: u64,
+    /// When that was, RFC 3339 in UTC.
+    pub utc: String,
+    /// A replica that has all of it.
+    pub drained_to: Option<String>,
+}
+
+/// Ends writing on a volume, or on all members of a group, so that another site can go on without losing a write.
+pub fn demote(site: &Site, request: &Demote, watch: &mut Watch<'_>) -> Result<Vec<Demoted>> {
+    let volumes = site.store.members(&request.target)?;
+    // Nobody comes in while we look who is there.
+    let bars: Vec<_> = volumes.iter().map(|volume| volume.bar()).collect();
+    let using: Vec<Vec<String>> = volumes.iter().map(|volume| clients(site, volume)).collect();
+    if using.iter().any(|clients| !clients.is_empty()) {
+        if !request.force {
+            return Err(in_use(&volumes, &using).hint(
+                "unmount and detach first, so that nothing is left in its caches; or say --force, which closes their connections",
+            ));
+        }
+        close_connections(site, &volumes)?;
+    }
+    let ends = volumes.iter().map(|volume| volume.demote()).collect::<Result<Vec<_>>>()?;
+    drop(bars);
+    let until = request.drain_s.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    let mut demoted = Vec::with_capacity(volumes.len());
+    for (volume, (lsn, at)) in volumes.iter().zip(ends) {
+        let has_all = || {
+            let replicas = volume.replicas().into_iter();
+            replicas
+                .filter(|replica| replica.is_acknowledged && replica.held >= lsn)
+                .map(|r| r.address)
+                .next()
+        };
+        let mut drained_to = has_all();
+        while let (None, Some(until)) = (&drained_to, until) {
+            if Instant::now() >= until {
+                let context = format!(
+                    "volume {} takes no more writes, and no replica has acknowledged {lsn:?} yet",
+                    volume.name()
+                );
+                return Err(Error::new(Kind::Busy, context).hint(
+                    "look at `cdp replica list`, and wait before the other site is promoted; or `cdp failover` here goes on with it",
+                ));
+            }
+            watch(Progress { what: format!("draining {}", volume.name()), done: 0, total: 0 })?;
+            std::thread::sleep(DRAIN_POLL);
+            drained_to = has_all();
+        }
+        demoted.push(Demoted {
+            volume: volume.name().to_owned(),
+            lsn: lsn.0,
+            utc: format_utc(at),
+            drained_to,
+        });
+    }
+    Ok(demoted)
+}
+
+/// A volume or a group of the losing site.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resync {
+    /// Which.
+    pub target: String,
+    /// Close the connections of its clients.
+    pub force: bool,
+    /// Only say where the histories part.
+    pub dry_run: bool,
+}
+
+/// A volume whose history is, or would be, one with the other site's again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resynced {
+    /// Its name.
+    pub volume: String,
+    /// The last record that both sites have.
+    pub common_lsn: u64,
+    /// When that was, RFC 3339 in UTC.
+    pub common_utc: String,
+    /// The newest record that was here.
+    pub tip_lsn: u64,
+    /// The newest record there, as that site said last.
+    pub their_tip_lsn: u64,
+    /// The epoch there.
+    pub their_epoch: u32,
+    /// The volume with what only this site had, if there was anything.
+    pub orphan: Option<String>,
+    /// It was done.
+    pub done: bool,
+}
+
+/// Sets aside what only this site has, and makes the volume, or all members of a group, replicas from the fork on.
+pub fn resync(site: &Site, request: &Resync) -> Result<Vec<Resynced>> {
+    let store = &site.store;
+    let names: Vec<String> =
+        store.members(&request.target)?.iter().map(|volume| volume.name().to_owned()).collect();
+    let mut lines = Vec::with_capacity(names.len());
+    for name in &names {
+        let volume = store.volume(name)?;
+        let other = volume.elsewhere().ok_or_else(|| {
+            let context = format!("no other site has said yet what it has of volume {name}");
+            Error::new(Kind::NotFound, context).hint(format!(
+                "at the site that goes on: `cdp replica add {name} HOST:PORT` with this server's --replica-listen address; a second later try again"
+            ))
+        })?;
+        let join = store.plan_resync(&volume, &other)?;
+        lines.push(Resynced {
+            volume: name.clone(),
+            common_lsn: join.common.0,
+            common_utc: format_utc(volume.timestamp_of(join.common)?),
+            tip_lsn: volume.tip_lsn().0,
+            their_tip_lsn: other.tip.0,
+            their_epoch: other.epochs.newest().number.0,
+            orphan: None,
+            done: false,
+        });
+        if request.dry_run {
+            continue;
+        }
+        let members = [volume];
+        let using = [clients(site, &members[0])];
+        if !using[0].is_empty() {
+            if !request.force {
+                return Err(in_use(&members, &using)
+                    .hint("unmount and detach first; or say --force, which closes their connections"));
+            }
+            close_connections(site, &members)?;
+        }
+        drop(members);
+        let done = store.resync(name, &other)?;
+        if let Some(line) = lines.last_mut() {
+            line.orphan = done.orphan.map(|orphan| orphan.name().to_owned());
+            line.done = true;
+        }
+    }
+    Ok(lines)
+}
+
+fn close_connections(site: &Site, volumes: &[Arc<Volume>]) -> Result<()> {
+    let Some(server) = &site.server else { return Ok(()) };
+    let is_meant = |export: &str| volumes.iter().any(|volume| volume.name() == export);
+    if server.nbd.disconnect(is_meant, LEAVE_TIME) {
+        return Ok(());
+    }
+    let names: Vec<&str> = volumes.iter().map(|volume| volume.name()).collect();
+    let context = format!("clients of {} do not leave; nothing was done", names.join(", "));
+    Err(Error::new(Kind::Busy, context))
+}

@@ -1,0 +1,134 @@
+//! Two sites on the real binary: one dies, the other takes over, the first comes back with what nobody saw, and takes
+//! over again.
+
+mod cli;
+
+use std::time::{Duration, Instant};
+
+use cli::*;
+use serde_json::Value;
+
+fn serve(home: &Home, address: &str) -> Served {
+    let until = Instant::now() + PATIENCE;
+    // The port of a server that was killed may be taken for a moment.
+    while std::net::TcpListener::bind(address).is_err() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    home.serve(&["--pki", "pki", "--replica-listen", address])
+}
+
+fn address_of(server: &Served) -> String {
+    server.ready["endpoints"]["replica"].as_str().expect("it listens").to_owned()
+}
+
+/// Whatever its exit code says.
+fn status(home: &Home) -> Value {
+    let ran = home.run(&["status", "disk", "--json"]);
+    let status: Value = serde_json::from_str(&ran.out).unwrap_or_else(|error| panic!("{error}: {ran:?}"));
+    status["volumes"][0].clone()
+}
+
+fn role(home: &Home) -> Value {
+    status(home)["role"].clone()
+}
+
+fn tip(home: &Home) -> Value {
+    status(home)["tip"]["lsn"].clone()
+}
+
+fn bytes(served: &Served, export: &str) -> Vec<u8> {
+    get(&mut served.connect(export).unwrap(), 0, 16 * 4096).unwrap()
+}
+
+fn write(served: &Served, block: u64, byte: u8) {
+    put(&mut served.connect("disk").unwrap(), block * 4096, &[byte; 4096]).unwrap();
+}
+
+/// Somebody's work at the site that was cut off must be there afterwards, as must what was done at the other, and no
+/// write may be lost when they change back as planned.
+#[test]
+fn there_and_back_again() {
+    let (a, b) = (Home::new(), Home::new());
+    assert_eq!(a.run(&["pki", "init", "authority"]).code, 0);
+    for (home, site) in [(&a, "site-a"), (&b, "site-b")] {
+        let to = home.path("pki");
+        assert_eq!(a.run(&["pki", "issue", "authority", site, "--to", to.to_str().unwrap()]).code, 0);
+    }
+    assert_eq!(a.run(&["create", "disk", "--size", "64M"]).code, 0);
+    let server_a = serve(&a, "127.0.0.1:0");
+    let server_b = serve(&b, "127.0.0.1:0");
+    let (address_a, address_b) = (address_of(&server_a), address_of(&server_b));
+    assert_eq!(a.run(&["replica", "add", "disk", &address_b]).code, 0);
+    for block in 0..5 {
+        write(&server_a, block, 1);
+    }
+    wait_until("the replica has it", || {
+        let replicas = a.json(&["replica", "list"]);
+        replicas[0]["lag_records"] == 0 && replicas[0]["newest"] != Value::Null
+    });
+    assert_eq!((role(&a), role(&b)), ("primary".into(), "replica".into()));
+    // It is not for everybody to give.
+    assert_ne!(a.run(&["failover", "disk"]).code, 0, "it is the primary already");
+
+    // B is gone for a while; what is written meanwhile only A has. Then A dies, and B comes back.
+    let shared = bytes(&server_a, "disk");
+    drop(server_b);
+    for block in 3..9 {
+        write(&server_a, block, 2);
+    }
+    assert_eq!(a.run(&["mark", "disk", "only-here"]).code, 0);
+    let unseen = bytes(&server_a, "disk");
+    drop(server_a);
+    let server_b = serve(&b, &address_b);
+    assert_eq!(bytes(&server_b, "disk"), shared);
+    assert!(put(&mut server_b.connect("disk").unwrap(), 0, b"no").is_err());
+    let planned = b.json(&["failover", "disk", "--dry-run"]);
+    assert_eq!((&planned[0]["epoch"], &planned[0]["done"]), (&2.into(), &false.into()), "{planned}");
+    assert_eq!(role(&b), "replica");
+    let began = Instant::now();
+    let done = b.json(&["failover", "disk"]);
+    assert_eq!(done[0]["done"], true, "{done}");
+    write(&server_b, 0, 3);
+    println!("failover, command to first acknowledged write: {:?}", began.elapsed());
+    write(&server_b, 12, 3);
+    let went_on = bytes(&server_b, "disk");
+    assert_eq!((&went_on[..4096], &went_on[4096..3 * 4096]), (&[3; 4096][..], &[1; 2 * 4096][..]));
+
+    // A comes back, believes that it is the primary, and hears that it is not.
+    let server_a = serve(&a, &address_a);
+    wait_until("the old primary is fenced", || role(&a) == "fenced");
+    assert!(put(&mut server_a.connect("disk").unwrap(), 0, b"no").is_err());
+    assert_ne!(a.run(&["status"]).code, 0, "somebody has to act");
+    assert_eq!(b.run(&["replica", "add", "disk", &address_a]).code, 0);
+    wait_until("it knows what the other site has", || a.run(&["resync", "disk", "--dry-run"]).code == 0);
+    let fork = a.json(&["resync", "disk", "--dry-run"]);
+    assert_eq!((&fork[0]["done"], &fork[0]["orphan"]), (&false.into(), &Value::Null), "{fork}");
+    let resynced = a.json(&["resync", "disk"]);
+    assert_eq!(resynced[0]["orphan"], "disk-orphan-1", "{resynced}");
+    assert_eq!(resynced[0]["common_lsn"], fork[0]["common_lsn"]);
+    wait_until("it is brought up", || role(&a) == "replica" && tip(&a) == tip(&b));
+    assert_eq!(bytes(&server_a, "disk"), went_on);
+    assert_eq!(bytes(&server_a, "disk-orphan-1"), unseen);
+    assert_eq!(bytes(&server_a, "disk-orphan-1@only-here"), unseen);
+    assert_eq!(bytes(&server_a, "disk@lsn:1"), bytes(&server_b, "disk@lsn:1"));
+    put(&mut server_a.connect("disk-orphan-1").unwrap(), 0, b"it is a volume like any other").unwrap();
+
+    // Back, as planned.
+    let held = server_b.connect("disk").unwrap();
+    assert_ne!(b.run(&["demote", "disk"]).code, 0, "somebody has it open");
+    drop(held);
+    wait_until("nobody has it open", || b.run(&["demote", "disk", "--drain", "20"]).code == 0);
+    assert_eq!(tip(&a), tip(&b), "no write is lost");
+    let done = a.json(&["failover", "disk"]);
+    assert_eq!(done[0]["epoch"], 3, "{done}");
+    write(&server_a, 15, 4);
+    wait_until("the other site follows again", || tip(&a) == tip(&b));
+    assert_eq!(bytes(&server_a, "disk"), bytes(&server_b, "disk"));
+    let log = b.run(&["log", "disk"]).out;
+    assert!(log.contains("promoted") && log.contains("epoch 3"), "{log}");
+    for home in [&a, &b] {
+        assert_eq!(home.run(&["verify"]).code, 0);
+    }
+    server_a.stop();
+    server_b.stop();
+}
