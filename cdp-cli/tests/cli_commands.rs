@@ -380,6 +380,10 @@ fn status_knows_clients_latencies_and_the_journal() {
     use std::io::Write;
     disk.flush().unwrap();
     get(&mut disk, 0, 4096).unwrap();
+    // What was answered is counted a moment later.
+    wait_until("the read is counted", || {
+        home.json(&["status"])["server"]["read"]["count"].as_u64() >= Some(1)
+    });
     let status = home.json(&["status"]);
     let server = &status["server"];
     assert_eq!(server["pid"], served.child.id());

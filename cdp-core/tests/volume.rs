@@ -160,6 +160,23 @@ fn flushed_writes_survive_power_loss() {
     }
 }
 
+/// What a replica still lacks is asked for right after a start, when the open segment has no record yet.
+#[test]
+fn what_lies_behind_a_record_can_be_told_at_any_time() {
+    let (disk, clock) = (SimDisk::new(4), SimClock::new(4));
+    let store = create(&disk, &clock);
+    let volume = store.volume("disk").unwrap();
+    let first = write(&*volume, 0, &[1; 8192]);
+    let second = write(&*volume, 0, &[2; 8192]);
+    volume.flush().unwrap();
+    drop((volume, store));
+    let store = open(&disk, &clock);
+    let volume = store.volume("disk").unwrap();
+    assert_eq!(volume.bytes_behind(second), 0);
+    assert!((8192..=20_480).contains(&volume.bytes_behind(first)), "{}", volume.bytes_behind(first));
+    assert!(volume.bytes_behind(Lsn::ZERO) > volume.bytes_behind(first));
+}
+
 /// A server that starts on a full disk, because something else filled it, must not need somebody to start it again once
 /// there is room: until then the past is served, and nobody who is connected is cut off.
 #[test]

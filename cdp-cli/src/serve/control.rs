@@ -178,8 +178,15 @@ async fn serve(mut stream: UnixStream, site: Arc<Site>, stopping: Arc<AtomicBool
             };
             let _ = sender.blocking_send(last);
         });
+        let mut is_answered = false;
         while let Some(line) = lines.recv().await {
+            is_answered = matches!(line, Line::Done(_) | Line::Failed(_));
             output.write_all(&encode(&line)).await?;
+        }
+        if !is_answered {
+            // Whoever asked would wait for ever.
+            let error = Error::new(Kind::Io, "the server failed at this request; its log says where");
+            output.write_all(&encode(&Line::Failed(Report::of(&error)))).await?;
         }
     }
 }

@@ -47,7 +47,16 @@ impl Keeper {
     }
 
     fn spawn(&mut self, name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(work);
+        let of = name.to_owned();
+        let watched = move || {
+            if std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).is_err() {
+                // Without its duties a server would go on until it is full or slow, and say that all is well. One that
+                // ends is started again, and loses nothing that was answered.
+                eprintln!("cdp: the thread {of:?} panicked; the server ends at once");
+                std::process::abort();
+            }
+        };
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(watched);
         self.threads.push(thread.at(|| format!("starting the thread {name:?}"))?);
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! Setting volumes back, taking that back, opening them to clients again, and making them larger.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cdp_core::error::{Error, Kind, Result};
 use cdp_core::history::point::{Zone, format_utc};
@@ -14,6 +14,9 @@ use super::{Site, VolumeLine};
 
 /// How long clients may take to leave a volume that is rolled back with force.
 pub(super) const LEAVE_TIME: Duration = Duration::from_secs(10);
+/// A client's connection is gone so long after the client at most, as a rule.
+const GOODBYE_TIME: Duration = Duration::from_millis(300);
+const GOODBYE_POLL: Duration = Duration::from_millis(10);
 
 /// Which state to go back to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,14 +138,21 @@ fn go_back(
     Ok(volumes.iter().zip(done?).zip(infos).zip(using).map(rewound).collect())
 }
 
-/// Who has the live volume open. Views of its past are not touched by a rollback.
+/// Who has the live volume open; views of its past are not touched by a rollback. One who has just closed his connection is given a moment to be gone.
 pub(super) fn clients(site: &Site, volume: &Volume) -> Vec<String> {
     let Some(server) = &site.server else { return Vec::new() };
-    let clients = server.nbd.clients().into_iter();
-    clients
-        .filter(|client| client.export.as_deref() == Some(volume.name()))
-        .map(|client| client.peer.to_string())
-        .collect()
+    let until = Instant::now() + GOODBYE_TIME;
+    loop {
+        let clients = server.nbd.clients().into_iter();
+        let clients: Vec<String> = clients
+            .filter(|client| client.export.as_deref() == Some(volume.name()))
+            .map(|client| client.peer.to_string())
+            .collect();
+        if clients.is_empty() || Instant::now() >= until {
+            return clients;
+        }
+        std::thread::sleep(GOODBYE_POLL);
+    }
 }
 
 pub(super) fn in_use(volumes: &[Arc<Volume>], using: &[Vec<String>]) -> Error {

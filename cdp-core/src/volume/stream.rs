@@ -200,6 +200,10 @@ impl Volume {
         let mut bytes = 0;
         for part in self.part_list().iter().rev() {
             let (first, last) = (part.segment.header.first_lsn, part.last_lsn().min(tip));
+            if last < first {
+                // The open segment, before its first record.
+                continue;
+            }
             if last <= lsn {
                 break;
             }

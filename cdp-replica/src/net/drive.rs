@@ -187,17 +187,41 @@ impl Drive<'_> {
         }
     }
 
-    /// What is left to say goes out, if the other side takes it soon.
+    /// What is left to say goes out, if the other side takes it soon; then the end of TLS, behind which nobody listens;
+    /// then what still comes is read for a moment: closing with unread bytes would take back the last words.
     fn farewell<S: Side>(&mut self, side: &mut S) {
         let until = Instant::now() + FAREWELL_TIME;
-        self.tls.send_close_notify();
-        while Instant::now() < until && (!side.output().is_empty() || self.tls.wants_write()) {
-            match self.send(side.output(), usize::MAX) {
-                Ok(_) => {}
-                Err(_) => return,
-            }
-            if self.tls.wants_write() && self.wait().is_err() {
+        let mut is_ending = false;
+        while Instant::now() < until {
+            if self.send(side.output(), usize::MAX).is_err() {
                 return;
+            }
+            let is_said = side.output().is_empty() && !self.tls.wants_write();
+            match (is_said, is_ending) {
+                (true, true) => break,
+                (true, false) => {
+                    self.tls.send_close_notify();
+                    is_ending = true;
+                }
+                (false, _) if self.wait().is_err() => return,
+                (false, _) => {}
+            }
+        }
+        if self.socket.shutdown(std::net::Shutdown::Write).is_err() {
+            return;
+        }
+        let mut unheard = [0; 4096];
+        while Instant::now() < until {
+            match (&mut &*self.socket).read(&mut unheard) {
+                Ok(0) => return,
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    if self.wait().is_err() {
+                        return;
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return,
             }
         }
     }
