@@ -112,8 +112,9 @@ pub fn of_volume(site: &Site, volume: &Volume) -> Vec<ReplicaStatus> {
     let linked = links.map(|links| links.list()).unwrap_or_default();
     let link = |replica: &Replica| {
         let id = volume.identity().id;
-        let mut links = linked.iter().filter(|link| link.volume == id && link.address == replica.address);
-        links.next().map(|link| link.status.clone())
+        let mut of_it = linked.iter().filter(|link| link.volume == id && link.address == replica.address);
+        // One that was added just now is about to be.
+        of_it.next().map(|link| link.status.clone()).or_else(|| links.map(|_| LinkStatus::default()))
     };
     replicas.iter().map(|replica| of_replica(site, volume, replica, link(replica))).collect()
 }

@@ -27,7 +27,7 @@ const RETRY: Duration = Duration::from_millis(200);
 /// The longest time between two tries of what may pass by itself.
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// And of what somebody has to look at.
-const RETRY_LASTING: Duration = Duration::from_secs(30);
+const RETRY_LASTING: Duration = Duration::from_secs(10);
 /// A connection that lived so long makes the next try soon again.
 const LIVED: Duration = Duration::from_secs(5);
 /// The rate is that of the last so many seconds.
