@@ -2,7 +2,8 @@
 //!
 //! Two pure machines turn bytes into meaning: [`handshake`] and [`request`]; [`round`] carries requests out on a
 //! [`cdp_core::device::Device`] and lays out the replies. None of them knows a socket or a clock. Around them
-//! `connection` gives every client a thread of its own, and [`server`] owns listeners and connections.
+//! `connection` gives every client a thread of its own, `sender` a second one to those with large replies, and [`server`]
+//! owns listeners and connections.
 
 pub mod budget;
 mod connection;

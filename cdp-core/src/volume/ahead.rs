@@ -107,12 +107,15 @@ impl Volume {
     /// The open segment, if its space is only reserved and much of it is left: near its end the ordinary way
     /// is as quick.
     fn open_reserved(&self) -> Option<Seen> {
+        // Asked a hundred times a second: as a rule this is all, and writers are not held up for it.
+        if self.pool.lock().expect("no panics under this lock").newest_fill() == Fill::Written {
+            return None;
+        }
         let (ordinal, end) = {
             let append = self.append.lock().expect("no panics under this lock");
             append.as_ref().map(|appender| (appender.segment.header.ordinal, appender.end))?
         };
-        let fill = self.pool.lock().expect("no panics under this lock").newest_fill();
-        if fill == Fill::Written || end >= self.identity.segment_bytes / 4 * 3 {
+        if end >= self.identity.segment_bytes / 4 * 3 {
             return None;
         }
         let syncs = self.staged.lock().expect("no panics under this lock").syncs;
