@@ -19,6 +19,9 @@ pub const BATCH_RECORDS_MAX: usize = 1024;
 /// Unflushed records are written out and synced within this time, in nanoseconds.
 pub const UNSYNCED_NS_MAX: u64 = 100_000_000;
 
+/// The same of a replica's records, where whoever receives them has not synced them: they were never answered here.
+pub const REPLICA_UNSYNCED_NS_MAX: u64 = 1_000_000_000;
+
 /// Unflushed bytes that start a write-out before its time.
 pub const UNSYNCED_BYTES_MAX: u64 = 64 << 20;
 

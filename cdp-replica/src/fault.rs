@@ -24,13 +24,15 @@ pub enum FaultKind {
     Storage = 7,
     /// Going down, or another connection took over.
     Closing = 8,
+    /// What a payload was coded against is not there as it was here.
+    Coding = 9,
 }
 
 impl FaultKind {
     /// The kind with this number; what is not known is taken for trouble that may pass.
     pub fn from_u16(number: u16) -> FaultKind {
         use FaultKind::*;
-        [Protocol, Rights, Fork, Fenced, Behind, NoSpace, Storage, Closing]
+        [Protocol, Rights, Fork, Fenced, Behind, NoSpace, Storage, Closing, Coding]
             .into_iter()
             .find(|kind| *kind as u16 == number)
             .unwrap_or(Storage)

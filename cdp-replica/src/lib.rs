@@ -2,12 +2,15 @@
 //! them to a replica in another store; both are whole sides of a link without a socket, for tests and fuzzers. [`net`]
 //! has the sockets, threads and TLS. The protocol stands in `docs/PROTOCOL.md`.
 
+pub mod coder;
 pub mod fault;
+mod intake;
 pub mod limits;
 pub mod net;
 pub mod pki;
 pub mod receiver;
 pub mod sender;
 pub mod status;
+mod syncer;
 pub mod vote;
 pub mod wire;

@@ -1,7 +1,7 @@
 //! Every bound of a link, and the relations between them.
 
 use cdp_core::format::record::PAYLOAD_BYTES_MAX;
-use cdp_core::limits::EPOCHS_MAX;
+use cdp_core::limits::{EPOCHS_MAX, REPLICA_UNSYNCED_NS_MAX};
 
 /// Longest body of a frame, in bytes, on the wire and after its coding was undone.
 pub const BODY_BYTES_MAX: usize = (1 << 20) + (64 << 10);
@@ -11,6 +11,10 @@ pub const CONTROL_BYTES_MAX: usize = 256 << 10;
 pub const RECORDS_PER_FRAME: usize = 250;
 /// A RECORDS or PAYLOAD frame carries about so much payload, in bytes: enough for LZ4, little enough to be quick.
 pub const FRAME_PAYLOAD_BYTES: usize = 256 << 10;
+/// The longest payload that is coded against what its blocks held before, in bytes.
+pub const CODED_PAYLOAD_BYTES_MAX: usize = 1 << 20;
+/// What the coded payloads of one RECORDS frame become at most, in bytes.
+pub const CODED_FRAME_BYTES_MAX: usize = FRAME_PAYLOAD_BYTES + CODED_PAYLOAD_BYTES_MAX;
 /// Bytes of records that may be sent beyond what is acknowledged.
 pub const WINDOW_BYTES: u64 = 16 << 20;
 /// The same of a first copy, which is synced less often.
@@ -42,8 +46,11 @@ pub const SILENCE_NS_MAX: u64 = 10_000_000_000;
 pub const ACK_NS_MAX: u64 = 1_000_000_000;
 /// The sender says up to when all was sent so often, in nanoseconds.
 pub const COMPLETE_NS: u64 = 200_000_000;
-/// The receiver syncs so often at most, in nanoseconds, unless much waits.
-pub const SYNC_NS: u64 = 10_000_000;
+/// The receiver leaves nothing unsynced for longer, in nanoseconds. Its syncs are felt by everybody who commits on the
+/// same disk, so they are few while records keep coming.
+pub const SYNC_NS: u64 = 250_000_000;
+/// Nothing came for so long: what did is synced, in nanoseconds.
+pub const SYNC_REST_NS: u64 = 20_000_000;
 /// So many bytes that are not synced are not left waiting.
 pub const SYNC_BYTES: u64 = 4 << 20;
 
@@ -57,4 +64,7 @@ const _: () = assert!(COPY_BLOCKS_MAX as usize * 4096 + 16 < BODY_BYTES_MAX);
 const _: () = assert!(COPY_SYNC_BYTES < COPY_WINDOW_BYTES);
 const _: () = assert!(CONTROL_BYTES_MAX <= BODY_BYTES_MAX);
 const _: () = assert!(ACK_NS_MAX * 4 < SILENCE_NS_MAX && COMPLETE_NS * 4 < SILENCE_NS_MAX);
+const _: () = assert!(SYNC_BYTES < WINDOW_BYTES && SYNC_REST_NS < SYNC_NS && SYNC_NS < ACK_NS_MAX);
+// The store's own bound for a replica is behind the receiver's.
+const _: () = assert!(SYNC_NS < REPLICA_UNSYNCED_NS_MAX / 3);
 const _: () = assert!(PAYLOAD_BYTES_MAX < WINDOW_BYTES_MAX);

@@ -15,7 +15,6 @@ use cdp_core::format::epoch::Epoch;
 use cdp_core::format::record::Chain;
 use cdp_core::history::epochs::Standing;
 use cdp_core::ids::*;
-use cdp_core::journal::append::{Position, Verbatim};
 use cdp_core::limits::SEGMENT_BYTES;
 use cdp_core::store::Store;
 use cdp_core::store::copies::ReplicaCopy;
@@ -24,11 +23,12 @@ use cdp_core::volume::Volume;
 use cdp_core::volume::epoch::Elsewhere;
 
 use crate::fault::{Fault, FaultKind};
+use crate::intake::{Intake, end_of};
 use crate::limits::*;
+use crate::syncer::Syncer;
 use crate::wire::control::{self, Ack, Complete, Hello, Open, Start, State, WireEpoch};
 use crate::wire::copy;
 use crate::wire::frame::{FrameReader, FrameType, FrameWriter};
-use crate::wire::records::Assembler;
 
 /// Which connection feeds which volume: of two for the same one the newer counts.
 #[derive(Default)]
@@ -44,7 +44,7 @@ impl Feeding {
         *number
     }
 
-    fn is_newest(&self, volume: VolumeId, number: u64) -> bool {
+    pub(crate) fn is_newest(&self, volume: VolumeId, number: u64) -> bool {
         self.newest.lock().expect("no panics under this lock").get(&volume) == Some(&number)
     }
 }
@@ -74,25 +74,6 @@ struct Copying {
     is_whole: bool,
 }
 
-struct Intake {
-    volume: Arc<Volume>,
-    number: u64,
-    assembler: Assembler,
-    // Whole records that were not appended yet, and how many bytes they have.
-    waiting: Vec<Verbatim>,
-    waiting_bytes: usize,
-    // Where the newest of them stands.
-    end: (Lsn, Chain),
-    unsynced_bytes: u64,
-    synced_at_ns: u64,
-    // Up to when all was sent, as of the records that came before it.
-    complete: Option<(Lsn, Timestamp)>,
-    is_ack_due: bool,
-    acknowledged_at_ns: u64,
-    // Of the first copy that it began with.
-    copied_bytes: u64,
-}
-
 /// The receiving side of one connection.
 pub struct Receiver {
     store: Arc<Store>,
@@ -104,6 +85,7 @@ pub struct Receiver {
     writer: FrameWriter,
     out: Vec<u8>,
     heard_ns: u64,
+    syncer: Syncer,
 }
 
 impl Receiver {
@@ -118,9 +100,16 @@ impl Receiver {
             writer: FrameWriter::default(),
             out: Vec::new(),
             heard_ns: now_ns,
+            syncer: Syncer::Here,
         };
         control::send(&mut receiver.writer, &mut receiver.out, &control::hello());
         receiver
+    }
+
+    /// Records are synced on a thread of their own from now on.
+    pub fn sync_beside(&mut self) -> Result<(), Fault> {
+        self.syncer = Syncer::beside()?;
+        Ok(())
     }
 
     /// What waits for the socket; whoever writes it takes it from the front.
@@ -163,13 +152,13 @@ impl Receiver {
         let mut frames = std::mem::take(&mut self.frames);
         while let Some((kind, body)) = frames.next_frame()? {
             self.heard_ns = now_ns;
-            self.take_frame(kind, body)?;
+            self.take_frame(kind, body, now_ns)?;
         }
         self.frames = frames;
         Ok(())
     }
 
-    fn take_frame(&mut self, kind: FrameType, body: &[u8]) -> Result<(), Fault> {
+    fn take_frame(&mut self, kind: FrameType, body: &[u8], now_ns: u64) -> Result<(), Fault> {
         match (&mut self.phase, kind) {
             (_, FrameType::Error) => return Err(control::read_fault(body)),
             (Phase::Greeting, FrameType::Hello) => {
@@ -182,21 +171,13 @@ impl Receiver {
             (Phase::Copying(copying), FrameType::Copy) => copying.take(body)?,
             // It lives.
             (Phase::Copying(_), FrameType::Complete) => drop(control::read::<Complete>(body)?),
-            (Phase::Receiving(intake), FrameType::Records) => intake.records(body)?,
-            (Phase::Receiving(intake), FrameType::Payload) => intake.payload(body)?,
+            (Phase::Receiving(intake), FrameType::Records) => intake.records(body, &self.feeding, now_ns)?,
+            (Phase::Receiving(intake), FrameType::Payload) => intake.payload(body, &self.feeding, now_ns)?,
             (Phase::Receiving(intake), FrameType::Complete) => {
-                if intake.assembler.is_within_record() {
-                    return Err(Fault::protocol("a COMPLETE frame inside of a record"));
-                }
                 let Complete { ns } = control::read(body)?;
-                intake.complete = Some((intake.end.0, Timestamp(ns)));
+                intake.complete(Timestamp(ns))?;
             }
             _ => return Err(Fault::protocol(format!("a {kind:?} frame out of turn"))),
-        }
-        if let Phase::Receiving(intake) = &mut self.phase
-            && intake.waiting_bytes >= BATCH_BYTES
-        {
-            intake.append(&self.feeding)?;
         }
         Ok(())
     }
@@ -386,21 +367,7 @@ impl Receiver {
         if volume.source().is_none() {
             volume.set_source(&self.peer)?;
         }
-        let end = end_of(&volume)?;
-        self.phase = Phase::Receiving(Box::new(Intake {
-            volume,
-            number,
-            assembler: Assembler::default(),
-            waiting: Vec::new(),
-            waiting_bytes: 0,
-            end: (end.lsn, end.chain),
-            unsynced_bytes: 0,
-            synced_at_ns: 0,
-            complete: None,
-            is_ack_due: true,
-            acknowledged_at_ns: 0,
-            copied_bytes,
-        }));
+        self.phase = Phase::Receiving(Box::new(Intake::new(volume, number, copied_bytes)?));
         Ok(())
     }
 
@@ -419,24 +386,15 @@ impl Receiver {
             return self.settle_copy(now_ns);
         }
         let Phase::Receiving(intake) = &mut self.phase else { return Ok(()) };
-        intake.append(&self.feeding)?;
-        intake.sync(now_ns)?;
-        let is_time = now_ns.saturating_sub(intake.acknowledged_at_ns) >= ACK_NS_MAX;
-        if (intake.is_ack_due || is_time) && self.out.len() < OUTPUT_BYTES {
-            intake.is_ack_due = false;
-            intake.acknowledged_at_ns = now_ns;
-            let ack = intake.ack()?;
+        intake.append(&self.feeding, now_ns)?;
+        intake.sync(&mut self.syncer, now_ns)?;
+        if self.out.len() < OUTPUT_BYTES
+            && let Some(ack) = intake.acknowledge(now_ns)?
+        {
             control::send(&mut self.writer, &mut self.out, &ack);
         }
         Ok(())
     }
-}
-
-fn end_of(volume: &Volume) -> Result<Position, Fault> {
-    volume.end_position().ok_or_else(|| {
-        let text = format!("volume {} takes no records: {:?}", volume.name(), volume.health());
-        Fault::new(FaultKind::Storage, text)
-    })
 }
 
 impl Copying {
@@ -458,80 +416,5 @@ impl Copying {
         self.at = (from + blocks.len() as u64).min(self.size_bytes);
         self.unsynced_bytes += blocks.len() as u64;
         Ok(())
-    }
-}
-
-impl Intake {
-    fn records(&mut self, body: &[u8]) -> Result<(), Fault> {
-        let before = self.waiting.len();
-        self.assembler.records(body, self.end, &mut self.waiting)?;
-        self.took(before);
-        Ok(())
-    }
-
-    fn payload(&mut self, body: &[u8]) -> Result<(), Fault> {
-        let before = self.waiting.len();
-        self.assembler.payload(body, &mut self.waiting)?;
-        self.took(before);
-        Ok(())
-    }
-
-    fn took(&mut self, before: usize) {
-        for record in &self.waiting[before..] {
-            self.waiting_bytes += record.payload.len() + size_of::<Verbatim>();
-            self.end = (record.header.lsn, record.header.chain);
-        }
-    }
-
-    fn append(&mut self, feeding: &Feeding) -> Result<(), Fault> {
-        if self.waiting.is_empty() {
-            return Ok(());
-        }
-        let name = self.volume.name();
-        if !feeding.is_newest(self.volume.identity().id, self.number) {
-            let text = format!("another connection feeds volume {name} now");
-            return Err(Fault::new(FaultKind::Closing, text));
-        }
-        self.volume.append_foreign(&self.waiting)?;
-        self.unsynced_bytes += self.waiting_bytes as u64;
-        self.waiting.clear();
-        self.waiting_bytes = 0;
-        Ok(())
-    }
-
-    fn sync(&mut self, now_ns: u64) -> Result<(), Fault> {
-        let is_time = now_ns.saturating_sub(self.synced_at_ns) >= SYNC_NS;
-        if self.unsynced_bytes > 0 && (is_time || self.unsynced_bytes >= SYNC_BYTES) {
-            self.synced_at_ns = now_ns;
-            self.volume.flush()?;
-            self.unsynced_bytes = 0;
-            self.is_ack_due = true;
-        }
-        if let Some((lsn, at)) = self.complete
-            && self.volume.durable_lsn() >= lsn
-        {
-            self.volume.note_complete(at)?;
-            self.complete = None;
-            self.is_ack_due = true;
-        }
-        Ok(())
-    }
-
-    fn ack(&self) -> Result<Ack, Fault> {
-        let durable = self.volume.durable_lsn();
-        // Rarely asked for anything but the end.
-        let end = end_of(&self.volume)?;
-        let at = if end.lsn == durable { end } else { self.volume.position_at(durable)? };
-        let complete = self.volume.source().map_or(Timestamp(0), |source| source.complete);
-        let oldest = self.volume.oldest();
-        Ok(Ack {
-            durable_lsn: durable.0,
-            chain: at.chain.0,
-            complete_ns: complete.max(at.timestamp).0,
-            oldest_lsn: oldest.0.0,
-            oldest_ns: oldest.1.0,
-            window_bytes: WINDOW_BYTES,
-            copied_bytes: self.copied_bytes,
-        })
     }
 }

@@ -13,18 +13,21 @@ use std::sync::Arc;
 use cdp_core::device::{Content, Device, Read};
 use cdp_core::error::Kind;
 use cdp_core::format::epoch::Epoch;
-use cdp_core::format::record::Chain;
+use cdp_core::format::record::{Chain, RECORD_HEADER_BYTES};
 use cdp_core::history::epochs::Standing;
 use cdp_core::ids::*;
-use cdp_core::journal::append::Position;
+use cdp_core::journal::append::{Position, Verbatim};
 use cdp_core::view::View;
 use cdp_core::volume::Volume;
 use cdp_core::volume::stream::LogReader;
 
+use crate::coder::Coder;
 use crate::fault::{Fault, FaultKind};
 use crate::limits::*;
 use crate::status::{LinkState, LinkStatus};
-use crate::wire::control::{self, Ack, CODING_LZ4, Complete, Hello, Open, Start, State, WireEpoch};
+use crate::wire::control::{
+    self, Ack, CODING_DIFFERENCES, CODING_LZ4, CODING_SECTORS, Complete, Hello, Open, Start, State, WireEpoch,
+};
 use crate::wire::copy;
 use crate::wire::frame::{FrameReader, FrameType, FrameWriter};
 use crate::wire::records::{self, Rest};
@@ -79,6 +82,10 @@ pub struct Sender {
     out: Vec<u8>,
     heard_ns: u64,
     ack: Ack,
+    coder: Coder,
+    // Codings that may be used, of those that the other side can undo.
+    codings: u32,
+    journal_bytes: u64,
 }
 
 impl Sender {
@@ -93,9 +100,17 @@ impl Sender {
             out: Vec::new(),
             heard_ns: now_ns,
             ack: Ack::default(),
+            coder: Coder::default(),
+            codings: u32::MAX,
+            journal_bytes: 0,
         };
         control::send(&mut sender.writer, &mut sender.out, &control::hello());
         sender
+    }
+
+    /// Uses these codings only, a mask as in [`Hello::codings`]. Before anything was received.
+    pub fn restrict_codings(&mut self, mask: u32) {
+        self.codings = mask;
     }
 
     /// What waits for the socket; whoever writes it takes it from the front.
@@ -116,7 +131,7 @@ impl Sender {
     }
 
     /// What is known of the other side.
-    pub fn fill_status(&self, status: &mut LinkStatus) {
+    pub fn fill_status(&mut self, status: &mut LinkStatus) {
         status.state = match &self.phase {
             Phase::Greeting | Phase::Asking => LinkState::Joining,
             Phase::Copying(copying) => {
@@ -124,6 +139,8 @@ impl Sender {
             }
             Phase::Streaming(_) => LinkState::Streaming,
         };
+        status.journal_bytes += std::mem::take(&mut self.journal_bytes);
+        status.coded_records += std::mem::take(&mut self.coder.coded);
         if self.ack.window_bytes > 0 {
             status.acknowledged = Lsn(self.ack.durable_lsn);
             status.complete = Timestamp(self.ack.complete_ns);
@@ -159,7 +176,10 @@ impl Sender {
             (Phase::Greeting, FrameType::Hello) => {
                 let hello = control::read::<Hello>(body)?;
                 control::check_hello(&hello)?;
-                self.writer.lz4 = hello.codings & CODING_LZ4 != 0;
+                let codings = hello.codings & self.codings;
+                self.writer.lz4 = codings & CODING_LZ4 != 0;
+                self.coder.is_on = codings & CODING_SECTORS != 0;
+                self.coder.differences = codings & CODING_DIFFERENCES != 0;
                 self.open();
                 self.phase = Phase::Asking;
                 Ok(())
@@ -433,7 +453,10 @@ impl Sender {
                 if records.is_empty() {
                     break;
                 }
-                stream.rest = records::send(&mut self.writer, &mut self.out, chain, records);
+                let bytes = |record: &Verbatim| RECORD_HEADER_BYTES + record.payload.len();
+                self.journal_bytes += records.iter().map(bytes).sum::<usize>() as u64;
+                let coded = records.into_iter().map(|record| self.coder.code(&self.volume, record)).collect();
+                stream.rest = records::send(&mut self.writer, &mut self.out, chain, coded);
             } else {
                 break;
             }

@@ -42,6 +42,10 @@ pub struct LinkStatus {
     pub oldest: (Lsn, Timestamp),
     /// Bytes that went out on this and earlier connections, TLS not counted.
     pub sent_bytes: u64,
+    /// What the records sent by them take in a journal, in bytes.
+    pub journal_bytes: u64,
+    /// So many of them went in fewer bytes, because of what their blocks held before.
+    pub coded_records: u64,
     /// Bytes a second over the last seconds.
     pub rate_bytes_per_s: u64,
     /// Connections that came about.

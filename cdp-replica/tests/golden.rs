@@ -9,8 +9,9 @@ use cdp_core::journal::append::Verbatim;
 use cdp_replica::fault::{Fault, FaultKind};
 use cdp_replica::wire::control::{self, Ack, Complete, Control, Hello, Open, Start, State, WireEpoch};
 use cdp_replica::wire::copy;
+use cdp_replica::wire::delta::{self, Coding};
 use cdp_replica::wire::frame::{FrameReader, FrameType, FrameWriter};
-use cdp_replica::wire::records::{self, Assembler};
+use cdp_replica::wire::records::{self, Assembler, Coded};
 
 fn epoch() -> WireEpoch {
     WireEpoch { number: 2, id: 0x0102_0304, start_lsn: 77, chain: [7; 16] }
@@ -93,16 +94,36 @@ fn frames() -> Vec<(&'static str, Vec<u8>)> {
     let first = record(8, Chain([4; 16]), vec![0x5a; 4096]);
     let second = record(9, first.header.chain, (0..8192u32).map(|n| (n * 7 % 251) as u8).collect());
     let mut writer = coding();
-    assert!(records::send(&mut writer, &mut several, Chain([4; 16]), vec![first, second]).is_none());
+    assert!(
+        records::send(
+            &mut writer,
+            &mut several,
+            Chain([4; 16]),
+            vec![Coded::plain(first), Coded::plain(second)]
+        )
+        .is_none()
+    );
     let mut large = Vec::new();
     let mut writer = coding();
     let rest = records::send(
         &mut writer,
         &mut large,
         Chain([5; 16]),
-        vec![record(3, Chain([5; 16]), vec![1; 300 << 10])],
+        vec![Coded::plain(record(3, Chain([5; 16]), vec![1; 300 << 10]))],
     );
     assert!(rest.unwrap().send(&mut writer, &mut large));
+    let first = record(3, Chain([6; 16]), [vec![3; 4096], vec![4; 4096]].concat());
+    let second = record(4, first.header.chain, vec![0; 4096]);
+    let older = [vec![3; 4096], vec![4; 512], vec![5; 512], vec![4; 3072]].concat();
+    let (coding, payload) = delta::code(&first.payload, &older, true).unwrap();
+    assert_eq!(coding, Coding::Sectors);
+    let third = record(5, second.header.chain, vec![0; 4096]);
+    let zeros = Coded { header: third.header, coding: Coding::Zeros, payload: Vec::new() };
+    let differences = Coded { header: second.header, coding: Coding::Differences, payload: vec![0] };
+    let sectors = Coded { header: first.header, coding, payload };
+    let mut coded = Vec::new();
+    let records = vec![sectors, differences, zeros];
+    assert!(records::send(&mut FrameWriter::default(), &mut coded, Chain([6; 16]), records).is_none());
     let mut copied = Vec::new();
     copy::send(&mut FrameWriter::default(), &mut copied, Lba(17), &[0x5a; 8192]);
     vec![
@@ -119,6 +140,7 @@ fn frames() -> Vec<(&'static str, Vec<u8>)> {
         ("error", fault),
         ("records", several),
         ("payload", large),
+        ("coded", coded),
         ("copy", copied),
     ]
 }
@@ -164,7 +186,8 @@ fn what_is_sent_is_what_is_read() {
                         assembler.records(body, (Lsn(7), Chain([4; 16])), &mut whole).unwrap();
                     }
                     FrameType::Records => {
-                        assembler.records(body, (Lsn(2), Chain([5; 16])), &mut whole).unwrap();
+                        let chain = if name == "coded" { Chain([6; 16]) } else { Chain([5; 16]) };
+                        assembler.records(body, (Lsn(2), chain), &mut whole).unwrap();
                     }
                     FrameType::Payload => assembler.payload(body, &mut whole).unwrap(),
                     _ => {}
@@ -174,9 +197,16 @@ fn what_is_sent_is_what_is_read() {
         match name {
             "records" => assert_eq!((whole.len(), whole[1].payload.len()), (2, 8192)),
             "payload" => assert_eq!((whole.len(), whole[0].payload.len()), (1, 300 << 10)),
+            "coded" => {
+                let older = [vec![3; 4096], vec![0; 4096]].concat();
+                let wrong = whole.remove(0).undo(&older).err().unwrap();
+                assert_eq!(wrong.kind, FaultKind::Coding, "against other blocks than it was made from");
+                assert_eq!(whole.remove(0).undo(&[0; 4096]).unwrap().payload, [0; 4096]);
+                assert_eq!(whole.remove(0).undo(&[]).unwrap().payload, [0; 4096]);
+            }
             _ => assert!(whole.is_empty()),
         }
         assert!(!assembler.is_within_record());
     }
-    assert_eq!(kinds.len(), 15);
+    assert_eq!(kinds.len(), 16);
 }

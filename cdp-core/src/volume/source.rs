@@ -17,7 +17,7 @@ use crate::io::{Files, read_file, replace_file};
 pub const SOURCE_FILE: &str = "source";
 const KIND: &str = "cdp-source";
 const VERSION: u32 = 1;
-/// The instant is written so often at most, in nanoseconds.
+/// The instant is written so often at most, in nanoseconds, and only where it is so far beyond the newest record.
 const WRITE_NS: u64 = 1_000_000_000;
 
 /// Where a replica's records come from.
@@ -96,15 +96,17 @@ impl Volume {
         Ok(())
     }
 
-    /// Notes that every record with a timestamp up to `complete` is here and durable. Written down once a second at
-    /// most.
-    pub fn note_complete(&self, complete: Timestamp) -> Result<()> {
+    /// Notes that every record with a timestamp up to `complete` is here and durable, the newest of them from `newest`.
+    /// Written down once a second at most, and not at all while records keep coming: of the newest durable one it is
+    /// known anyway.
+    pub fn note_complete(&self, complete: Timestamp, newest: Timestamp) -> Result<()> {
         let now_ns = self.shared.clock.elapsed_ns();
         let mut state = self.source.lock().expect("no panics under this lock");
         let (written, written_at_ns) = state.written;
         let Some(source) = state.source.as_mut() else { return Ok(()) };
         source.complete = source.complete.max(complete);
-        if source.complete == written || now_ns.saturating_sub(written_at_ns) < WRITE_NS {
+        let is_near = source.complete.0.saturating_sub(newest.max(written).0) < WRITE_NS;
+        if is_near || now_ns.saturating_sub(written_at_ns) < WRITE_NS {
             return Ok(());
         }
         let source = source.clone();

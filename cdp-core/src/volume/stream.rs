@@ -7,9 +7,9 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
 
-use super::Volume;
 use super::parts::{OpenPart, part_of};
-use crate::device::Device;
+use super::{Volume, read_visible};
+use crate::device::{Device, Read};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::marker::{MarkerClass, MarkerPayload};
 use crate::format::record::{RecordHeader, RecordKind, block_crcs, chain_value, payload_crc};
@@ -148,6 +148,21 @@ impl LogReader {
     fn unreadable(&self, lsn: Lsn, why: &str) -> Error {
         let context = format!("{lsn:?} of volume {} cannot be read: {why}", self.volume.name());
         Error::new(Kind::Damaged, context).hint("`cdp verify` tells what is damaged")
+    }
+}
+
+impl Volume {
+    /// Whole blocks as they were after the record `lsn`, also the one that the volume's end cuts. Holds nothing: an error
+    /// if the state is not there any more.
+    pub fn read_blocks_at(&self, lsn: Lsn, reads: &mut [Read<'_>]) -> Result<()> {
+        // The list first: as long as it is held, nothing in it is folded away.
+        let parts = self.parts.list();
+        if self.base_point().lsn > lsn {
+            return Err(self.is_gone(lsn));
+        }
+        let visible = self.visible(lsn);
+        read_visible(self, &self.reader_of(parts, &visible), u64::MAX, reads);
+        reads.iter_mut().try_for_each(|read| std::mem::replace(&mut read.result, Ok(())))
     }
 }
 

@@ -17,7 +17,7 @@ use crate::format::segment::Seal;
 use crate::ids::*;
 use crate::index::{Run, RunSource};
 use crate::journal::append::{Draft, Position};
-use crate::limits::{MARK_INTERVAL_NS, UNSYNCED_BYTES_MAX, UNSYNCED_NS_MAX};
+use crate::limits::{MARK_INTERVAL_NS, REPLICA_UNSYNCED_NS_MAX, UNSYNCED_BYTES_MAX, UNSYNCED_NS_MAX};
 use crate::time::ClockStep;
 
 /// Bytes hashed at a time when sealing.
@@ -75,7 +75,8 @@ impl Volume {
             (staged.since_ns, staged.bytes)
         };
         // A third of the bound, so that a sync that begins now, perhaps behind another, still ends within it.
-        let waits = since_ns.is_some_and(|since| now_ns.saturating_sub(since) >= UNSYNCED_NS_MAX / 3);
+        let bound_ns = if self.is_replica() { REPLICA_UNSYNCED_NS_MAX } else { UNSYNCED_NS_MAX };
+        let waits = since_ns.is_some_and(|since| now_ns.saturating_sub(since) >= bound_ns / 3);
         if waits || bytes >= UNSYNCED_BYTES_MAX {
             self.sync_through(self.tip_lsn())?;
         }

@@ -17,6 +17,7 @@ use super::tls::Tls;
 use crate::fault::{Fault, FaultKind};
 use crate::sender::Sender;
 use crate::status::{LinkState, LinkStatus};
+use crate::wire::control::{CODING_DIFFERENCES, CODING_SECTORS};
 
 /// Between two looks which replicas there are.
 const LOOK: Duration = Duration::from_millis(200);
@@ -162,11 +163,16 @@ impl Feeder {
     fn run(&self) {
         let mut wait = RETRY;
         let mut said = None;
+        let mut codings = u32::MAX;
         while !self.stop.load(Ordering::Relaxed) {
             let began = Instant::now();
-            let fault = self.feed();
+            let fault = self.feed(codings);
             if self.stop.load(Ordering::Relaxed) {
                 return;
+            }
+            if fault.kind == FaultKind::Coding {
+                // What is as it is can always be read there.
+                codings &= !(CODING_SECTORS | CODING_DIFFERENCES);
             }
             if said.as_ref() != Some(&fault) {
                 match fault.kind.is_lasting() {
@@ -198,7 +204,7 @@ impl Feeder {
     }
 
     /// One connection, from the beginning to its end.
-    fn feed(&self) -> Fault {
+    fn feed(&self, codings: u32) -> Fault {
         let socket = match connect(&self.address) {
             Ok(socket) => socket,
             Err(fault) => return fault,
@@ -215,6 +221,7 @@ impl Feeder {
         let mut drive =
             Drive { socket: &socket, tls, began: Instant::now(), limit_bytes_per_s: self.limit_bytes_per_s };
         let mut sender = Sender::new(self.volume.clone(), &self.address, 0);
+        sender.restrict_codings(codings);
         let mut rate = Rate::new();
         drive.run(&mut sender, &self.stop, &mut |sender, sent| {
             rate.add(sent);

@@ -2,5 +2,6 @@
 
 pub mod control;
 pub mod copy;
+pub mod delta;
 pub mod frame;
 pub mod records;

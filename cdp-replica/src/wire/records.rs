@@ -1,17 +1,58 @@
 //! RECORDS and PAYLOAD bodies. PROTOCOL.md, "Records".
 
 use cdp_core::format::bytes::Cursor;
-use cdp_core::format::record::{Chain, RECORD_IDENTITY_BYTES, RecordHeader};
-use cdp_core::ids::Lsn;
+use cdp_core::format::record::{Chain, RECORD_IDENTITY_BYTES, RecordHeader, RecordKind};
+use cdp_core::ids::{BLOCK_BYTES, Lsn};
 use cdp_core::journal::append::Verbatim;
 
+use super::delta::{self, Coding};
 use super::frame::{FrameType, FrameWriter};
-use crate::fault::Fault;
-use crate::limits::{FRAME_PAYLOAD_BYTES, RECORDS_PER_FRAME};
+use crate::fault::{Fault, FaultKind};
+use crate::limits::{CODED_FRAME_BYTES_MAX, FRAME_PAYLOAD_BYTES, RECORDS_PER_FRAME};
 
-const CODING_PLAIN: u8 = 0;
 /// What stands before the records.
 const HEAD_BYTES: usize = 32;
+
+/// A record as it travels.
+pub struct Coded {
+    /// Its header, as it stands in the journal.
+    pub header: RecordHeader,
+    /// How its payload is coded.
+    pub coding: Coding,
+    /// The coded payload.
+    pub payload: Vec<u8>,
+}
+
+impl Coded {
+    /// With its payload as it is.
+    pub fn plain(record: Verbatim) -> Coded {
+        Coded { header: record.header, coding: Coding::Plain, payload: record.payload }
+    }
+
+    /// Whether such a record's payload may be coded: what it writes are whole blocks, and not too many.
+    pub fn may_be_coded(header: &RecordHeader) -> bool {
+        header.kind == RecordKind::Write
+            && u64::from(header.payload_bytes) == header.blocks * BLOCK_BYTES
+            && delta::may_code(header.payload_bytes as usize)
+    }
+
+    /// The record as it was, if that is the one which its header tells of; `older` is what its blocks held before, where
+    /// its coding needs that.
+    pub fn undo(self, older: &[u8]) -> Result<Verbatim, Fault> {
+        let (header, coding) = (self.header, self.coding);
+        let lsn = header.lsn;
+        let wrong = || match coding.needs_older() {
+            // The bytes came as they were sent; so the older ones are others than at the sender.
+            true => Fault::new(
+                FaultKind::Coding,
+                format!("the payload of {lsn:?} cannot be made from what its blocks hold here"),
+            ),
+            false => Fault::protocol(format!("the payload of {lsn:?} is not what its header tells of")),
+        };
+        let payload = delta::undo(coding, self.payload, older, header.payload_bytes as usize);
+        payload.and_then(|payload| Verbatim::checked(header, payload)).ok_or_else(wrong)
+    }
+}
 
 /// The rest of a payload that did not fit into its RECORDS frame.
 pub struct Rest {
@@ -30,12 +71,12 @@ impl Rest {
 }
 
 /// Appends records, 1 to [`RECORDS_PER_FRAME`] that follow each other, as one frame. All but the last have at most
-/// [`FRAME_PAYLOAD_BYTES`] of payload together; what does not fit of the last one's is given back.
+/// [`FRAME_PAYLOAD_BYTES`] of payload together before they were coded; what does not fit of the last one's is given back.
 pub fn send(
     writer: &mut FrameWriter,
     out: &mut Vec<u8>,
     chain_before: Chain,
-    mut records: Vec<Verbatim>,
+    mut records: Vec<Coded>,
 ) -> Option<Rest> {
     assert!((1..=RECORDS_PER_FRAME).contains(&records.len()));
     let mut body = Vec::with_capacity(HEAD_BYTES + FRAME_PAYLOAD_BYTES);
@@ -46,27 +87,29 @@ pub fn send(
     let mut room = FRAME_PAYLOAD_BYTES;
     let last = records.pop().expect("at least one");
     for record in &records {
-        put_head(&mut body, &record.header);
+        put_head(&mut body, record);
         body.extend_from_slice(&record.payload);
-        room = room.checked_sub(record.payload.len()).expect("the caller asked for no more");
+        // A coding may add a little: the body has room for that.
+        room = room.saturating_sub(record.payload.len());
     }
-    put_head(&mut body, &last.header);
+    put_head(&mut body, &last);
     let first = last.payload.len().min(room);
     body.extend_from_slice(&last.payload[..first]);
     writer.frame(out, FrameType::Records, &body);
     (first < last.payload.len()).then_some(Rest { payload: last.payload, at: first })
 }
 
-fn put_head(body: &mut Vec<u8>, header: &RecordHeader) {
-    body.extend_from_slice(&header.identity());
-    body.extend_from_slice(&[CODING_PLAIN, 0, 0, 0]);
-    body.extend_from_slice(&header.payload_bytes.to_le_bytes());
+fn put_head(body: &mut Vec<u8>, record: &Coded) {
+    body.extend_from_slice(&record.header.identity());
+    body.extend_from_slice(&[record.coding as u8, 0, 0, 0]);
+    body.extend_from_slice(&(record.payload.len() as u32).to_le_bytes());
 }
 
 /// A record of which some payload is still to come.
 struct Partial {
-    header: RecordHeader,
-    payload: Vec<u8>,
+    record: Coded,
+    // Of the whole coded payload.
+    bytes: usize,
 }
 
 /// Puts records together from frames.
@@ -81,14 +124,9 @@ impl Assembler {
         self.partial.is_some()
     }
 
-    /// Takes a RECORDS body in that should follow the record `after`, with this chain value. Whole records are pushed to
-    /// `whole`, checked by themselves; whether they continue the history is for whoever appends them.
-    pub fn records(
-        &mut self,
-        body: &[u8],
-        after: (Lsn, Chain),
-        whole: &mut Vec<Verbatim>,
-    ) -> Result<(), Fault> {
+    /// Takes a RECORDS body in that should follow the record `after`, with this chain value. Records of which all came are
+    /// pushed to `whole`; whether their payloads are theirs, and whether they continue the history, is for others to see.
+    pub fn records(&mut self, body: &[u8], after: (Lsn, Chain), whole: &mut Vec<Coded>) -> Result<(), Fault> {
         let wrong = |what: &str| Fault::protocol(format!("a RECORDS frame {what}"));
         if self.partial.is_some() {
             return Err(wrong("inside of a record"));
@@ -106,51 +144,65 @@ impl Assembler {
             let newest = after.0;
             return Err(wrong(&format!("from {first:?} on, which does not join {newest:?}")));
         }
+        let mut coded_bytes = 0;
         for number in 0..count {
             let identity = body.take(RECORD_IDENTITY_BYTES).and_then(|bytes| bytes.first_chunk());
             let header = RecordHeader::of_identity(identity.ok_or_else(short)?)
                 .ok_or_else(|| wrong("with a record that is none"))?;
-            let coding = body.u32().ok_or_else(short)?;
-            let len = body.u32().ok_or_else(short)?;
-            if coding != u32::from(CODING_PLAIN) || len != header.payload_bytes {
-                return Err(wrong(&format!("with {len} bytes of payload in coding {coding}")));
+            let number_of_coding = body.u32().ok_or_else(short)?;
+            let len = body.u32().ok_or_else(short)? as usize;
+            let coding = u8::try_from(number_of_coding).ok().and_then(Coding::from_u8);
+            let coding = coding.filter(|coding| is_fitting(&header, *coding, len));
+            let Some(coding) = coding else {
+                return Err(wrong(&format!("with {len} bytes of payload in coding {number_of_coding}")));
+            };
+            if coding != Coding::Plain {
+                // What few bytes become is bounded, too.
+                coded_bytes += header.payload_bytes as usize;
+                if coded_bytes > CODED_FRAME_BYTES_MAX {
+                    return Err(wrong("that becomes too much"));
+                }
             }
-            let rest = body.rest();
-            let here = (len as usize).min(rest);
-            if here < len as usize && number + 1 < count {
+            let here = len.min(body.rest());
+            if here < len && number + 1 < count {
                 return Err(short());
             }
             let payload = body.take(here).ok_or_else(short)?.to_vec();
-            if here == len as usize {
-                whole.push(checked(header, payload)?);
+            let record = Coded { header, coding, payload };
+            if here == len {
+                whole.push(record);
             } else {
-                self.partial = Some(Partial { header, payload });
+                self.partial = Some(Partial { record, bytes: len });
             }
         }
         if body.is_empty() { Ok(()) } else { Err(wrong("with something behind the records")) }
     }
 
     /// Takes a PAYLOAD body in.
-    pub fn payload(&mut self, body: &[u8], whole: &mut Vec<Verbatim>) -> Result<(), Fault> {
+    pub fn payload(&mut self, body: &[u8], whole: &mut Vec<Coded>) -> Result<(), Fault> {
         let Some(partial) = &mut self.partial else {
             return Err(Fault::protocol("a PAYLOAD frame without a record"));
         };
-        let left = partial.header.payload_bytes as usize - partial.payload.len();
+        let left = partial.bytes - partial.record.payload.len();
         if body.is_empty() || body.len() > left {
             return Err(Fault::protocol("a PAYLOAD frame that is longer than its record"));
         }
         // Grows with what came, whatever length was named.
-        partial.payload.extend_from_slice(body);
+        partial.record.payload.extend_from_slice(body);
         if body.len() == left {
-            let partial = self.partial.take().expect("it was just there");
-            whole.push(checked(partial.header, partial.payload)?);
+            whole.push(self.partial.take().expect("it was just there").record);
         }
         Ok(())
     }
 }
 
-fn checked(header: RecordHeader, payload: Vec<u8>) -> Result<Verbatim, Fault> {
-    let lsn = header.lsn;
-    Verbatim::checked(header, payload)
-        .ok_or_else(|| Fault::protocol(format!("the payload of {lsn:?} is not what its header tells of")))
+/// Whether a record can have so many bytes of payload in this coding.
+fn is_fitting(header: &RecordHeader, coding: Coding, len: usize) -> bool {
+    match coding {
+        Coding::Plain => len == header.payload_bytes as usize,
+        _ => {
+            Coded::may_be_coded(header)
+                && len <= delta::coded_bytes_max(coding, header.payload_bytes as usize)
+        }
+    }
 }

@@ -3,6 +3,8 @@
 mod world;
 
 use cdp_core::ids::Lsn;
+use cdp_replica::fault::FaultKind;
+use cdp_replica::wire::control::CODING_LZ4;
 use world::{Plan, World};
 
 /// Somebody loses the first site and finds that the second one has a hole, a write that never was durable, or another
@@ -20,7 +22,7 @@ fn the_replica_is_a_prefix_whatever_happens() {
     }
     println!("{met:?}");
     assert!(met.cuts > 20 && met.flips > 5 && met.crashes_a > 10 && met.crashes_b > 10, "{met:?}");
-    assert!(met.rollbacks > 5 && met.resumed > 40, "{met:?}");
+    assert!(met.rollbacks > 5 && met.resumed > 40 && met.coded > 500, "{met:?}");
 }
 
 /// On a quiet line everything arrives, and nothing is acknowledged that a power cut takes away.
@@ -45,7 +47,7 @@ fn a_fork_stops_the_link_and_keeps_both() {
     let before = world.tip_b();
     world.fork_a();
     let fault = world.connect_until_it_ends();
-    assert_eq!(fault.kind, cdp_replica::fault::FaultKind::Fork, "{fault}");
+    assert_eq!(fault.kind, FaultKind::Fork, "{fault}");
     assert_eq!(world.tip_b(), before);
 }
 
@@ -66,11 +68,11 @@ fn a_promotion_fences_the_old_primary() {
             true => world.talk_until_it_ends(),
             false => world.connect_until_it_ends(),
         };
-        assert_eq!(fault.kind, cdp_replica::fault::FaultKind::Fenced, "{fault}");
+        assert_eq!(fault.kind, FaultKind::Fenced, "{fault}");
         world.a_is_fenced();
         assert_eq!(world.tip_b(), tip);
         // Again, and the same.
-        assert_eq!(world.connect_until_it_ends().kind, cdp_replica::fault::FaultKind::Fenced);
+        assert_eq!(world.connect_until_it_ends().kind, FaultKind::Fenced);
         assert_eq!(world.tip_b(), tip);
     }
 }
@@ -88,6 +90,24 @@ fn a_first_copy_survives_everything() {
     }
     println!("{met:?}");
     assert!(met.cuts > 20 && met.crashes_a > 10 && met.crashes_b > 10 && met.copies_resumed > 5, "{met:?}");
+}
+
+/// A block went bad at the second site, and its next version travels as what changed in it: the replica must not get a
+/// guess, and must not be stuck for ever either. The payload comes as it is, and the block is good again.
+#[test]
+fn what_a_bad_block_is_missing_comes_whole() {
+    let mut world = World::new(17, Plan::quiet());
+    world.write_block(3, &[0xab; 4096]);
+    world.heal();
+    world.rot_at_b(&[0xab; 4096]);
+    world.write_block(3, &[0xcd; 700]);
+    let before = world.tip_b();
+    let fault = world.connect_until_it_ends();
+    assert_eq!(fault.kind, FaultKind::Coding, "{fault}");
+    assert_eq!(world.tip_b(), before, "something of it was appended");
+    world.restrict_codings(CODING_LZ4);
+    world.heal_unread();
+    world.check_tip();
 }
 
 /// A third site is fed by the second one: it gets the same history, and says no more than the second one knows.

@@ -8,6 +8,7 @@ use cdp_core::base::BaseWriter;
 use cdp_core::device::{Change, Device, Read};
 use cdp_core::format::marker::{MarkerClass, MarkerPayload};
 use cdp_core::ids::*;
+use cdp_core::io::Files;
 use cdp_core::io::sim::{Chance, CrashAt, PowerLoss, SimClock, SimDisk, Snapshot};
 use cdp_core::store::{CreateOptions, FillBase, OpenOptions, Store};
 use cdp_core::view::View;
@@ -16,6 +17,7 @@ use cdp_core::volume::rollback::Back;
 use cdp_replica::fault::Fault;
 use cdp_replica::receiver::{Feeding, Receiver};
 use cdp_replica::sender::Sender;
+use cdp_replica::status::LinkStatus;
 
 const STORE: &str = "/store";
 const NAME: &str = "disk";
@@ -60,6 +62,7 @@ pub struct Met {
     pub resumed: u64,
     pub checks: u64,
     pub copies_resumed: u64,
+    pub coded: u64,
 }
 
 impl Met {
@@ -73,6 +76,7 @@ impl Met {
         self.resumed += other.resumed;
         self.checks += other.checks;
         self.copies_resumed += other.copies_resumed;
+        self.coded += other.coded;
     }
 }
 
@@ -132,6 +136,7 @@ pub struct World {
     wire: Option<Wire>,
     now_ns: u64,
     forked_from: Option<Snapshot>,
+    codings: u32,
     pub met: Met,
 }
 
@@ -163,6 +168,7 @@ impl World {
             wire: None,
             now_ns: 1_000_000_000,
             forked_from: None,
+            codings: u32::MAX,
             met: Met::default(),
         }
     }
@@ -343,7 +349,8 @@ impl World {
             let begun = self.b.store.as_ref().unwrap().copy_state(a.identity().id).unwrap();
             self.met.copies_resumed += u64::from(begun.is_some_and(|state| state.done_bytes > 0));
         }
-        let sender = Sender::new(self.a.volume().unwrap(), ADDRESS, self.now_ns);
+        let mut sender = Sender::new(self.a.volume().unwrap(), ADDRESS, self.now_ns);
+        sender.restrict_codings(self.codings);
         let store = self.b.store.clone().unwrap();
         let receiver = Receiver::new(store, self.feeding.clone(), "site-a", self.now_ns);
         self.wire = Some(Wire {
@@ -384,6 +391,9 @@ impl World {
                 return Some(fault);
             }
             wire.there.extend(sender.output().drain(..));
+            let mut status = LinkStatus::default();
+            sender.fill_status(&mut status);
+            self.met.coded += status.coded_records;
         }
         if let Some(receiver) = &mut wire.receiver {
             if let Err(fault) = receiver.poll(now_ns) {
@@ -456,8 +466,23 @@ impl World {
         assert!(content(a, lsn) == content(b, lsn), "seed {seed}: the states at {lsn:?} differ");
     }
 
+    /// Both sites show the same disk now.
+    pub fn check_tip(&self) {
+        let (a, b) = (self.a.volume().unwrap(), self.b.volume().unwrap());
+        self.check_state(&a, &b, a.tip_lsn());
+    }
+
     /// No more faults: the replica gets everything, and every state of it is the primary's.
     pub fn heal(&mut self) {
+        self.catch_up(true);
+    }
+
+    /// As [`World::heal`], where not every state of the replica can be read.
+    pub fn heal_unread(&mut self) {
+        self.catch_up(false);
+    }
+
+    fn catch_up(&mut self, checked: bool) {
         self.plan.faults = false;
         self.a.disk.clear_crash();
         self.b.disk.clear_crash();
@@ -480,7 +505,9 @@ impl World {
         let b = self.b.volume().unwrap();
         assert_eq!((b.durable_lsn(), self.acknowledged()), (tip, tip), "seed {}", self.seed);
         for lsn in b.oldest().0.0..=tip.0 {
-            self.check_state(&a, &b, Lsn(lsn));
+            if checked {
+                self.check_state(&a, &b, Lsn(lsn));
+            }
         }
         assert_eq!(a.named_markers(), b.named_markers(), "seed {}", self.seed);
         self.wire = None;
@@ -532,6 +559,41 @@ impl World {
             assert!(results[0].is_ok());
         }
         volume.flush().unwrap();
+    }
+
+    /// A client changes this block at the first site, whole or its first bytes.
+    pub fn write_block(&mut self, block: u64, bytes: &[u8]) {
+        let volume = self.a.volume().unwrap();
+        let mut results = Vec::new();
+        let change = Change::Write { offset: block * BLOCK_BYTES, data: bytes };
+        volume.apply(SessionId(3), &[change], &mut results);
+        assert!(results[0].is_ok());
+        volume.flush().unwrap();
+    }
+
+    /// The second site's disk loses a bit of the journal block with this content.
+    pub fn rot_at_b(&mut self, content: &[u8]) {
+        let files = self.b.disk.clone();
+        let dir = self.b.volume().unwrap().dir().to_owned();
+        for entry in files.list(&dir).unwrap() {
+            let path = dir.join(&entry.name);
+            if path.extension().is_none_or(|extension| extension != "seg") {
+                continue;
+            }
+            let file = files.open(&path, false).unwrap();
+            let mut bytes = vec![0; file.len().unwrap() as usize];
+            file.read_at(0, &mut bytes).unwrap();
+            if let Some(block) = bytes.chunks(content.len()).position(|block| block == content) {
+                return files.rot(&path, (block * content.len()) as u64 + 9, 4).unwrap();
+            }
+        }
+        panic!("no segment has it");
+    }
+
+    /// From the next connection on only these codings are used.
+    pub fn restrict_codings(&mut self, mask: u32) {
+        self.codings = mask;
+        self.wire = None;
     }
 
     pub fn connect_until_it_ends(&mut self) -> Fault {

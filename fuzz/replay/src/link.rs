@@ -6,8 +6,10 @@
 use cdp_core::format::record::Chain;
 use cdp_core::ids::Lsn;
 use cdp_replica::fault::Fault;
+use cdp_replica::limits::CODED_FRAME_BYTES_MAX;
 use cdp_replica::wire::control::{self, Ack, Complete, Failed, Hello, Open, Start, State, WireEpoch};
 use cdp_replica::wire::copy;
+use cdp_replica::wire::delta::{self, Coding};
 use cdp_replica::wire::frame::{FrameReader, FrameType};
 use cdp_replica::wire::records::Assembler;
 
@@ -58,6 +60,18 @@ fn bodies(body: &[u8]) {
     if outcome.is_ok() && assembler.is_within_record() {
         let _ = assembler.payload(&[0; 100], &mut whole);
     }
+    let mut undone = 0;
+    for record in whole {
+        let (coding, bytes) = (record.coding, record.header.payload_bytes as usize);
+        let older = vec![0x5a; if coding.needs_older() { bytes } else { 0 }];
+        if coding != Coding::Plain {
+            undone += bytes;
+        }
+        if let Some(payload) = delta::undo(coding, record.payload, &older, bytes) {
+            assert_eq!(payload.len(), bytes, "a payload of another length than its header tells of");
+        }
+    }
+    assert!(undone <= CODED_FRAME_BYTES_MAX, "few bytes became {undone}");
 }
 
 fn messages(body: &[u8]) {
