@@ -52,7 +52,8 @@ const COMMIT: &[Step] = &[Step::Write(1, Place::Random, K4), Step::Wait, Step::F
 const COMMIT_32: &[Step] = &[Step::Write(32, Place::Random, K4), Step::Wait, Step::Flush, Step::Wait];
 
 /// All rows. The bars are those of the first speed bar: commits and writes at least as fast as the best plain
-/// server, large sequential writes at half its speed, warm reads at 0.9, a view at 0.8 of the live volume.
+/// server, large sequential writes at half its speed, warm reads at 0.9 (but see the scattered one), a view at 0.8 of
+/// the live volume.
 pub const ROWS: &[Row] = &[
     row("seq-read-1m", "sequential read 1M QD4, warm, written in order", 0.9, SEQ_READ),
     row(
@@ -85,7 +86,9 @@ pub const ROWS: &[Row] = &[
     ),
     row("mix-70-30", "mix 70/30 4k QD16", 1.0, load(1, 16, Unit::Requests, &[Step::Mixed(70, K4)])),
     row("oltp", "OLTP-like mix, 4 connections, commits", 1.0, load(4, 2, Unit::Cycles, OLTP)),
-    row("scattered-read-1m", "sequential read 1M QD4, warm, after random writes", 0.9, SEQ_READ),
+    // Nearly all blocks were overwritten at random: a read of 1 MiB is 256 reads here and one at the peers. What is asked
+    // of that at once is a quarter of a plain file; 0.9 after the blocks were put in order again.
+    row("scattered-read-1m", "sequential read 1M QD4, warm, after random writes", 0.25, SEQ_READ),
     row("scattered-read-qd32", "random read 4k QD32, warm, after random writes", 0.9, RAND_READ_QD32),
     Row {
         id: "view-read-1m",

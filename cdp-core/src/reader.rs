@@ -1,16 +1,19 @@
 //! Any extent as of any LSN: plan with the index, then fetch. A live read and a read of the past are the same
 //! code; they differ in what is visible.
 
+mod fetch;
+
 use std::sync::Arc;
 
 use crate::base::Base;
 use crate::device::{Content, Read, Stretch};
-use crate::error::{Error, Kind, Result};
-use crate::format::bytes::crc32;
+use crate::error::{Error, Result};
 use crate::ids::{BLOCK_BYTES, Extent, Lba, Lsn};
 use crate::index::{Found, Search, Visible};
 use crate::io::{Files, GatheredRead};
 use crate::volume::parts::{PartList, part_of};
+
+use fetch::Fetches;
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 /// Blocks looked up at a time: bounds the memory of a plan.
@@ -139,26 +142,20 @@ impl Reader<'_> {
                 }
             }
         }
-        let mut gathered = Vec::new();
+        let mut fetches = Fetches::default();
         let mut owners = Vec::new();
         for (number, (read, plan)) in reads.iter_mut().zip(&plans).enumerate() {
             let Some(plan) = plan else { continue };
-            let laid_out = self.lay_out(plan, read.buffer, &mut gathered);
-            owners.resize(gathered.len(), number);
+            let laid_out = self.lay_out(plan, read.buffer, &mut fetches);
+            owners.resize(fetches.len(), number);
             if let Err(error) = laid_out {
                 read.result = Err(error);
             }
         }
-        self.carry_out(&mut gathered);
-        let outcomes: Vec<_> = gathered.into_iter().map(|read| read.result).collect();
-        for (number, outcome) in owners.into_iter().zip(outcomes) {
-            if let Err(error) = outcome {
-                reads[number].result = Err(self.cannot_read(error));
-            }
-        }
-        for (read, plan) in reads.iter_mut().zip(&plans) {
-            if let (Some(plan), Ok(())) = (plan, &read.result) {
-                read.result = self.check(read.offset / BLOCK_BYTES, plan, read.buffer);
+        for (number, error) in self.carry_out(fetches) {
+            let result = &mut reads[owners[number]].result;
+            if result.is_ok() {
+                *result = Err(error);
             }
         }
     }
@@ -201,29 +198,17 @@ impl Reader<'_> {
         for buffer in buffer.chunks_mut(PLAN_BLOCKS_MAX as usize * BLOCK) {
             let blocks = (buffer.len() / BLOCK) as u64;
             let plan = self.plan(Extent { start: Lba(first), blocks })?;
-            self.fetch(first, &plan, buffer)?;
+            self.fetch(&plan, buffer)?;
             first += blocks;
         }
         Ok(())
     }
 
-    /// Reads what the plan says into `buffer`, which begins at block `first`, and checks every block.
-    pub(crate) fn fetch(&self, first: u64, plan: &[Piece], buffer: &mut [u8]) -> Result<()> {
-        let mut gathered = Vec::new();
-        self.lay_out(plan, buffer, &mut gathered)?;
-        self.carry_out(&mut gathered);
-        if let Some(error) = gathered.into_iter().find_map(|read| read.result.err()) {
-            return Err(self.cannot_read(error));
-        }
-        self.check(first, plan, buffer)
-    }
-
-    fn carry_out(&self, gathered: &mut [GatheredRead<'_>]) {
-        match gathered {
-            [] => {}
-            [one] => one.result = one.file.read_at(one.offset, one.buffer),
-            many => self.files.read_gathered(many),
-        }
+    /// Reads what the plan says into `buffer`, which begins where the plan does, and checks every block.
+    pub(crate) fn fetch(&self, plan: &[Piece], buffer: &mut [u8]) -> Result<()> {
+        let mut fetches = Fetches::default();
+        self.lay_out(plan, buffer, &mut fetches)?;
+        self.carry_out(fetches).into_iter().next().map_or(Ok(()), |(_, error)| Err(error))
     }
 
     fn cannot_read(&self, error: std::io::Error) -> Error {
@@ -231,64 +216,45 @@ impl Reader<'_> {
     }
 
     /// Fills what needs no journal, and lists the reads of the journal that fill the rest.
-    fn lay_out<'b>(
+    fn lay_out<'p, 'b>(
         &self,
-        plan: &[Piece],
+        plan: &'p [Piece],
         buffer: &'b mut [u8],
-        gathered: &mut Vec<GatheredRead<'b>>,
+        fetches: &mut Fetches<'p, 'b>,
     ) -> Result<()> {
         let mut rest: &mut [u8] = buffer;
-        // Neighbours on the device that are neighbours in one segment are one read.
-        let mut run_blocks = 0;
-        let mut pieces = plan.iter().peekable();
-        while let Some(piece) = pieces.next() {
-            match piece {
-                Piece::Zero { extent, .. } => take_front(&mut rest, extent.blocks).fill(0),
+        let mut at = 0;
+        while let Some(piece) = plan.get(at) {
+            at += 1;
+            let (lsn, block) = match piece {
+                Piece::Zero { extent, .. } => {
+                    take_front(&mut rest, extent.blocks).fill(0);
+                    continue;
+                }
                 Piece::Base { extent } => {
                     self.base.read(extent.start.0, take_front(&mut rest, extent.blocks))?;
+                    continue;
                 }
-                Piece::Journal { lsn, block, .. } => {
-                    run_blocks += 1;
-                    let part = part_of(&self.parts, *lsn)?;
-                    if let Some(Piece::Journal { lsn: next, block: at, .. }) = pieces.peek()
-                        && *at == block + 1
-                        && Arc::ptr_eq(part_of(&self.parts, *next)?, part)
-                    {
-                        continue;
-                    }
-                    gathered.push(GatheredRead {
-                        file: part.segment.held().map_err(|error| self.cannot_read(error))?,
-                        offset: (*block as u64 + 1 - run_blocks) * BLOCK_BYTES,
-                        buffer: take_front(&mut rest, run_blocks),
-                        result: Ok(()),
-                    });
-                    run_blocks = 0;
-                }
+                Piece::Journal { lsn, block, .. } => (*lsn, *block),
+            };
+            let part = part_of(&self.parts, lsn)?;
+            // Neighbours on the device that are neighbours in one segment are one read.
+            let first = at - 1;
+            while let Some(Piece::Journal { lsn: next, block: behind, .. }) = plan.get(at)
+                && *behind as usize == block as usize + at - first
+                && Arc::ptr_eq(part_of(&self.parts, *next)?, part)
+            {
+                at += 1;
             }
+            let read = GatheredRead {
+                file: part.segment.held().map_err(|error| self.cannot_read(error))?,
+                offset: block as u64 * BLOCK_BYTES,
+                buffer: take_front(&mut rest, (at - first) as u64),
+                result: Ok(()),
+            };
+            fetches.push(read, &plan[first..at]);
         }
         debug_assert!(rest.is_empty(), "a plan covers its extent");
-        Ok(())
-    }
-
-    fn check(&self, first: u64, plan: &[Piece], buffer: &[u8]) -> Result<()> {
-        for piece in plan {
-            let Piece::Journal { lba, lsn, block, crc } = piece else { continue };
-            let at = (lba.0 - first) as usize * BLOCK;
-            if crc32(&buffer[at..at + BLOCK]) != *crc {
-                let part = part_of(&self.parts, *lsn)?;
-                return Err(Error::new(
-                    Kind::Damaged,
-                    format!(
-                        "volume {}: block {lba} as {lsn:?} wrote it is damaged: block {block} of {}",
-                        self.volume,
-                        part.segment.path.display()
-                    ),
-                )
-                .hint(
-                    "`cdp verify` lists all damage; older and newer versions of the block are not touched",
-                ));
-            }
-        }
         Ok(())
     }
 

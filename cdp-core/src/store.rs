@@ -511,15 +511,13 @@ impl Store {
         Ok(())
     }
 
-    /// The volumes that a name stands for: a group's members in rising order of their ids, or one volume.
+    /// The volumes that a name stands for: a group's members in the order in which they were added, or one volume.
     pub fn members(&self, name: &str) -> Result<Vec<Arc<Volume>>> {
         let members = self.groups.lock().expect("no panics under this lock").get(name).cloned();
-        let mut volumes = match members {
-            Some(members) => members.iter().map(|member| self.volume(member)).collect::<Result<Vec<_>>>()?,
-            None => vec![self.volume(name)?],
-        };
-        volumes.sort_by_key(|volume| volume.identity().id);
-        Ok(volumes)
+        match members {
+            Some(members) => members.iter().map(|member| self.volume(member)).collect(),
+            None => Ok(vec![self.volume(name)?]),
+        }
     }
 
     /// Sets a marker on a volume or, at one instant, on all members of a group.
@@ -530,8 +528,10 @@ impl Store {
             group: if volumes.len() > 1 { self.shared.clock.random() } else { 0 },
             ..marker.clone()
         };
-        let marked = Volume::mark_group(&volumes, &marker)?;
-        Ok(volumes.into_iter().zip(marked).map(|(volume, (lsn, at))| (volume, lsn, at)).collect())
+        in_lock_order(&volumes, Arc::clone, |volumes| {
+            let (at, lsns) = Volume::mark_group(volumes, &marker)?;
+            Ok(volumes.iter().zip(lsns).map(|(volume, lsn)| (volume.clone(), lsn, at)).collect())
+        })
     }
 
     /// The quick duties of all volumes, and the look for clock steps. Gives the errors that occurred.
@@ -560,6 +560,21 @@ impl Store {
         let outcomes: Vec<Result<()>> = volumes.iter().map(|volume| volume.close()).collect();
         outcomes.into_iter().collect()
     }
+}
+
+/// Has `act` done with the members in the order in which their locks are taken, the rising one of their ids; gives its
+/// results in the order of `members`.
+fn in_lock_order<M: Clone, R>(
+    members: &[M],
+    volume: impl Fn(&M) -> Arc<Volume>,
+    act: impl FnOnce(&[M]) -> Result<Vec<R>>,
+) -> Result<Vec<R>> {
+    let mut order: Vec<usize> = (0..members.len()).collect();
+    order.sort_by_key(|place| volume(&members[*place]).identity().id);
+    let sorted: Vec<M> = order.iter().map(|place| members[*place].clone()).collect();
+    let mut results: Vec<(usize, R)> = order.into_iter().zip(act(&sorted)?).collect();
+    results.sort_by_key(|(place, _)| *place);
+    Ok(results.into_iter().map(|(_, result)| result).collect())
 }
 
 fn no_group(group: &str) -> Error {

@@ -281,6 +281,7 @@ impl Versions {
 
 impl Part for Live {
     type Walk<'a> = LiveWalk<'a>;
+    type Hand<'a> = ();
 
     fn lsns(&self) -> (Lsn, Lsn) {
         (self.first, self.last_lsn())
@@ -290,7 +291,9 @@ impl Part for Live {
         self.trees
     }
 
-    fn newest_at(&self, key: Key, ranges: &[(Lsn, Lsn)]) -> Result<Option<Candidate>> {
+    fn hand(&self) {}
+
+    fn newest_at(&self, (): &mut (), key: Key, ranges: &[(Lsn, Lsn)]) -> Result<Option<Candidate>> {
         let slot = self.versions.get(key).and_then(|versions| versions.newest(self.first, ranges));
         Ok(slot.map(|slot| self.candidate(key, slot)))
     }

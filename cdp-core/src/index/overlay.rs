@@ -13,6 +13,14 @@ pub(super) trait Part {
     where
         Self: 'a;
 
+    /// What one lookup leaves for the next: neighbours are mostly found in one page.
+    type Hand<'a>
+    where
+        Self: 'a;
+
+    /// A hand that holds nothing yet.
+    fn hand(&self) -> Self::Hand<'_>;
+
     /// First and last LSN of the part.
     fn lsns(&self) -> (Lsn, Lsn);
 
@@ -20,7 +28,12 @@ pub(super) trait Part {
     fn trees(&self) -> u64;
 
     /// The newest version at `key` within `ranges`.
-    fn newest_at(&self, key: Key, ranges: &[(Lsn, Lsn)]) -> Result<Option<Candidate>>;
+    fn newest_at<'a>(
+        &'a self,
+        hand: &mut Self::Hand<'a>,
+        key: Key,
+        ranges: &[(Lsn, Lsn)],
+    ) -> Result<Option<Candidate>>;
 
     /// The keys from `first` to `last` (same tree, ends included) with their newest versions within
     /// `ranges`, rising; `None` when the part knows that there are none.
@@ -42,6 +55,7 @@ pub(super) fn resolve<P: Part>(part: &P, visible: &Visible, search: &mut Search)
     }
     let found_max = search.found_max();
     let gaps = search.take_gaps();
+    let mut hand = part.hand();
     for &gap in &gaps {
         if search.found.len() >= found_max {
             search.cut(gap.start);
@@ -50,7 +64,7 @@ pub(super) fn resolve<P: Part>(part: &P, visible: &Visible, search: &mut Search)
             break;
         }
         if gap.blocks == 1 {
-            resolve_block(part, gap.start, ranges, search)?;
+            resolve_block(part, &mut hand, gap.start, ranges, search)?;
         } else {
             resolve_gap(part, gap, ranges, search, found_max)?;
         }
@@ -60,14 +74,15 @@ pub(super) fn resolve<P: Part>(part: &P, visible: &Visible, search: &mut Search)
 }
 
 /// The newest version of one block within `ranges`. Of equal LSNs payload wins: the edges of a zero record.
-pub(super) fn newest_of_block<P: Part>(
-    part: &P,
+pub(super) fn newest_of_block<'a, P: Part>(
+    part: &'a P,
+    hand: &mut P::Hand<'a>,
     lba: Lba,
     ranges: &[(Lsn, Lsn)],
 ) -> Result<Option<Candidate>> {
     let mut newest: Option<Candidate> = None;
     for tree in trees_of(part.trees()) {
-        let candidate = part.newest_at(Key::new(tree, lba.0 >> shift(tree)), ranges)?;
+        let candidate = part.newest_at(hand, Key::new(tree, lba.0 >> shift(tree)), ranges)?;
         if let Some(candidate) = candidate
             && newest.is_none_or(|newest| newest.lsn < candidate.lsn)
         {
@@ -77,8 +92,14 @@ pub(super) fn newest_of_block<P: Part>(
     Ok(newest)
 }
 
-fn resolve_block<P: Part>(part: &P, lba: Lba, ranges: &[(Lsn, Lsn)], search: &mut Search) -> Result<()> {
-    match newest_of_block(part, lba, ranges)? {
+fn resolve_block<'a, P: Part>(
+    part: &'a P,
+    hand: &mut P::Hand<'a>,
+    lba: Lba,
+    ranges: &[(Lsn, Lsn)],
+    search: &mut Search,
+) -> Result<()> {
+    match newest_of_block(part, hand, lba, ranges)? {
         Some(Candidate { lsn, found, .. }) => {
             search.answer(Version { extent: Extent { start: lba, blocks: 1 }, lsn, found });
         }

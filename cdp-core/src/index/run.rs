@@ -159,7 +159,7 @@ impl Run {
     /// The newest record that changed this block, if one of these did.
     pub fn newest(&self, lba: Lba) -> Result<Option<Lsn>> {
         let all = [(self.first_lsn(), self.last_lsn())];
-        Ok(overlay::newest_of_block(self, lba, &all)?.map(|candidate| candidate.lsn))
+        Ok(overlay::newest_of_block(self, &mut self.hand(), lba, &all)?.map(|candidate| candidate.lsn))
     }
 
     /// The newest record whose timestamp is not after `timestamp`, if there is one here.
@@ -350,7 +350,7 @@ fn at_path(error: Error, path: &Path) -> Error {
 }
 
 /// Finds entries, keeping the page it looked at last.
-struct Reader<'a> {
+pub(super) struct Reader<'a> {
     run: &'a Run,
     held: Option<(u64, Arc<Page>)>,
 }
@@ -387,6 +387,9 @@ impl<'a> Reader<'a> {
     fn position_after(&mut self, key: Key, lsn_delta: u32) -> Result<u64> {
         let wanted = Fence { key, lsn_delta };
         let entries = self.run.header.entries;
+        if let Some(position) = self.position_in_hand(wanted) {
+            return Ok(position);
+        }
         let Some(page_index) = self.run.entries_page_of(wanted)? else { return Ok(0) };
         let before = page_index * Entry::PER_PAGE as u64;
         let rows = (entries - before).min(Entry::PER_PAGE as u64) as usize;
@@ -396,6 +399,19 @@ impl<'a> Reader<'a> {
             Fence { key: entry.key, lsn_delta: entry.lsn_delta } <= wanted
         });
         Ok(before + within as u64)
+    }
+
+    /// As [`Reader::position_after`], if the page in hand tells.
+    fn position_in_hand(&self, wanted: Fence) -> Option<u64> {
+        let (page_index, page) = self.held.as_ref()?;
+        let before = page_index * Entry::PER_PAGE as u64;
+        let rows = self.run.header.entries.checked_sub(before)?.min(Entry::PER_PAGE as u64) as usize;
+        let is_before = |slot: usize| {
+            let entry: Entry = row_of(page, slot);
+            Fence { key: entry.key, lsn_delta: entry.lsn_delta } <= wanted
+        };
+        let is_here = is_before(0) && !is_before(rows.checked_sub(1)?);
+        is_here.then(|| before + partition(rows, is_before) as u64)
     }
 
     /// The position of the first entry with `key` or a greater one.
@@ -426,6 +442,11 @@ impl<'a> Reader<'a> {
 
 impl Part for Run {
     type Walk<'a> = RunWalk<'a>;
+    type Hand<'a> = Reader<'a>;
+
+    fn hand(&self) -> Reader<'_> {
+        Reader::new(self)
+    }
 
     fn lsns(&self) -> (Lsn, Lsn) {
         (self.header.first_lsn, self.header.last_lsn)
@@ -435,11 +456,16 @@ impl Part for Run {
         self.header.trees
     }
 
-    fn newest_at(&self, key: Key, ranges: &[(Lsn, Lsn)]) -> Result<Option<Candidate>> {
+    fn newest_at<'a>(
+        &'a self,
+        hand: &mut Reader<'a>,
+        key: Key,
+        ranges: &[(Lsn, Lsn)],
+    ) -> Result<Option<Candidate>> {
         if !self.may_hold(key)? {
             return Ok(None);
         }
-        Reader::new(self).newest(key, ranges)
+        hand.newest(key, ranges)
     }
 
     fn walk<'a>(&'a self, first: Key, last: Key, ranges: &'a [(Lsn, Lsn)]) -> Result<Option<RunWalk<'a>>> {

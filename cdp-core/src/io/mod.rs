@@ -101,6 +101,10 @@ pub trait Files: Send + Sync + 'static {
     fn lock(&self, path: &Path, holder: &str) -> io::Result<Box<dyn Lock>>;
     /// Carries out many reads at once, each with its own result.
     fn read_gathered(&self, reads: &mut [GatheredRead<'_>]);
+    /// Whether one read may be shared out to many threads.
+    fn is_for_many_threads(&self) -> bool {
+        false
+    }
     /// The word for this implementation in `status`: `posix`, `io_uring`, `sim`.
     fn name(&self) -> &'static str;
 }

@@ -169,6 +169,10 @@ impl Files for Posix {
         read_one_by_one(reads);
     }
 
+    fn is_for_many_threads(&self) -> bool {
+        true
+    }
+
     fn name(&self) -> &'static str {
         "posix"
     }

@@ -326,6 +326,10 @@ impl Files for Uring {
         }
     }
 
+    fn is_for_many_threads(&self) -> bool {
+        true
+    }
+
     fn name(&self) -> &'static str {
         "io_uring"
     }

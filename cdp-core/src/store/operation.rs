@@ -17,7 +17,7 @@
 use std::io::ErrorKind;
 use std::sync::Arc;
 
-use super::{Store, VERSION};
+use super::{Store, VERSION, in_lock_order};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::format::turn::Turn;
@@ -84,7 +84,7 @@ impl Operation {
 }
 
 impl Store {
-    /// Sets a volume back, or all members of a group; `members` are in rising order of their ids, each once. Durable
+    /// Sets a volume back, or all members of a group; `members` has each once. Durable
     /// when this returns. An undo of a group takes back what was done to the whole of it.
     pub fn rollback(
         &self,
@@ -108,7 +108,12 @@ impl Store {
         let path = self.path.join(OPERATION_FILE);
         replace_file(&*self.shared.files, &path, &operation.manifest().encode())
             .at(|| format!("writing {}", path.display()))?;
-        let done = Volume::rollback_all(members, &operation.how());
+        let how = operation.how();
+        let done = in_lock_order(
+            members,
+            |(volume, _)| volume.clone(),
+            |members| Volume::rollback_all(members, &how),
+        );
         let acted = members.iter().filter(|(volume, _)| operation.has_acted(volume)).count();
         // With some who have and some who have not, the next opening has to see to it.
         if acted == 0 || done.is_ok() {

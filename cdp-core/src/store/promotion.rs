@@ -16,7 +16,7 @@
 use std::io::ErrorKind;
 use std::sync::Arc;
 
-use super::{Store, VERSION};
+use super::{Store, VERSION, in_lock_order};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::ids::*;
@@ -107,8 +107,8 @@ impl Store {
         Ok(planned)
     }
 
-    /// Makes a volume, or all members of a group, primaries that go on from the states at these records; `members` are in
-    /// rising order of their ids, each once. Durable when this returns; from then on clients can write.
+    /// Makes a volume, or all members of a group, primaries that go on from the states at these records; `members` has each
+    /// once. Durable when this returns; from then on clients can write.
     pub fn promote(
         &self,
         name: &str,
@@ -141,7 +141,11 @@ impl Store {
         let path = self.path.join(PROMOTION_FILE);
         replace_file(&*self.shared.files, &path, &promotion.manifest().encode())
             .at(|| format!("writing {}", path.display()))?;
-        let done = promote_all(&planned, promotion.id, &promotion.asked);
+        let done = in_lock_order(
+            &planned,
+            |member| member.volume.clone(),
+            |members| promote_all(members, promotion.id, &promotion.asked),
+        );
         // With something done the rest has to follow: at the next try, or the next opening.
         if done.is_ok() || planned.iter().all(|member| !member.has_begun(promotion.id)) {
             self.remove_promotion()?;

@@ -348,12 +348,14 @@ impl Volume {
     /// Blocks that are neighbours on the volume, from `first` on.
     fn fold_payload(&self, reader: &Reader<'_>, first: u64, pieces: &[Piece], checking: bool) -> Result<()> {
         let mut buffer = vec![0; pieces.len() * BLOCK];
-        if reader.fetch(first, pieces, &mut buffer).is_err() {
+        if reader.fetch(pieces, &mut buffer).is_err() {
             // Some block is damaged. What can be read of it goes to the base with the checksum that it does not
             // fit, so that reading it stays an error, and the others are what they were.
             for (piece, block) in pieces.iter().zip(buffer.chunks_exact_mut(BLOCK)) {
-                let Piece::Journal { lba, .. } = piece else { continue };
-                let _ = reader.fetch(lba.0, std::slice::from_ref(piece), block);
+                if !matches!(piece, Piece::Journal { .. }) {
+                    continue;
+                }
+                let _ = reader.fetch(std::slice::from_ref(piece), block);
             }
         }
         let crcs: Vec<u32> = pieces

@@ -149,9 +149,34 @@ impl Volume {
     pub fn mark(&self, marker: &MarkerPayload) -> Result<(Lsn, Timestamp)> {
         self.refuse_unless_writable()?;
         let payload = marker.encode();
-        let set = self.append_alone(|append| self.append_marker(append, marker, &payload))?;
+        let set = self.append_alone(|append| {
+            let at = self.shared.clock.take(1);
+            Ok((self.append_marker(append, marker, &payload, at)?, at))
+        })?;
         self.sync_through(set.0)?;
         Ok(set)
+    }
+
+    /// Begins the next segment, if the marker does not fit into this one.
+    fn make_room_for_marker(
+        &self,
+        append: &mut MutexGuard<'_, Option<Appender>>,
+        marker: &MarkerPayload,
+        payload: &[u8],
+    ) -> Result<()> {
+        let draft = self.marker_draft(marker, payload);
+        let appender = append.as_mut().ok_or_else(|| Error::new(Kind::Closed, "the volume is closed"))?;
+        if appender.fitting(&[draft]).0 == 0 {
+            self.roll(appender)?;
+        }
+        Ok(())
+    }
+
+    fn marker_draft<'a>(&self, marker: &MarkerPayload, payload: &'a [u8]) -> Draft<'a> {
+        let elapsed_ns = self.shared.clock.elapsed_ns();
+        let mut draft = Draft::event(RecordKind::Marker, SessionId::STORE, elapsed_ns, payload);
+        draft.flags = marker.class as u8;
+        draft
     }
 
     /// Appends a marker and learns its name. Under one hold of the append lock, so that the segment cannot be
@@ -161,20 +186,18 @@ impl Volume {
         append: &mut MutexGuard<'_, Option<Appender>>,
         marker: &MarkerPayload,
         payload: &[u8],
-    ) -> Result<(Lsn, Timestamp)> {
-        let elapsed_ns = self.shared.clock.elapsed_ns();
-        let mut draft = Draft::event(RecordKind::Marker, SessionId::STORE, elapsed_ns, payload);
-        draft.flags = marker.class as u8;
-        let lsn = self.append_one(append, draft)?;
-        let at = self.timestamp_of_record(lsn)?;
+        at: Timestamp,
+    ) -> Result<Lsn> {
+        let lsn = self.append_one_at(append, self.marker_draft(marker, payload), at)?;
         self.names.lock().expect("no panics under this lock").insert(lsn, at, marker);
-        Ok((lsn, at))
+        Ok(lsn)
     }
 
-    /// Sets one marker on many volumes at one instant: all append locks are held, so that of two dependent
-    /// writes on different members none can fall between. The volumes must be in rising order of their ids,
-    /// each once. The marker counts when it is durable in each.
-    pub fn mark_group(volumes: &[Arc<Volume>], marker: &MarkerPayload) -> Result<Vec<(Lsn, Timestamp)>> {
+    /// Sets one marker on many volumes at one instant, which it gives with the marker's record in each: all append
+    /// locks are held, so that of two dependent writes on different members none can fall between, and all
+    /// records have one timestamp. The volumes must be in rising order of their ids, each once. The marker
+    /// counts when it is durable in each.
+    pub fn mark_group(volumes: &[Arc<Volume>], marker: &MarkerPayload) -> Result<(Timestamp, Vec<Lsn>)> {
         assert!(
             volumes.windows(2).all(|pair| pair[0].identity.id < pair[1].identity.id),
             "locks are taken in the order of ids"
@@ -189,15 +212,20 @@ impl Volume {
         }
         let mut locks: Vec<_> =
             volumes.iter().map(|volume| volume.append.lock().expect("no panics under this lock")).collect();
+        // Who has no room says so before any has the marker.
+        for (volume, append) in volumes.iter().zip(&mut locks) {
+            volume.make_room_for_marker(append, marker, &payload)?;
+        }
+        let at = volumes.first().map_or(Timestamp::default(), |volume| volume.shared.clock.take(1));
         let mut set = Vec::with_capacity(volumes.len());
         for (volume, append) in volumes.iter().zip(&mut locks) {
-            set.push(volume.append_marker(append, marker, &payload)?);
+            set.push(volume.append_marker(append, marker, &payload, at)?);
         }
         drop(locks);
-        for (volume, (lsn, _)) in volumes.iter().zip(&set) {
+        for (volume, lsn) in volumes.iter().zip(&set) {
             volume.sync_through(*lsn)?;
         }
-        Ok(set)
+        Ok((at, set))
     }
 
     /// Notes that a client attached; gives the session's number.

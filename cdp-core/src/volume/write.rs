@@ -286,11 +286,32 @@ impl Volume {
         }
     }
 
+    /// As [`Volume::append_one`], with a timestamp that was taken when the caller held the append lock already.
+    pub(super) fn append_one_at(
+        &self,
+        append: &mut MutexGuard<'_, Option<Appender>>,
+        draft: Draft<'_>,
+        at: Timestamp,
+    ) -> Result<Lsn> {
+        self.refuse_unless_primary()?;
+        self.append_stamped(append, &[draft], Some(at)).1
+    }
+
     /// As [`Volume::append_front`], for the promotion of a volume that is not the primary yet.
     pub(super) fn append_in_any_role(
         &self,
         append: &mut MutexGuard<'_, Option<Appender>>,
         drafts: &[Draft<'_>],
+    ) -> (usize, Result<Lsn>) {
+        self.append_stamped(append, drafts, None)
+    }
+
+    /// With timestamps from `stamp` on, or from the clock.
+    fn append_stamped(
+        &self,
+        append: &mut MutexGuard<'_, Option<Appender>>,
+        drafts: &[Draft<'_>],
+        stamp: Option<Timestamp>,
     ) -> (usize, Result<Lsn>) {
         // Likewise that it became read-only.
         let refusal = self.refuse_unless_healthy().err();
@@ -310,7 +331,7 @@ impl Volume {
         }
         let parts = self.parts.list();
         let open = parts.last().expect("an open volume has an open part");
-        let first_timestamp = self.shared.clock.take(count as u64);
+        let first_timestamp = stamp.unwrap_or_else(|| self.shared.clock.take(count as u64));
         let first = appender.position.lsn.next();
         let durable = self.commit.durable();
         let before = appender.end;

@@ -46,6 +46,13 @@ fn check(volumes: &[Arc<Volume>], seed: u64) -> Outcome<usize> {
     for (marker, _) in volumes[0].named_markers() {
         let there = volumes[1].marker(&marker.name).map_err(words)?;
         let there = there.ok_or_else(|| format!("{} is on one volume only", marker.name))?;
+        ensure!(
+            marker.at == there.at,
+            "{}: {:?} and {:?} are not one instant",
+            marker.name,
+            marker.at,
+            there.at
+        );
         not_inverted(volumes, [marker.lsn, there.lsn], &marker.name)?;
         markers += 1;
     }

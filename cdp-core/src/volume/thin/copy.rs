@@ -168,11 +168,12 @@ fn read_payload(reader: &Reader<'_>, versions: &[Version]) -> Vec<u8> {
         found => Piece::Zero { extent: version.extent, hole: found == Found::Hole },
     };
     let pieces: Vec<Piece> = versions.iter().map(piece).collect();
-    let first = versions.first().map_or(0, |version| version.extent.start.0);
-    if reader.fetch(first, &pieces, &mut buffer).is_err() {
+    if reader.fetch(&pieces, &mut buffer).is_err() {
         for (piece, block) in pieces.iter().zip(buffer.chunks_exact_mut(BLOCK)) {
-            let Piece::Journal { lba, .. } = piece else { continue };
-            let _ = reader.fetch(lba.0, std::slice::from_ref(piece), block);
+            if !matches!(piece, Piece::Journal { .. }) {
+                continue;
+            }
+            let _ = reader.fetch(std::slice::from_ref(piece), block);
         }
     }
     buffer
