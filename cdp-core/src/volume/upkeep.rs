@@ -25,8 +25,8 @@ const HASH_STEP_BYTES: u64 = 1 << 20;
 /// So much must have been appended for the disk to be told to begin with it before the sync.
 const HAND_OVER_BYTES: u64 = 4 << 20;
 /// So many full segments may wait for their seal while a stream comes in, because hashing competes with the
-/// clients for the processors. Beyond it sealing gets all the time it wants. A restart reads what waits.
-const SEAL_BACKLOG: usize = 4;
+/// clients for the processors. Beyond it sealing gets all the time it wants. Their runs do not wait: a restart reads those.
+const SEAL_BACKLOG: usize = 16;
 /// So much appended from one call of [`Volume::maintain`] to the next is a stream.
 const BUSY_BYTES: u64 = 32 << 20;
 
