@@ -333,6 +333,7 @@ Exit code 0: good; 3: bad; 1: it could not be judged, nothing is kept.")]
 Examples:
   cdp clone disk@before:upgrade trial
   cdp clone disk@-5m standby --hydrate
+  cdp clone shop@before:upgrade try       # a group: try-MEMBER for each, all or none
 
 A clone is a volume like any other, with a history of its own; what it does not write it reads from its parent, whose
 history from that record on is kept as long. Deleted, the parent stays hidden in the trash until no clone needs it.")]
@@ -918,9 +919,9 @@ pub struct Prove {
 #[derive(Debug, Args)]
 pub struct CloneVolume {
     /// What it begins with
-    #[arg(value_name = "VOL@POINT")]
+    #[arg(value_name = "VOL@POINT|GROUP@POINT")]
     pub source: String,
-    /// Name of the clone
+    /// Name of the clone; of a group's, the group NEW with the members NEW-MEMBER, all made or none
     #[arg(value_name = "NEW")]
     pub name: String,
     /// Copy its data at once, so that it stands on its own

@@ -216,6 +216,49 @@ fn a_clone_outlives_its_parent() {
     served.stop();
 }
 
+/// An upgrade of a database and its log is tried on clones of both, of one instant; half of them would be of no use.
+#[test]
+fn a_group_is_cloned_as_one() {
+    let home = Home::new();
+    for name in ["data", "wal"] {
+        home.json(&["create", name, "--size", "64M"]);
+    }
+    home.json(&["group", "create", "db", "data", "wal"]);
+    let served = home.serve(&[]);
+    let write = |name: &str, byte: u8| put(&mut served.connect(name).unwrap(), 1000, &[byte; 9000]).unwrap();
+    write("wal", 1);
+    write("data", 1);
+    home.json(&["mark", "db", "good"]);
+    write("wal", 2);
+    write("data", 2);
+    let made = home.json(&["clone", "db@good", "try"]);
+    assert_eq!((&made["group"], made["clones"].as_array().unwrap().len()), (&"try".into(), 2), "{made}");
+    write("try-wal", 3);
+    for (name, byte) in [("try-data", 1), ("try-wal", 3), ("data", 2), ("wal", 2)] {
+        assert_eq!(bytes(&served, name), [byte; 9000], "{name}");
+    }
+    // It is a group like any other.
+    home.json(&["mark", "try", "tried"]);
+    for (arguments, code) in [
+        (&["clone", "db@good", "try"][..], 4),
+        (&["clone", "db@good", "data"], 4),
+        (&["clone", "db@nope", "other"], 5),
+        (&["clone", "db@lsn:3", "other"], 2),
+        (&["clone", "db", "other"], 2),
+    ] {
+        let ran = home.run(arguments);
+        assert_eq!(ran.code, code, "{arguments:?}: {ran:?}");
+    }
+    assert_eq!(home.json(&["list"]).as_array().unwrap().len(), 4);
+    served.signal(rustix::process::Signal::KILL);
+    served.wait();
+    let served = home.serve(&[]);
+    for (name, byte) in [("try-data", 1), ("try-wal", 3)] {
+        assert_eq!(bytes(&served, name), [byte; 9000], "{name} after a kill");
+    }
+    served.stop();
+}
+
 /// Tables on one disk and their log on another go back to one instant, and forth again.
 #[test]
 fn a_group_goes_back_as_one() {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::io::{ErrorKind, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, RwLock, RwLockWriteGuard};
+use std::sync::{Arc, RwLock, RwLockWriteGuard};
 
 use crate::device::{Content, Device, Read};
 use crate::error::{Error, IoContext, Kind, Result};
@@ -39,10 +39,8 @@ pub struct Base {
     // Of the volume, as far as pieces are made for it.
     size_bytes: AtomicU64,
     pieces: RwLock<BTreeMap<u64, Arc<Piece>>>,
-    // A clone reads here, as long as it is set.
+    // A clone reads here, as long as it is set; it has no pieces then.
     parent: RwLock<Option<Arc<dyn Device>>>,
-    // What stands in place of all the above once the clone has let go of its parent.
-    own: OnceLock<Box<Base>>,
 }
 
 fn image_path(dir: &Path, piece: u64) -> PathBuf {
@@ -74,20 +72,20 @@ impl Base {
         }
         let pieces = RwLock::new(pieces);
         let size_bytes = AtomicU64::new(size_bytes);
-        let (parent, own) = (RwLock::new(None), OnceLock::new());
-        Ok(Base { files: files.clone(), dir: dir.to_owned(), volume, size_bytes, pieces, parent, own })
+        let parent = RwLock::new(None);
+        Ok(Base { files: files.clone(), dir: dir.to_owned(), volume, size_bytes, pieces, parent })
     }
 
-    /// The base of a clone: a view of its parent. Behind the parent's end it is zeros.
-    pub fn on(files: &Arc<dyn Files>, parent: Arc<dyn Device>) -> Base {
+    /// The base of a clone: a view of its parent. Behind the parent's end it is zeros. What stands in `dir` does not
+    /// count before [`Base::let_go`].
+    pub fn on(files: &Arc<dyn Files>, dir: &Path, volume: VolumeId, parent: Arc<dyn Device>) -> Base {
         Base {
             files: files.clone(),
-            dir: PathBuf::new(),
-            volume: VolumeId(0),
+            dir: dir.to_owned(),
+            volume,
             size_bytes: AtomicU64::new(0),
             pieces: RwLock::default(),
             parent: RwLock::new(Some(parent)),
-            own: OnceLock::new(),
         }
     }
 
@@ -102,15 +100,19 @@ impl Base {
         self.parent.write().expect("no panics under this lock")
     }
 
-    /// Reads from this base of the volume's own from now on, and lets go of the parent.
+    /// Reads from the pieces of the volume's own from now on, and lets go of the parent.
     pub fn let_go(&self, own: Base) {
-        let _ = self.own.set(Box::new(own));
-        *self.parent.write().expect("no panics under this lock") = None;
+        // Whoever finds no parent finds the pieces: they are put in place while nobody can look.
+        let mut parent = self.parent.write().expect("no panics under this lock");
+        self.set_size(own.size_bytes.load(Ordering::Relaxed));
+        *self.pieces.write().expect("no panics under this lock") =
+            own.pieces.into_inner().expect("no panics under this lock");
+        *parent = None;
     }
 
-    /// Whether history can be folded into it: not into one that is a view of a parent, or was.
+    /// Whether history can be folded into it: not into one that is a view of a parent.
     pub fn takes_folds(&self) -> bool {
-        self.parent().is_none() && self.own.get().is_none()
+        self.parent().is_none()
     }
 
     /// Pieces that are made from now on are those of a volume of this size.
@@ -125,12 +127,7 @@ impl Base {
 
     /// Whether there is nothing at all.
     pub fn is_empty(&self) -> bool {
-        match self.own.get() {
-            Some(own) => own.is_empty(),
-            None => {
-                self.pieces.read().expect("no panics under this lock").is_empty() && self.parent().is_none()
-            }
-        }
+        self.parent().is_none() && self.pieces.read().expect("no panics under this lock").is_empty()
     }
 
     fn piece(&self, number: u64) -> Option<Arc<Piece>> {
@@ -139,13 +136,9 @@ impl Base {
 
     /// Reads whole blocks from `first` on; zeros where the base has none; every block is checked.
     pub fn read(&self, first: u64, buffer: &mut [u8]) -> Result<()> {
-        // The parent first: whoever finds none finds the volume's own in its place.
         // Held while it is read from: it may be moved, and nobody must look for its files meanwhile.
         if let Some(parent) = &*self.parent.read().expect("no panics under this lock") {
             return read_parent(&**parent, first, buffer);
-        }
-        if let Some(own) = self.own.get() {
-            return own.read(first, buffer);
         }
         let mut at = first;
         let mut rest = buffer;
@@ -168,9 +161,6 @@ impl Base {
         debug_assert!(from < to);
         if let Some(parent) = &*self.parent.read().expect("no panics under this lock") {
             return stretch_of_parent(&**parent, from, to);
-        }
-        if let Some(own) = self.own.get() {
-            return own.stretch(from, to);
         }
         let mut at = from;
         let mut present = None;

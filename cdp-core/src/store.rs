@@ -5,6 +5,7 @@
 //! STORE/lock             held while a process has it open; names the holder
 //! STORE/groups           manifest of the groups
 //! STORE/operation        what is being done to a group, until all members have it
+//! STORE/cloning          which clones of a group become volumes, until all have
 //! STORE/promotion        which volumes are being made primaries, until all are
 //! STORE/volumes/NAME/    a volume
 //! STORE/trash/NAME.NS/   a deleted volume, and when it was deleted
@@ -13,6 +14,7 @@
 
 mod clones;
 pub mod copies;
+pub mod group_clone;
 mod operation;
 pub mod promotion;
 mod reopen;
@@ -70,8 +72,10 @@ pub struct Store {
     groups: Mutex<BTreeMap<String, Vec<String>>>,
     // Deleted volumes that clones read from, by their ids.
     hidden: Mutex<BTreeMap<VolumeId, Arc<Volume>>>,
-    // Held while volumes are made, deleted, or a group is rolled back.
+    // Held while volumes are cloned, deleted, or a group is rolled back. Taken before `naming`.
     changing: Mutex<()>,
+    // Held while a volume that was made gets its name. Taken before `groups`.
+    naming: Mutex<()>,
     // Held until the store is dropped.
     _lock: Box<dyn Lock>,
 }
@@ -224,9 +228,13 @@ impl Store {
             groups: Mutex::new(read_groups(&*files, path)?),
             hidden: Mutex::new(BTreeMap::new()),
             changing: Mutex::new(()),
+            naming: Mutex::new(()),
             _lock: lock,
         };
+        store.finish_cloning()?;
         store.open_volumes(accept)?;
+        // What follows may make room in a journal: not with what clones read from.
+        store.note_clones()?;
         store.finish_operation()?;
         store.finish_promotion()?;
         store.empty_trash()?;
@@ -355,40 +363,18 @@ impl Store {
         begin: Option<&(HistoryState, Epochs)>,
         journal: &mut dyn FnMut(&Path) -> Result<()>,
     ) -> Result<Arc<Volume>> {
-        let (name, id) = (&identity.name[..], identity.id);
-        validate_volume_name(name)?;
-        if self.groups.lock().expect("no panics under this lock").contains_key(name) {
-            return Err(Error::new(Kind::Exists, format!("there is a group named {name:?}")));
-        }
-        let files = &*self.shared.files;
-        let volumes_dir = self.path.join(VOLUMES_DIR);
-        let dir = volumes_dir.join(name);
-        if files.list(&dir).is_ok() {
-            return Err(Error::new(Kind::Exists, format!("there is a volume {name:?} already")));
-        }
-        let fresh = volumes_dir.join(format!("{UNFINISHED_PREFIX}{id}"));
-        let made = files.create_dir(&fresh).at(|| format!("making {}", fresh.display())).and_then(|()| {
-            if let Some(fill) = fill {
-                let bytes = begin.map_or(identity.first_size_bytes, |(history, _)| history.base.size_bytes);
-                let mut base = BaseWriter::new(self.shared.files.clone(), &fresh, id, bytes);
-                fill(&mut base)?;
-                base.finish()?;
-            }
-            if let Some((history, epochs)) = begin {
-                write_epochs(&self.shared, &fresh, epochs)?;
-                let path = fresh.join(HISTORY_FILE);
-                replace_file(files, &path, &history.encode()).at(|| format!("writing {}", path.display()))?;
-            }
-            journal(&fresh)?;
-            write_manifest(&self.shared, &fresh, identity)?;
-            files
-                .rename(&fresh, &dir)
-                .and_then(|()| files.sync_dir(&volumes_dir))
-                .at(|| format!("naming {}", dir.display()))
+        let name = &identity.name[..];
+        let dir = self.free_dir(name)?;
+        let fresh = self.unfinished_dir(identity.id);
+        let made = self.fill_dir(&fresh, identity, fill, begin, journal).and_then(|()| {
+            let _naming = self.naming.lock().expect("no panics under this lock");
+            // Somebody may have been quicker.
+            self.free_dir(name)?;
+            self.name_dir(&fresh, &dir)
         });
         if let Err(error) = made {
             // The next opening removes what is left.
-            let _ = files.remove_dir_all(&fresh);
+            let _ = self.shared.files.remove_dir_all(&fresh);
             return Err(error);
         }
         // Whoever makes a volume waits: its first segment is only reserved, not written.
@@ -396,6 +382,59 @@ impl Store {
         let volume = open_on(&shared, &dir, Accept::default(), parent)?;
         self.volumes.lock().expect("no panics under this lock").insert(name.to_owned(), volume.clone());
         Ok(volume)
+    }
+
+    /// Where a volume of this name would stand, if the name is legal and nobody has it.
+    fn free_dir(&self, name: &str) -> Result<PathBuf> {
+        validate_volume_name(name)?;
+        if self.groups.lock().expect("no panics under this lock").contains_key(name) {
+            return Err(Error::new(Kind::Exists, format!("there is a group named {name:?}")));
+        }
+        let dir = self.path.join(VOLUMES_DIR).join(name);
+        if self.shared.files.list(&dir).is_ok() {
+            return Err(Error::new(Kind::Exists, format!("there is a volume {name:?} already")));
+        }
+        Ok(dir)
+    }
+
+    /// Where a volume stands while it is made.
+    fn unfinished_dir(&self, id: VolumeId) -> PathBuf {
+        self.path.join(VOLUMES_DIR).join(format!("{UNFINISHED_PREFIX}{id}"))
+    }
+
+    /// Makes the directory of a volume, whole, under its unfinished name. Durable but for that name.
+    fn fill_dir(
+        &self,
+        fresh: &Path,
+        identity: &Identity,
+        fill: Option<&mut FillBase<'_>>,
+        begin: Option<&(HistoryState, Epochs)>,
+        journal: &mut dyn FnMut(&Path) -> Result<()>,
+    ) -> Result<()> {
+        let files = &*self.shared.files;
+        files.create_dir(fresh).at(|| format!("making {}", fresh.display()))?;
+        if let Some(fill) = fill {
+            let bytes = begin.map_or(identity.first_size_bytes, |(history, _)| history.base.size_bytes);
+            let mut base = BaseWriter::new(self.shared.files.clone(), fresh, identity.id, bytes);
+            fill(&mut base)?;
+            base.finish()?;
+        }
+        if let Some((history, epochs)) = begin {
+            write_epochs(&self.shared, fresh, epochs)?;
+            let path = fresh.join(HISTORY_FILE);
+            replace_file(files, &path, &history.encode()).at(|| format!("writing {}", path.display()))?;
+        }
+        journal(fresh)?;
+        write_manifest(&self.shared, fresh, identity)
+    }
+
+    /// Gives a volume that was made its name. Durable when this returns.
+    fn name_dir(&self, fresh: &Path, dir: &Path) -> Result<()> {
+        let files = &self.shared.files;
+        files
+            .rename(fresh, dir)
+            .and_then(|()| files.sync_dir(&self.path.join(VOLUMES_DIR)))
+            .at(|| format!("naming {}", dir.display()))
     }
 
     /// Closes a volume and moves it to the trash, where it stays for [`TRASH_NS`], and as long as clones read from it.
@@ -488,6 +527,7 @@ impl Store {
         for member in members {
             self.volume(member)?;
         }
+        let _naming = self.naming.lock().expect("no panics under this lock");
         let mut groups = self.groups.lock().expect("no panics under this lock");
         let mut changed = groups.clone();
         match (create, changed.contains_key(group)) {

@@ -8,18 +8,30 @@ use crate::cli;
 use crate::door::{Door, unexpected};
 use crate::report;
 use crate::units::size;
-use crate::work::{CloneOf, Request, Response};
+use crate::work::{CloneOf, Cloned, Request, Response};
 
-/// Makes a clone; with `--hydrate`, copies its data at once.
+/// Makes a clone, or one of each member of a group; with `--hydrate`, copies their data at once.
 pub fn run(context: &Context, arguments: &cli::CloneVolume) -> Result<u8> {
     let request = CloneOf { target: arguments.source.clone(), name: arguments.name.clone() };
     let answer = Door::ask_once(&context.config, false, Request::Clone(request), &mut |_| Ok(()))?;
-    let Response::Cloned(cloned) = &answer else { return Err(unexpected()) };
-    point::tell([&cloned.point]);
+    let clones = match &answer {
+        Response::Cloned(cloned) => std::slice::from_ref(cloned),
+        Response::ClonedGroup(group) => &group.clones[..],
+        _ => return Err(unexpected()),
+    };
+    point::tell(clones.iter().map(|cloned| &cloned.point));
     context.show(&answer.json(), || {
-        format!("{}: {}, a clone of {}", cloned.name, size(cloned.size_bytes), cloned.point.export)
+        let line = |cloned: &Cloned| {
+            format!("{}: {}, a clone of {}", cloned.name, size(cloned.size_bytes), cloned.point.export)
+        };
+        clones.iter().map(line).collect::<Vec<_>>().join("\n")
     });
-    if arguments.hydrate { copy(context, arguments.name.clone(), true) } else { Ok(report::DONE) }
+    if arguments.hydrate {
+        for cloned in clones {
+            copy(context, cloned.name.clone(), true)?;
+        }
+    }
+    Ok(report::DONE)
 }
 
 /// Copies a clone's data from its parent.

@@ -4,17 +4,18 @@ use cdp_core::device::Device;
 use cdp_core::error::{Error, Kind, Result};
 use cdp_core::history::point::{Zone, split_export};
 use cdp_core::store::Store;
+use cdp_core::volume::Volume;
 use serde::{Deserialize, Serialize};
 
 use super::points::{self, PointInfo};
-use super::{Progress, Watch};
+use super::{Progress, Response, Watch};
 
 /// What to clone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CloneOf {
-    /// `VOL@POINT`.
+    /// `VOL@POINT` or `GROUP@POINT`.
     pub target: String,
-    /// Name of the clone.
+    /// Name of the clone, or of the group of clones.
     pub name: String,
 }
 
@@ -31,6 +32,15 @@ pub struct Cloned {
     pub point: PointInfo,
 }
 
+/// Clones of all members of a group, made together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClonedGroup {
+    /// The group that they are.
+    pub group: String,
+    /// They.
+    pub clones: Vec<Cloned>,
+}
+
 /// A clone that has let go of its parent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hydrated {
@@ -40,32 +50,40 @@ pub struct Hydrated {
     pub copied_bytes: u64,
 }
 
-/// Makes a clone. Nothing is copied.
-pub fn clone(store: &Store, request: &CloneOf, zone: &Zone) -> Result<Cloned> {
+/// Makes a clone, or one of each member of a group. Nothing is copied.
+pub fn clone(store: &Store, request: &CloneOf, zone: &Zone) -> Result<Response> {
     let (name, point) = split_export(&request.target);
     if point.is_none() {
         return Err(Error::new(Kind::Invalid, format!("{name} names no point"))
             .hint(format!("{name}@latest is the state now, {name}@-5m that of five minutes ago")));
     }
-    if store.groups().contains_key(name) {
-        let context = format!("{name:?} is a group");
-        return Err(Error::new(Kind::Invalid, context)
-            .hint("clone its members one by one, at the same instant or marker"));
-    }
     let targets = points::targets(store, &request.target, zone)?;
-    let [target] = &targets[..] else { return Err(Error::new(Kind::Invalid, "one volume at a time")) };
-    if target.request.clone.is_some() {
+    if targets.iter().any(|target| target.request.clone.is_some()) {
         return Err(Error::new(Kind::Invalid, "`+rw` has no meaning here: the clone is writable, and stays"));
     }
-    let point = target.info()?;
-    let volume = store.clone_volume(&target.volume, target.resolved.lsn, &request.name)?;
-    let identity = volume.identity();
-    Ok(Cloned {
-        name: identity.name.clone(),
-        id: identity.id.to_string(),
-        size_bytes: volume.size_bytes(),
-        point,
-    })
+    let infos = targets.iter().map(|target| target.info()).collect::<Result<Vec<_>>>()?;
+    if !store.groups().contains_key(name) {
+        let [target] = &targets[..] else { return Err(Error::new(Kind::Invalid, "one volume at a time")) };
+        let volume = store.clone_volume(&target.volume, target.resolved.lsn, &request.name)?;
+        let point = infos.into_iter().next().expect("one for each target");
+        return Ok(Response::Cloned(Cloned::of(&volume, point)));
+    }
+    let members: Vec<_> = targets.into_iter().map(|target| (target.volume, target.resolved.lsn)).collect();
+    let volumes = store.clone_group(&request.name, &members)?;
+    let clones = volumes.iter().zip(infos).map(|(volume, point)| Cloned::of(volume, point)).collect();
+    Ok(Response::ClonedGroup(ClonedGroup { group: request.name.clone(), clones }))
+}
+
+impl Cloned {
+    fn of(volume: &Volume, point: PointInfo) -> Cloned {
+        let identity = volume.identity();
+        Cloned {
+            name: identity.name.clone(),
+            id: identity.id.to_string(),
+            size_bytes: volume.size_bytes(),
+            point,
+        }
+    }
 }
 
 /// Copies what a clone still reads from its parent, and lets go of that. It can be used meanwhile.

@@ -32,7 +32,7 @@ use cdp_core::history::point::Zone;
 use cdp_core::store::Store;
 use serde::{Deserialize, Serialize};
 
-pub use branch::{CloneOf, Cloned, Hydrated};
+pub use branch::{CloneOf, Cloned, ClonedGroup, Hydrated};
 pub use clones::CloneStatus;
 pub use diff::{Diff, DiffPage};
 pub use failover::{Demote, Demoted, FailedOver, Failover, Resync, Resynced};
@@ -306,6 +306,8 @@ pub enum Response {
     Groups(Vec<Group>),
     /// To `Clone`.
     Cloned(Cloned),
+    /// To `Clone` of a group.
+    ClonedGroup(ClonedGroup),
     /// To `Hydrate`.
     Hydrated(Hydrated),
     /// To `Rollback` and `Undo`.
@@ -394,7 +396,7 @@ pub fn run(site: &Site, tz: Option<&str>, request: &Request, watch: &mut Watch<'
         Request::SetJournalCap { volume, cap_bytes } => {
             Response::Volume(volumes::set_journal_cap(store, volume, *cap_bytes)?)
         }
-        Request::Clone(clone) => Response::Cloned(branch::clone(store, clone, &zone(tz)?)?),
+        Request::Clone(clone) => branch::clone(store, clone, &zone(tz)?)?,
         Request::Hydrate { volume } => Response::Hydrated(branch::hydrate(store, volume, watch)?),
         Request::Rollback(rollback) => Response::Rewound(rewind::rollback(site, rollback, &zone(tz)?)?),
         Request::Undo(undo) => Response::Rewound(rewind::undo(site, undo)?),

@@ -36,6 +36,15 @@ impl Store {
     /// Legal states after a crash: no clone, or the whole one.
     pub fn clone_volume(&self, parent: &Arc<Volume>, lsn: Lsn, name: &str) -> Result<Arc<Volume>> {
         let _changing = self.changing.lock().expect("no panics under this lock");
+        let (identity, view) = self.plan_clone(parent, lsn, name)?;
+        parent.hold_for_clone(identity.id, lsn);
+        // Also where this fails: a clone that stands there and could not be opened is one. The next opening of the store
+        // knows.
+        self.make_volume(&identity, None, Some(Arc::new(view)), None)
+    }
+
+    /// What a clone would be, and its parent's state, which is held from here on and there after a power cut.
+    pub(super) fn plan_clone(&self, parent: &Arc<Volume>, lsn: Lsn, name: &str) -> Result<(Identity, View)> {
         if lsn > parent.tip_lsn() {
             let context = format!("volume {} has no {lsn:?}", parent.name());
             return Err(Error::new(Kind::OutOfRange, context));
@@ -49,7 +58,6 @@ impl Store {
             return Err(Error::new(Kind::Refused, context)
                 .hint(format!("`cdp hydrate {}` makes it a volume of its own", parent.name())));
         }
-        // Held from here on, and there after a power cut.
         let view = View::open(parent.clone(), lsn, "a clone that is being made")?;
         parent.settle(lsn)?;
         let identity = Identity {
@@ -66,10 +74,7 @@ impl Store {
             cut: None,
             orphan: None,
         };
-        parent.hold_for_clone(identity.id, lsn);
-        // Also where this fails: a clone that stands there and could not be opened is one. The next opening of the store
-        // knows.
-        self.make_volume(&identity, None, Some(Arc::new(view)), None)
+        Ok((identity, view))
     }
 
     /// Copies what a clone reads from its parent, and lets go of that; see [`Volume::hydrate`].
@@ -322,6 +327,13 @@ impl Store {
             let Some(dir) = expired else { return Ok(()) };
             self.close_hidden(&dir)?;
             self.shared.files.remove_dir_all(&dir).at(|| format!("removing {}", dir.display()))?;
+            let gone = places.iter().find(|place| place.dir == dir).and_then(|place| place.identity.as_ref());
+            if let Some((id, parent)) = gone.and_then(|identity| Some((identity.id, identity.parent?))) {
+                self.opened()
+                    .iter()
+                    .filter(|volume| volume.identity().id == parent.id)
+                    .for_each(|volume| volume.release_clone(id));
+            }
         }
     }
 

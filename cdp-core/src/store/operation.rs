@@ -10,7 +10,8 @@
 //! | there | some | the others follow; then the file goes |
 //! | there | all | the file goes |
 //!
-//! A member has acted when its newest rollback carries the operation's id: one that was taken back has not.
+//! What a member goes back to is durable before the file is, so that it can follow. It has acted when its newest
+//! rollback carries the operation's id: one that was taken back has not.
 //! Nothing is served before this is settled. Where a member cannot follow, because it cannot be opened or takes no
 //! writes, the others stay closed to clients.
 
@@ -98,6 +99,10 @@ impl Store {
         }
         if members.iter().any(|(_, back)| *back == Back::Undo) {
             self.refuse_unequal_undo(name, members)?;
+        }
+        // Where each goes must be there after a power cut: a member that lost it could not follow the others.
+        for (volume, _) in members {
+            volume.settle(volume.tip_lsn())?;
         }
         let operation = Operation {
             id: self.shared.clock.random().max(1),

@@ -363,7 +363,7 @@ pub fn open_on(
     let notes =
         Notes { recovery: describe(&recovered, position), last_error: None, damages: damages(&parts)? };
     let base = match parent {
-        Some(parent) => Base::on(&shared.files, parent),
+        Some(parent) => Base::on(&shared.files, dir, identity.id, parent),
         // It may have grown: whatever pieces there are.
         None => Base::open(&shared.files, dir, identity.id, VOLUME_BYTES_MAX)?,
     };

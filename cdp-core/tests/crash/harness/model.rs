@@ -1,5 +1,6 @@
 //! The naive model: a list of records, and for each the whole disk after it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use cdp_core::device::Change;
@@ -77,6 +78,18 @@ impl State {
         }
     }
 
+    /// The bytes of a block; `None` for zeros, also behind the end.
+    fn block(&self, lba: usize) -> Option<&[u8]> {
+        let block = self.blocks.get(lba)?.as_deref()?;
+        if block == ZEROS { None } else { Some(block) }
+    }
+
+    /// The blocks whose bytes are not those of another disk's; behind an end are zeros.
+    pub fn differing(&self, other: &State) -> BTreeSet<u64> {
+        let blocks = self.blocks.len().max(other.blocks.len());
+        (0..blocks).filter(|lba| self.block(*lba) != other.block(*lba)).map(|lba| lba as u64).collect()
+    }
+
     /// The first block that differs from these bytes, which begin at block `first`.
     pub fn differs(&self, first: usize, bytes: &[u8]) -> Option<usize> {
         (first..)
@@ -106,6 +119,12 @@ impl Model {
         let identity = volume.identity();
         let state = Arc::new(State::zeros(identity.first_size_bytes));
         Model { records: vec![Record { state, at: identity.created, name: None }], rollbacks: Vec::new() }
+    }
+
+    /// Of a clone that begins as this disk.
+    pub fn beginning(volume: &Volume, state: &State) -> Model {
+        let record = Record { state: Arc::new(state.clone()), at: volume.identity().created, name: None };
+        Model { records: vec![record], rollbacks: Vec::new() }
     }
 
     pub fn tip(&self) -> Lsn {
@@ -165,6 +184,13 @@ impl Model {
         self.records[lsn.0 as usize].name = Some(name.to_owned());
     }
 
+    /// The newest marker of this name is let go.
+    pub fn unname(&mut self, name: &str) -> Option<Lsn> {
+        let at = self.records.iter().rposition(|record| record.name.as_deref() == Some(name))?;
+        self.records[at].name = None;
+        Some(Lsn(at as u64))
+    }
+
     /// Takes over what the volume did by itself, and the timestamps it gave; these must rise.
     pub fn settle(&mut self, volume: &Volume) -> Outcome {
         let tip = volume.tip_lsn();
@@ -189,6 +215,24 @@ impl Model {
             records: self.records[..=tip.0 as usize].to_vec(),
             rollbacks: self.rollbacks.iter().copied().filter(|lsn| *lsn <= tip).collect(),
         }
+    }
+
+    /// As it is where a rollback that was under way at `lsn` was done again at the opening: it stands at `at`, and the
+    /// state is that of `to`.
+    pub fn redone(&self, lsn: Lsn, at: Lsn, to: Lsn, volume: &Volume) -> Outcome<Model> {
+        let mut model = self.cut(lsn);
+        for (marker, _) in volume.named_markers().into_iter().filter(|(marker, _)| marker.lsn > lsn) {
+            model.name(marker.lsn, &marker.name);
+        }
+        model.extend(at.previous());
+        model.records.push(Record {
+            state: self.records[to.0 as usize].state.clone(),
+            at: Timestamp(0),
+            name: None,
+        });
+        model.rollbacks.push(at);
+        model.settle(volume)?;
+        Ok(model)
     }
 
     /// Named markers, oldest first.

@@ -1,0 +1,242 @@
+//! Cloning a group: all members or none, whatever happens in between.
+//!
+//! Each clone is made whole under its unfinished name, of which an opening knows only that it is to be removed. Then the
+//! file `cloning` says which of them become volumes, and what their group is called; it goes when that is done. Legal
+//! states after a crash, and what the next opening makes of them:
+//!
+//! | the file | clones under their own names | then |
+//! |---|---|---|
+//! | missing | none | nothing was done: what is unfinished goes |
+//! | there | none, some or all, with their group or without | the others get their names, then the group, then the file goes |
+//! | missing | all, with their group | nothing |
+//!
+//! This is settled before any volume is opened, so nobody ever sees half a group.
+
+use std::io::ErrorKind;
+use std::path::PathBuf;
+use std::sync::{Arc, MutexGuard};
+
+use super::{Store, VERSION, VOLUMES_DIR, write_groups};
+use crate::device::Device;
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::format::manifest::{MANIFEST_BYTES_MAX, Manifest};
+use crate::history::point::validate_volume_name;
+use crate::ids::*;
+use crate::io::{read_file, replace_file};
+use crate::view::View;
+use crate::volume::open::{Accept, create_mark, open_on, read_manifest};
+use crate::volume::{Identity, Shared, Volume};
+
+const CLONING_FILE: &str = "cloning";
+const CLONING_KIND: &str = "cdp-cloning";
+
+/// Which clones become volumes.
+struct Cloning {
+    group: String,
+    clones: Vec<(VolumeId, String)>,
+}
+
+impl Cloning {
+    fn manifest(&self) -> Manifest {
+        let mut manifest = Manifest::new(CLONING_KIND, VERSION);
+        manifest.set("group", &self.group);
+        for (number, (id, name)) in self.clones.iter().enumerate() {
+            // Names hold no slash, so it separates.
+            manifest.set(&format!("clone.{number:06}"), format!("{id}/{name}"));
+        }
+        manifest
+    }
+
+    fn from_manifest(manifest: &Manifest) -> Option<Cloning> {
+        if manifest.kind != CLONING_KIND || manifest.version != VERSION {
+            return None;
+        }
+        let lines = manifest.values.iter().filter(|(key, _)| key.starts_with("clone."));
+        let clones = lines.map(|(_, line)| {
+            let (id, name) = line.split_once('/')?;
+            // It becomes part of a path.
+            validate_volume_name(name).ok()?;
+            Some((VolumeId(u128::from_str_radix(id, 16).ok()?), name.to_owned()))
+        });
+        Some(Cloning { group: manifest.get("group")?, clones: clones.collect::<Option<_>>()? })
+    }
+}
+
+/// One that is being made.
+struct Draft {
+    parent: Arc<Volume>,
+    identity: Identity,
+    view: View,
+}
+
+/// What the clone of a member is called.
+pub fn clone_name(group: &str, member: &str) -> String {
+    format!("{group}-{member}")
+}
+
+impl Store {
+    /// Makes a clone of each of these states, and a group `group` of them; see [`clone_name`] for their names. All or
+    /// none, also after a crash; durable when this returns. Nothing is copied.
+    pub fn clone_group(&self, group: &str, members: &[(Arc<Volume>, Lsn)]) -> Result<Vec<Arc<Volume>>> {
+        let _changing = self.changing.lock().expect("no panics under this lock");
+        // Of one that failed half way: its clones are there before others are made.
+        for (name, dir) in self.finish_cloning()? {
+            if !self.volumes.lock().expect("no panics under this lock").contains_key(&name) {
+                self.open_by_dir(&name, &dir, &|_| Accept::default(), 0);
+            }
+        }
+        // Until they have their names, nobody else gets one of them.
+        let naming = self.naming.lock().expect("no panics under this lock");
+        self.free_dir(group)?;
+        let mut drafts = Vec::with_capacity(members.len());
+        for (parent, lsn) in members {
+            let (identity, view) = self.plan_clone(parent, *lsn, &clone_name(group, parent.name()))?;
+            self.free_dir(&identity.name)?;
+            drafts.push(Draft { parent: parent.clone(), identity, view });
+        }
+        for draft in &drafts {
+            draft.parent.hold_for_clone(draft.identity.id, draft.view.lsn());
+        }
+        let decided = self.fill_drafts(&drafts).and_then(|()| self.decide(group, &drafts));
+        if let Err(error) = decided {
+            // If it could not be taken back, the next opening goes on with it, and needs them.
+            if self.remove_cloning().is_ok() {
+                for draft in &drafts {
+                    let _ = self.shared.files.remove_dir_all(&self.unfinished_dir(draft.identity.id));
+                    draft.parent.release_clone(draft.identity.id);
+                }
+            }
+            return Err(error);
+        }
+        self.finish_decided(&naming)?;
+        drop(naming);
+        let opened: Vec<Result<Arc<Volume>>> =
+            drafts.into_iter().map(|draft| self.open_draft(draft)).collect();
+        opened.into_iter().collect()
+    }
+
+    fn fill_drafts(&self, drafts: &[Draft]) -> Result<()> {
+        for Draft { identity, .. } in drafts {
+            let fresh = self.unfinished_dir(identity.id);
+            self.fill_dir(&fresh, identity, None, None, &mut |dir| create_mark(&self.shared, dir, identity))?;
+        }
+        let dir = self.path.join(VOLUMES_DIR);
+        self.shared.files.sync_dir(&dir).at(|| format!("syncing {}", dir.display()))
+    }
+
+    /// From here on they all become volumes.
+    fn decide(&self, group: &str, drafts: &[Draft]) -> Result<()> {
+        let clones = drafts.iter().map(|draft| (draft.identity.id, draft.identity.name.clone())).collect();
+        let cloning = Cloning { group: group.to_owned(), clones };
+        let path = self.path.join(CLONING_FILE);
+        replace_file(&*self.shared.files, &path, &cloning.manifest().encode())
+            .at(|| format!("writing {}", path.display()))
+    }
+
+    fn open_draft(&self, draft: Draft) -> Result<Arc<Volume>> {
+        let name = draft.identity.name;
+        let dir = self.path.join(VOLUMES_DIR).join(&name);
+        // As for a single clone: its first segment is only reserved.
+        let shared = Shared { prewrite: false, ..self.shared.clone() };
+        let parent: Arc<dyn Device> = Arc::new(draft.view);
+        let opened = open_on(&shared, &dir, Accept::default(), Some(parent));
+        match opened {
+            Ok(volume) => {
+                self.volumes.lock().expect("no panics under this lock").insert(name, volume.clone());
+                Ok(volume)
+            }
+            Err(error) => {
+                let told = error.duplicate();
+                self.failed.lock().expect("no panics under this lock").insert(name, error);
+                Err(told)
+            }
+        }
+    }
+
+    fn remove_cloning(&self) -> Result<()> {
+        let path = self.path.join(CLONING_FILE);
+        let files = &self.shared.files;
+        let removed = match files.remove(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            other => other,
+        };
+        removed.and_then(|()| files.sync_dir(&self.path)).at(|| format!("removing {}", path.display()))
+    }
+
+    /// Goes on with what was decided, if anything was: names the clones and makes their group. Gives their names and
+    /// where they stand.
+    pub(super) fn finish_cloning(&self) -> Result<Vec<(String, PathBuf)>> {
+        self.finish_decided(&self.naming.lock().expect("no panics under this lock"))
+    }
+
+    fn finish_decided(&self, _naming: &MutexGuard<'_, ()>) -> Result<Vec<(String, PathBuf)>> {
+        let path = self.path.join(CLONING_FILE);
+        let bytes = match read_file(&*self.shared.files, &path, MANIFEST_BYTES_MAX) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.at(|| format!("reading {}", path.display()))?,
+        };
+        let cloning = Manifest::decode(&bytes).as_ref().and_then(Cloning::from_manifest);
+        let cloning = cloning.ok_or_else(|| {
+            Error::new(Kind::Damaged, format!("{} is damaged or of a newer version", path.display()))
+                .hint("a clone of a group may be half done: move the file away, and its clones are dropped")
+        })?;
+        let mut places = Vec::new();
+        for (id, name) in &cloning.clones {
+            let (fresh, dir) = (self.unfinished_dir(*id), self.path.join(VOLUMES_DIR).join(name));
+            match read_manifest(&self.shared, &dir) {
+                Ok(identity) if identity.id == *id => places.push((name.clone(), dir)),
+                // It had its name and was moved to the trash since.
+                _ if self.shared.files.list(&fresh).is_err() => {}
+                _ => {
+                    self.name_dir(&fresh, &dir)?;
+                    places.push((name.clone(), dir));
+                }
+            }
+        }
+        let mut groups = self.groups.lock().expect("no panics under this lock");
+        if !groups.contains_key(&cloning.group) {
+            let mut changed = groups.clone();
+            let names = cloning.clones.into_iter().map(|(_, name)| name).collect();
+            changed.insert(cloning.group, names);
+            write_groups(&*self.shared.files, &self.path, &changed)?;
+            *groups = changed;
+        }
+        drop(groups);
+        self.remove_cloning()?;
+        Ok(places)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A store that an upgrade opens in the middle of a group's clone must understand what was decided.
+    #[test]
+    fn golden_text_of_version_1() {
+        let cloning = Cloning {
+            group: "try".to_owned(),
+            clones: vec![(VolumeId(0x0a), "try-db".to_owned()), (VolumeId(0x0b), "try-log".to_owned())],
+        };
+        let text = "cdp-cloning 1\n\
+                    clone.000000 = 0000000000000000000000000000000a/try-db\n\
+                    clone.000001 = 0000000000000000000000000000000b/try-log\n\
+                    group = try\n";
+        let crc = crate::format::bytes::crc32(text.as_bytes());
+        let golden = format!("{text}crc32 = {crc:08x}\n");
+        assert_eq!(String::from_utf8(cloning.manifest().encode()).unwrap(), golden);
+        let read = Cloning::from_manifest(&Manifest::decode(golden.as_bytes()).unwrap()).unwrap();
+        assert_eq!((read.group, read.clones), (cloning.group, cloning.clones));
+    }
+
+    /// A name in the file becomes part of a path.
+    #[test]
+    fn a_name_that_leads_elsewhere_is_refused() {
+        for name in ["../x", "a/b", "", "."] {
+            let mut manifest = Manifest::new(CLONING_KIND, VERSION);
+            manifest.set("group", "g");
+            manifest.set("clone.000000", format!("{}/{name}", VolumeId(1)));
+            assert!(Cloning::from_manifest(&manifest).is_none(), "{name}");
+        }
+    }
+}
