@@ -201,8 +201,13 @@ impl Model {
             from -= 1;
         }
         for lsn in from..self.records.len() {
-            let at = volume.timestamp_of(Lsn(lsn as u64)).map_err(|error| format!("{error}"))?;
             let before = self.records[lsn - 1].at;
+            if !volume.keeps(Lsn(lsn as u64)) {
+                // Thinned away in the moment it was written: nobody will ask when that was.
+                self.records[lsn].at = Timestamp(before.0 + 1);
+                continue;
+            }
+            let at = volume.timestamp_of(Lsn(lsn as u64)).map_err(|error| format!("{error}"))?;
             ensure!(at > before, "timestamps do not rise: lsn {lsn} at {at:?}, the one before at {before:?}");
             self.records[lsn].at = at;
         }

@@ -16,7 +16,7 @@ use world::{Tallied, World};
 
 const SEGMENT_BYTES: u64 = 64 << 10;
 /// Of each seed; all of its volumes are looked at after each. With more boundaries than that, some of them.
-const CRASHES_MAX: usize = 120;
+const CRASHES_MAX: usize = 60;
 
 fn begun(seed: u64) -> Outcome<World> {
     let mut world = World::new(seed, 2 + seed.is_multiple_of(3) as usize, SEGMENT_BYTES)?;
@@ -113,13 +113,13 @@ fn everything_at_once() {
     let mut tally = Tally::default();
     let mut done = Tallied::default();
     let mut seeds = 0;
-    with_seeds("everything_at_once", 70_000, 4, &mut tally, |seed, tally| {
-        done.add(&mixture(seed, 500, tally)?);
+    with_seeds("everything_at_once", 70_000, 3, &mut tally, |seed, tally| {
+        done.add(&mixture(seed, 400, tally)?);
         seeds += 1;
         Ok(())
     });
     println!("{seeds} seeds, {done:?}; {tally}");
-    if seeds >= 4 {
-        assert!(done.clones > 12 && done.hydrated > 3 && done.group_turns > 3 && done.folds > 3, "{done:?}");
+    if seeds >= 3 {
+        assert!(done.clones > 8 && done.hydrated > 2 && done.group_turns > 3 && done.folds > 3, "{done:?}");
     }
 }
