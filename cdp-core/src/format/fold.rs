@@ -262,6 +262,24 @@ impl FrameRow {
     }
 }
 
+/// Length of the file of a fold with so many bytes of stored payload, and so much in its tables.
+pub fn fold_file_bytes(
+    stored_bytes: u64,
+    payload_blocks: u64,
+    points: u64,
+    entries: u64,
+    events: u64,
+    damages: u64,
+) -> u64 {
+    BLOCK_BYTES
+        + stored_bytes
+        + points * POINT_ROW_BYTES
+        + payload_blocks.div_ceil(FRAME_BLOCKS) * FRAME_ROW_BYTES
+        + entries * Entry::BYTES as u64
+        + events * MarkerRow::BYTES as u64
+        + damages * DamageRow::BYTES as u64
+}
+
 /// Name of a fold's file: the ordinal of its last segment, and its id.
 pub fn fold_file_name(ordinal: u64, id: SegmentId) -> String {
     format!("{ordinal:012}-{:016x}{SUFFIX}", id.0)

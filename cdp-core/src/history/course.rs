@@ -69,9 +69,10 @@ impl Course {
         self.rollbacks.last().map_or(Lsn::ZERO, |(lsn, _)| *lsn)
     }
 
-    /// The records of its rollbacks, rising.
-    pub fn rollbacks(&self) -> impl Iterator<Item = Lsn> {
-        self.rollbacks.iter().map(|(lsn, _)| *lsn)
+    /// The records of its rollbacks from `first` to `last`, rising.
+    pub fn rollbacks_within(&self, first: Lsn, last: Lsn) -> impl Iterator<Item = Lsn> {
+        let from = self.rollbacks.partition_point(|(record, _)| *record < first);
+        self.rollbacks[from..].iter().map(|(lsn, _)| *lsn).take_while(move |lsn| *lsn <= last)
     }
 
     /// The newest rollback not above this record; [`Lsn::ZERO`] without one. States behind the same one see the same of

@@ -502,7 +502,9 @@ fn weigh_mark(
         segment.header.incarnation == mark.incarnation
             || segment.header.previous_incarnation == mark.incarnation
     });
-    if mark.volume != request.volume || (!known_incarnation && !listing.segments.is_empty()) {
+    // With nothing behind the base that counts, all that knew the mark's opening may be in the base by now, and a file
+    // that an earlier opening left proves nothing.
+    if mark.volume != request.volume || (!known_incarnation && !stream.is_empty()) {
         return Ok(MarkEvidence::Disagrees);
     }
     if mark.lsn > at.lsn || mark.lsn < request.begin.position.lsn {

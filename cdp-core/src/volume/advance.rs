@@ -22,18 +22,18 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::aging::{Duty, Scene};
 use super::parts::{OldLists, Part, PartList, PartSet, is_sealed};
-use super::thin::{Thin, ThinStep};
+use super::thin::Thin;
 use super::{Health, Volume};
 use crate::error::{IoContext, Result};
 use crate::format::bytes::crc32;
 use crate::format::history::{BasePoint, HistoryState};
-use crate::format::ledger::Reason;
-use crate::history::retention::AtCap;
+use crate::history::retention::{AtCap, Policy};
 use crate::ids::*;
 use crate::index::Visible;
 use crate::journal::segment::{self, Fill};
-use crate::limits::{FOLD_BYTES_PER_S, FOLD_SEGMENTS_MAX};
+use crate::limits::FOLD_BYTES_PER_S;
 use crate::reader::{Piece, Reader};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
@@ -45,8 +45,6 @@ const BLOCKS_PER_WRITE: usize = 256;
 const LOOK_BYTES: u64 = 64 << 10;
 /// The budget of a call when the journal is full, in bytes: between two calls the other duties have their turn.
 const PRESSED_STEP_BYTES: u64 = 64 << 20;
-/// Named markers may keep that part of a journal that drops its oldest; beyond it they go with the rest.
-const NAMES_PART: u64 = 2;
 /// The policy is looked at so often, in nanoseconds.
 const POLICY_INTERVAL_NS: u64 = 1_000_000_000;
 /// So long a writer waits for readers and views to leave what is to be dropped, in milliseconds.
@@ -57,11 +55,10 @@ pub(super) struct Duties {
     fold: Option<Fold>,
     pub(super) dropped: Vec<(Arc<Part>, Arc<OldLists>)>,
     budget_at_ns: u64,
-    policy_at_ns: u64,
+    // The policy by which there was nothing to do, and when.
+    looked: Option<(Policy, u64)>,
     pub(super) thin: Option<Box<Thin>>,
-    // When thinning looked for something to do; whether there may be more at once; when it may try again.
-    pub(super) thin_at_ns: u64,
-    pub(super) thin_again: bool,
+    // When thinning may be tried again.
     pub(super) thin_retry_ns: u64,
 }
 
@@ -71,12 +68,16 @@ impl Duties {
             fold: None,
             dropped: Vec::new(),
             budget_at_ns: now_ns,
-            policy_at_ns: 0,
+            looked: None,
             thin: None,
-            thin_at_ns: 0,
-            thin_again: false,
             thin_retry_ns: 0,
         }
+    }
+
+    /// Whether it is time to look what the times of the policy say. While there is something to do, it always is.
+    fn is_due(&self, policy: &Policy, now_ns: u64) -> bool {
+        let is_over = |at_ns: u64| now_ns.saturating_sub(at_ns) >= POLICY_INTERVAL_NS;
+        self.looked.as_ref().is_none_or(|(looked, at_ns)| looked != policy || is_over(*at_ns))
     }
 }
 
@@ -127,7 +128,6 @@ impl Volume {
         let now_ns = self.shared.clock.elapsed_ns();
         let since = now_ns.saturating_sub(duties.budget_at_ns);
         duties.budget_at_ns = now_ns;
-        self.choose_horizon(duties, now_ns)?;
         let pressed = self.excess_bytes()? > 0;
         let gentle = u128::from(FOLD_BYTES_PER_S) * u128::from(since) / 1_000_000_000;
         let mut budget =
@@ -162,7 +162,6 @@ impl Volume {
             }
             room = Room::Made;
             let sealed = self.seal_oldest()?;
-            self.choose_horizon(&mut duties, self.shared.clock.elapsed_ns())?;
             match self.age_step(&mut duties)? {
                 Step::Worked(_) => {}
                 // The base may rest at the end of the next one only.
@@ -191,61 +190,54 @@ impl Volume {
         Ok(true)
     }
 
-    fn choose_horizon(&self, duties: &mut Duties, now_ns: u64) -> Result<()> {
-        // What is being folded makes room already.
-        if duties.fold.is_some() || duties.thin.is_some() || !duties.dropped.is_empty() {
-            return Ok(());
-        }
-        if duties.policy_at_ns == 0 || now_ns.saturating_sub(duties.policy_at_ns) >= POLICY_INTERVAL_NS {
-            duties.policy_at_ns = now_ns;
-            if let Some(to) = self.horizon_by_policy()? {
-                self.move_horizon(to, Reason::Policy)?;
-            }
-        }
-        let excess = self.excess_bytes()?;
-        if excess > 0
-            && self.retention().at_cap == AtCap::DropOldest
-            && let Some(to) = self.horizon_by_space(excess)?
-        {
-            self.move_horizon(self.spare_names(to, duties, now_ns), Reason::Cap)?;
-        }
-        Ok(())
-    }
-
-    /// How far the horizon has to move to make room: no further than the first named marker, as long as thinning what is
-    /// behind that makes room, too.
-    fn spare_names(&self, to: Lsn, duties: &Duties, now_ns: u64) -> Lsn {
-        let fails = duties.thin_retry_ns > now_ns;
-        let list = self.parts.list();
-        let sealed = || list.iter().take_while(|part| is_sealed(part));
-        let is_whole = |part: &&Arc<Part>| part.segment.fold.is_none();
-        let thinned = sealed().filter_map(|part| part.segment.fold.as_ref());
-        let thinned: u64 = thinned.map(|fold| fold.header.file_bytes()).sum();
-        let cap = self.journal_cap_bytes().unwrap_or(0);
-        let helps = sealed().any(|part| is_whole(&part)) && thinned <= cap / NAMES_PART && !fails;
-        match self.first_name_through(to) {
-            Some(name) if helps => name,
-            _ => to,
-        }
-    }
-
     /// One bounded step. After an error the fold begins anew.
     fn age_step(&self, duties: &mut Duties) -> Result<Step> {
         match self.recycle_dropped(duties)? {
             Step::Idle => {}
             done => return Ok(done),
         }
-        let chosen = match duties.fold.take() {
-            Some(fold) => Some(fold),
-            None if duties.thin.is_some() => None,
-            None => self.choose_fold()?,
+        match duties.fold.take() {
+            Some(fold) => self.fold_step(duties, fold),
+            None if duties.thin.is_some() => {
+                Ok(self.thin_step(duties, || Ok(None)).map_or(Step::Idle, Step::Worked))
+            }
+            None => self.begin_duty(duties),
+        }
+    }
+
+    /// Begins with what is next, if anything is.
+    fn begin_duty(&self, duties: &mut Duties) -> Result<Step> {
+        let now_ns = self.shared.clock.elapsed_ns();
+        let policy = self.retention();
+        let is_due = duties.is_due(&policy, now_ns);
+        let may_thin = now_ns >= duties.thin_retry_ns;
+        let scene = Scene::of(self, policy)?;
+        match scene.next_below(is_due, may_thin)? {
+            Some(Duty::Move { to, reason }) => {
+                // Unless somebody has come who holds it.
+                if self.move_horizon(to, reason)? {
+                    return Ok(Step::Worked(LOOK_BYTES));
+                }
+            }
+            Some(Duty::Fold { count }) => {
+                let fold = self.begin_fold(scene, count)?;
+                return self.fold_step(duties, fold);
+            }
+            Some(Duty::Thin(_)) | None => {}
+        }
+        let policy = scene.policy.clone();
+        let choose = || {
+            let choice = if may_thin { scene.next_thin(is_due)? } else { None };
+            Ok(choice.map(|choice| (scene, choice)))
         };
-        let Some(mut fold) = chosen else {
-            return Ok(match self.thin_step(duties)? {
-                ThinStep::Idle => Step::Idle,
-                ThinStep::Worked(bytes) => Step::Worked(bytes),
-            });
-        };
+        let worked = self.thin_step(duties, choose);
+        if is_due && worked.is_none() {
+            duties.looked = Some((policy, now_ns));
+        }
+        Ok(worked.map_or(Step::Idle, Step::Worked))
+    }
+
+    fn fold_step(&self, duties: &mut Duties, mut fold: Fold) -> Result<Step> {
         match &fold.stage {
             Stage::Drain(lists) if !lists.are_gone() => {
                 duties.fold = Some(fold);
@@ -270,43 +262,31 @@ impl Volume {
         Ok(Step::Worked(bytes))
     }
 
-    /// The oldest sealed segments that no retained state needs, if there are any.
-    fn choose_fold(&self) -> Result<Option<Fold>> {
-        if !self.base.takes_folds() {
-            return Ok(None);
-        }
-        let list = self.parts.list();
-        let sealed = list.iter().take_while(|part| is_sealed(part)).count();
-        let (near, far) = list[..sealed].split_at(sealed.min(FOLD_SEGMENTS_MAX));
-        // A branch that was left by a rollback goes as a whole, however long it is.
-        let mut resting = None;
-        for part in near.iter().rev().chain(far) {
-            let Some(frozen) = part.frozen.get() else { continue };
-            if self.may_rest(frozen.last.lsn)? {
-                resting = Some((part, frozen, frozen.seal_hash));
-                break;
-            }
-        }
-        let Some((last, frozen, Some(seal))) = resting else { return Ok(None) };
+    /// The oldest sealed segments, which no retained state needs, go to the base.
+    fn begin_fold(&self, scene: Scene<'_>, count: usize) -> Result<Fold> {
+        let last = scene.bricks[count - 1].parts().last().expect("a brick of what is there is a part");
+        let frozen = *last.frozen.get().expect("the choice was among sealed parts");
         let ordinal = last.segment.header.ordinal;
-        let count = list.partition_point(|part| part.segment.header.ordinal <= ordinal);
         let to = BasePoint {
             lsn: frozen.last.lsn,
             timestamp: frozen.last.timestamp,
             chain: frozen.last.chain,
             segment: last.segment.header.id,
             ordinal,
-            seal,
+            seal: frozen.seal_hash.unwrap_or_default(),
             size_bytes: self.size_at(frozen.last.lsn),
             epoch: self.epochs().of_record(frozen.last.lsn),
         };
+        drop(scene);
+        let list = self.parts.list();
+        let count = list.partition_point(|part| part.segment.header.ordinal <= ordinal);
         let parts: PartList = Arc::new(PartSet::new(list[..count].to_vec()));
         drop(list);
         // Those who read from here on take another list, so that the old ones tell when the others have gone.
         self.parts.change(|_| {});
         self.base.set_size(self.largest_size_bytes());
         let visible = self.visible(to.lsn);
-        Ok(Some(Fold { parts, to, visible, stage: Stage::Drain(self.parts.old_lists()), next_block: 0 }))
+        Ok(Fold { parts, to, visible, stage: Stage::Drain(self.parts.old_lists()), next_block: 0 })
     }
 
     /// Writes some blocks to the base, or reads them back; gives what it cost.

@@ -4,6 +4,7 @@
 //! another is taken. Nobody does I/O while holding `parts` or `course`.
 
 pub mod advance;
+mod aging;
 mod ahead;
 pub mod changed;
 pub mod client;

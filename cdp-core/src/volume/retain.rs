@@ -5,20 +5,17 @@
 //! is where it was or where it should be; both are at or above the base.
 
 use super::open::RETENTION_FILE;
-use std::collections::BTreeMap;
 
+use super::Volume;
+use super::aging::{self, Scene};
 use super::pins::{Pin, PinGuard};
-use super::{Volume, parts};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::history::{BasePoint, HISTORY_FILE, HistoryState};
 use crate::format::ledger::{Entry, Fact, Reason};
 use crate::format::manifest::Manifest;
-use crate::format::record::RecordKind;
-use crate::format::run::MarkerRow;
 use crate::history::point::{Timeline, format_utc};
-use crate::history::retention::{self, AtCap, Candidate, Policy, Retained};
+use crate::history::retention::{self, AtCap, Policy, Retained};
 use crate::ids::*;
-use crate::index::Visible;
 use crate::io::replace_file;
 
 const KIND: &str = "cdp-retention";
@@ -180,64 +177,6 @@ impl Volume {
         format!("kept around it are {} and {}", place(below), place(above))
     }
 
-    /// States whose records must not be mixed: one for each shape that a retained state from `from` on can have.
-    pub(super) fn retained_shapes(&self, from: Lsn) -> Result<Vec<Visible>> {
-        let list = self.parts.list();
-        let parts = list.iter().filter(|part| part.last_lsn() >= from).map(|part| {
-            let states = part.segment.fold.as_ref();
-            let states = states.map(|fold| fold.instants().map(|(lsn, _)| lsn).collect());
-            (part.segment.header.first_lsn, part.last_lsn(), states)
-        });
-        Ok(self.shapes_of(parts, self.durable_history().horizon.0, from))
-    }
-
-    /// The same, of parts with these records, each with the states it keeps if those are not all.
-    pub(super) fn shapes_of(
-        &self,
-        parts: impl IntoIterator<Item = (Lsn, Lsn, Option<Vec<Lsn>>)>,
-        horizon: Lsn,
-        from: Lsn,
-    ) -> Vec<Visible> {
-        // What is seen of the records before changes at a rollback only.
-        let course = self.course.read().expect("no panics under this lock");
-        let mut states: BTreeMap<Lsn, Lsn> = BTreeMap::new();
-        let mut add = |lsn: Lsn| {
-            if lsn >= from {
-                states.entry(course.rollback_before(lsn)).or_insert(lsn);
-            }
-        };
-        add(horizon);
-        // What is written next sees what the tip sees.
-        add(self.tip_lsn().max(from));
-        self.pins().into_iter().for_each(|pin| add(pin.lsn));
-        for (first, last, kept) in parts.into_iter().filter(|(_, last, _)| *last >= from) {
-            match kept {
-                Some(kept) => kept.into_iter().for_each(&mut add),
-                None => {
-                    add(first.max(from));
-                    course.rollbacks().filter(|lsn| first <= *lsn && *lsn <= last).for_each(&mut add);
-                }
-            }
-        }
-        states.values().map(|lsn| course.visible(*lsn)).collect()
-    }
-
-    /// Whether a named marker that is wanted stands in history that can be viewed, up to this record.
-    pub(super) fn first_name_through(&self, last: Lsn) -> Option<Lsn> {
-        let oldest = self.oldest().0;
-        let since = self.retention().named.since(self.policy_now());
-        let names = self.named_markers();
-        let is_wanted =
-            |lsn: Lsn, at: Timestamp| oldest <= lsn && lsn <= last && at >= since && self.keeps(lsn);
-        names.into_iter().map(|(marker, _)| marker).find(|m| is_wanted(m.lsn, m.at)).map(|m| m.lsn)
-    }
-
-    /// Whether the base may rest at `b`, the end of a segment.
-    pub(super) fn may_rest(&self, b: Lsn) -> Result<bool> {
-        let horizon = self.durable_history().horizon.0;
-        Ok(b <= horizon && retention::may_rest(b, &self.visible(b), &self.retained_shapes(horizon)?))
-    }
-
     /// Moves the horizon to `to`, or as far as pins allow. Whether it moved. Durable when this returns.
     pub(super) fn move_horizon(&self, to: Lsn, reason: Reason) -> Result<bool> {
         let to = self.held_by_clones().into_iter().map(|(_, lsn)| lsn).fold(to, Lsn::min);
@@ -282,55 +221,7 @@ impl Volume {
 
     /// What another policy would keep now.
     pub fn retained_by(&self, policy: &Policy) -> Result<Retained> {
-        self.retained_from(policy, self.oldest().0)
-    }
-
-    /// What another policy would keep now if history began at `horizon`.
-    pub(super) fn retained_from(&self, policy: &Policy, horizon: Lsn) -> Result<Retained> {
-        let now = self.policy_now();
-        let mut markers = Vec::new();
-        if policy.every_write != retention::Keep::Forever {
-            let window = policy.every_write.since(now);
-            for part in self.parts.list().iter() {
-                if part.segment.header.timestamp_before >= window {
-                    break;
-                }
-                let rows = part.events()?;
-                let is_marker = |row: &&MarkerRow| row.kind == RecordKind::Marker as u8 && row.lsn >= horizon;
-                markers.extend(rows.iter().filter(is_marker).map(|row| Candidate {
-                    lsn: row.lsn,
-                    at: row.timestamp,
-                    named: self.is_kept_name(row.lsn),
-                }));
-            }
-        }
-        Ok(retention::retained(policy, markers, now))
-    }
-
-    /// Where the horizon should stand by the policy's times: at the oldest state that is kept.
-    pub(super) fn horizon_by_policy(&self) -> Result<Option<Lsn>> {
-        let policy = self.retention();
-        match policy.every_write {
-            retention::Keep::Forever => Ok(None),
-            _ => self.horizon_by(&policy).map(Some),
-        }
-    }
-
-    /// The same for another policy, which does not keep every write for ever.
-    pub(super) fn horizon_by(&self, policy: &Policy) -> Result<Lsn> {
-        let retained = self.retained_by(policy)?;
-        let (horizon, at) = self.oldest();
-        let window = match retained.window <= at {
-            true => horizon,
-            // A replica that is far behind does not know yet which record that is.
-            false => self.newest_known_at(retained.window.min(self.complete_through().1))?.0,
-        };
-        // Where the window begins in history that was thinned under another policy.
-        let window = {
-            let held = self.pins.lock();
-            if held.keeps(window) { window } else { held.neighbours(window).0 }
-        };
-        Ok(retained.kept.first().map_or(window, |kept| window.min(*kept)))
+        Scene::of(self, policy.clone())?.retained(policy)
     }
 
     /// Whether the journal should be made smaller for the next segment to fit, by policy; and by how much.
@@ -340,31 +231,8 @@ impl Volume {
             return Ok(0);
         }
         let ready = self.pool.lock().expect("no panics under this lock").ready() as u64;
-        // Thinning takes its time: it begins a segment ahead.
-        let ahead = u64::from(at_cap == AtCap::Thin);
-        let wanted = self.identity.segment_bytes * (1u64.saturating_sub(ready) + ahead);
-        Ok((self.journal_bytes() + wanted).saturating_sub(self.journal_cap_bytes()?))
-    }
-
-    /// The end of so many of the oldest sealed segments that dropping them gives back `bytes`, or all there are.
-    pub(super) fn horizon_by_space(&self, bytes: u64) -> Result<Option<Lsn>> {
-        let mut freed = 0;
-        let mut end = None;
-        for part in self.parts.list().iter() {
-            let Some(frozen) = part.frozen.get().filter(|_| parts::is_sealed(part)) else { break };
-            freed += part.segment.file.len().at(|| format!("measuring {}", part.segment.path.display()))?;
-            // Where the base could rest if this were the horizon: not on a branch that was left.
-            let last = frozen.last.lsn;
-            if self.pins.lock().keeps(last)
-                && retention::may_rest(last, &self.visible(last), &self.retained_shapes(last)?)
-            {
-                end = Some(last);
-                if freed >= bytes {
-                    break;
-                }
-            }
-        }
-        Ok(end)
+        let (used, cap) = (self.journal_bytes(), self.journal_cap_bytes()?);
+        Ok(aging::excess_bytes(at_cap, used, ready, self.identity.segment_bytes, cap))
     }
 
     /// The oldest pin, if it keeps a journal that may drop its oldest from doing so.

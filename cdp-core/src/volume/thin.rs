@@ -15,8 +15,10 @@
 //! - *Publish*: one rename. From here on the fold counts, and recovery removes the segments that are still there.
 //! - *Drop* as in `volume/advance.rs`. Readers that began before keep what they hold.
 
-pub(super) mod choose;
 mod copy;
+mod plan;
+
+pub(in crate::volume) use copy::event_stays;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,6 +26,7 @@ use std::sync::atomic::Ordering;
 
 use super::Volume;
 use super::advance::Duties;
+use super::aging::{Scene, ThinChoice};
 use super::parts::{LivePart, Part, PartIndex, PartList};
 use super::pins::Thinned;
 use crate::error::{IoContext, Result};
@@ -71,33 +74,28 @@ enum Stage {
     Check(PartList),
 }
 
-/// What a step came to.
-pub(super) enum ThinStep {
-    /// There is nothing to thin.
-    Idle,
-    /// So many bytes' worth of work was done.
-    Worked(u64),
-}
-
 impl Volume {
-    /// One bounded step of thinning. A failure is noted, everything is as before, and it is tried again later.
-    pub(super) fn thin_step(&self, duties: &mut Duties) -> Result<ThinStep> {
-        let now_ns = self.shared.clock.elapsed_ns();
+    /// One bounded step of thinning: of what is under way, or else of what `choose` finds. A failure is noted, everything
+    /// is as before, and it is tried again later. The work done, in bytes; `None` if there is nothing to thin.
+    pub(super) fn thin_step<'a>(
+        &self,
+        duties: &mut Duties,
+        choose: impl FnOnce() -> Result<Option<(Scene<'a>, ThinChoice)>>,
+    ) -> Option<u64> {
         let begun = match duties.thin.take() {
             Some(thin) => Ok(Some(thin)),
-            None => self.choose_thin(duties, now_ns).and_then(|plan| match plan {
-                Some(plan) => self.begin_thin(plan).map(Some),
+            None => choose().and_then(|chosen| match chosen {
+                Some((scene, choice)) => {
+                    self.plan_thin(&scene, &choice).and_then(|plan| self.begin_thin(plan)).map(Some)
+                }
                 None => Ok(None),
             }),
         };
-        let stepped = begun.and_then(|thin| match thin {
-            None => Ok(ThinStep::Idle),
-            Some(thin) => self.thin_some(duties, thin),
-        });
-        stepped.or_else(|error| {
-            duties.thin_retry_ns = now_ns.saturating_add(THIN_RETRY_NS);
+        let stepped = begun.and_then(|thin| thin.map(|thin| self.thin_some(duties, thin)).transpose());
+        stepped.unwrap_or_else(|error| {
+            duties.thin_retry_ns = self.shared.clock.elapsed_ns().saturating_add(THIN_RETRY_NS);
             self.note_error(format!("thinning: {error}; it is tried again later"));
-            Ok(ThinStep::Idle)
+            None
         })
     }
 
@@ -167,15 +165,15 @@ impl Volume {
         Ok((header, writer))
     }
 
-    fn thin_some(&self, duties: &mut Duties, mut thin: Box<Thin>) -> Result<ThinStep> {
+    fn thin_some(&self, duties: &mut Duties, mut thin: Box<Thin>) -> Result<u64> {
         match self.thin_piece(&mut thin) {
             Ok((bytes, false)) => {
                 duties.thin = Some(thin);
-                Ok(ThinStep::Worked(bytes))
+                Ok(bytes)
             }
             Ok((bytes, true)) => {
                 self.finish_thin(duties, *thin)?;
-                Ok(ThinStep::Worked(bytes))
+                Ok(bytes)
             }
             Err(error) => {
                 self.abandon_thin(*thin);

@@ -172,10 +172,14 @@ impl Volume {
             self.write_run_anew(part)?;
         }
         self.doubt_some();
+        // A list that is held here would keep what it names from being dropped.
+        drop(list);
+        let list = self.parts.list();
         let full = |part: &&Arc<Part>| part.frozen.get().is_some_and(|frozen| frozen.seal_hash.is_none());
         for part in list.iter().filter(full) {
             self.write_run_ahead(part)?;
         }
+        drop(list);
         let list = self.parts.list();
         let waiting: Vec<_> =
             list.iter().filter(|part| part.frozen.get().is_some() && !parts::is_sealed(part)).collect();

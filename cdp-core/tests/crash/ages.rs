@@ -73,7 +73,8 @@ fn every_boundary_while_the_oldest_is_dropped() {
 
 /// Whoever rolls back and takes that back on a journal that is short of space must find every state that was kept,
 /// while branches that were left are folded away or held, and must never be refused a write. (Seed 74 found rollbacks
-/// whose payload was that of an older one in recycled space.)
+/// whose payload was that of an older one in recycled space; seed 72 a mark that was called foreign because all segments of
+/// its opening were in the base, and only a file of an earlier one was left.)
 #[test]
 fn rollbacks_while_the_oldest_is_dropped() {
     let mut tally = Tally::default();

@@ -20,6 +20,7 @@ mod regressions;
 mod restart;
 mod resyncs;
 mod rewind;
+mod simulates;
 mod table;
 mod thins;
 mod threads;

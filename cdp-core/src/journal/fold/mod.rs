@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use payload::FoldPayload;
-pub use write::FoldWriter;
+pub use write::{FoldWriter, pack};
 
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::bytes::crc32;

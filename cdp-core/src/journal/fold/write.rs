@@ -16,6 +16,12 @@ const FRAME_BYTES: usize = (FRAME_BLOCKS * BLOCK_BYTES) as usize;
 /// Rows of a table are written in pieces of about so many bytes.
 const TABLE_STEP_BYTES: usize = 64 << 10;
 
+/// A frame compressed, if that makes it smaller.
+pub fn pack(frame: &[u8]) -> Option<Vec<u8>> {
+    let packed = lz4_flex::block::compress(frame);
+    (packed.len() < frame.len()).then_some(packed)
+}
+
 /// A fold that is being written, under a temporary name.
 ///
 /// Legal states after a crash: no file, any part of it under its temporary name (removed at the next opening), or,
@@ -77,10 +83,10 @@ impl FoldWriter {
         if self.frame.is_empty() {
             return Ok(());
         }
-        let packed = lz4_flex::block::compress(&self.frame);
-        let (stored, codec) = match packed.len() < self.frame.len() {
-            true => (&packed, CODEC_LZ4),
-            false => (&self.frame, CODEC_PLAIN),
+        let packed = pack(&self.frame);
+        let (stored, codec) = match &packed {
+            Some(packed) => (packed, CODEC_LZ4),
+            None => (&self.frame, CODEC_PLAIN),
         };
         self.frames.push(FrameRow { at: self.end, bytes: stored.len() as u32, codec });
         self.file.write_bulk_at(self.end, &[IoSlice::new(stored)])?;

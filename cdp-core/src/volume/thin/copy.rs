@@ -67,21 +67,14 @@ impl Volume {
         format!("volume {}: writing a fold", self.identity.name)
     }
 
-    /// Copies those records that change no blocks and still mean something: markers of kept states, rollbacks, resizes,
-    /// clock steps, and whatever this version does not know. Sessions and other markers go.
+    /// Copies those records that change no blocks and still mean something.
     pub(super) fn copy_events(&self, thin: &mut Thin) -> Result<()> {
         let Thin { plan, writer, index, .. } = thin;
         index.damages.sort_by_key(|row| (row.lsn, row.extent.start));
         for part in plan.parts.iter() {
             for row in part.events()? {
-                let stays = match RecordKind::from_u8(row.kind) {
-                    Some(RecordKind::Marker) => {
-                        plan.points.binary_search_by_key(&row.lsn, |point| point.lsn).is_ok()
-                    }
-                    Some(RecordKind::SessionOpen | RecordKind::SessionClose) => false,
-                    _ => true,
-                };
-                if !stays {
+                let keeps = |lsn: Lsn| plan.points.binary_search_by_key(&lsn, |point| point.lsn).is_ok();
+                if !event_stays(&row, keeps) {
                     continue;
                 }
                 let mut block = 0;
@@ -155,6 +148,16 @@ impl Volume {
             }
         }
         Ok((bytes, end))
+    }
+}
+
+/// Whether a record that changes no blocks still means something in a fold: markers of states that it keeps, rollbacks,
+/// resizes, clock steps, and whatever this version does not know. Sessions and other markers go.
+pub(in crate::volume) fn event_stays(row: &MarkerRow, keeps: impl Fn(Lsn) -> bool) -> bool {
+    match RecordKind::from_u8(row.kind) {
+        Some(RecordKind::Marker) => keeps(row.lsn),
+        Some(RecordKind::SessionOpen | RecordKind::SessionClose) => false,
+        _ => true,
     }
 }
 
