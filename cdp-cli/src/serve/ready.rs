@@ -79,16 +79,8 @@ pub fn print(config: &Config, site: &Site, news: &[String], json: bool) {
 fn own_command(config: &Config) -> String {
     let exe = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("cdp"));
     let in_path = find("cdp").and_then(|path| path.canonicalize().ok()).is_some_and(|path| path == exe);
-    let name = if in_path {
-        "cdp".to_owned()
-    } else {
-        let here = std::env::current_dir().ok();
-        let near = here.as_deref().and_then(|here| exe.strip_prefix(here).ok());
-        match near {
-            Some(near) => format!("./{}", near.display()),
-            None => exe.display().to_string(),
-        }
-    };
+    // The whole path: the other terminal may stand in another directory.
+    let name = if in_path { "cdp".to_owned() } else { exe.display().to_string() };
     if config.store_is_default {
         quote(&name)
     } else {
