@@ -1,0 +1,85 @@
+//! What a group is to the person who made it: its volumes in their order, and one instant of all of them.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+
+use cdp_core::device::{Change, Device};
+use cdp_core::format::marker::{MarkerClass, MarkerPayload};
+use cdp_core::history::point::Timeline;
+use cdp_core::ids::*;
+use cdp_core::io::sim::{SimClock, SimDisk};
+use cdp_core::store::{CreateOptions, Store};
+
+const STORE: &str = "/store";
+const MEMBERS: usize = 8;
+
+fn group() -> (Store, Vec<String>) {
+    let (disk, clock) = (SimDisk::new(7), SimClock::new(7));
+    Store::create(&disk, &clock, Path::new(STORE)).unwrap();
+    let store = Store::open(Arc::new(disk), Arc::new(clock), Path::new(STORE), "a test").unwrap();
+    let options = CreateOptions { segment_bytes: 256 << 10, ..CreateOptions::new(1 << 20) };
+    let names: Vec<String> = (0..MEMBERS).map(|number| format!("disk-{number}")).collect();
+    for name in &names {
+        store.create_volume(name, &options, None).unwrap();
+    }
+    store.add_to_group("all", &names, true).unwrap();
+    (store, names)
+}
+
+fn marker(name: &str) -> MarkerPayload {
+    MarkerPayload {
+        class: MarkerClass::Manual,
+        group: 0,
+        name: name.to_owned(),
+        note: String::new(),
+        tags: Vec::new(),
+        hook_output: String::new(),
+    }
+}
+
+/// Whoever marks or lists a group reads its volumes in the order in which they were added, not in that of their random ids.
+#[test]
+fn members_come_in_the_groups_order() {
+    let (store, names) = group();
+    let listed: Vec<String> =
+        store.members("all").unwrap().iter().map(|volume| volume.name().to_owned()).collect();
+    assert_eq!(listed, names);
+    let marked = store.mark("all", &marker("lunch")).unwrap();
+    let in_order: Vec<&str> = marked.iter().map(|(volume, ..)| volume.name()).collect();
+    assert_eq!(in_order, names);
+}
+
+/// A group's marker is one instant: every member has it at the same nanosecond, between the records that the member
+/// has before and after, and so the instant itself is a point that finds it on each.
+#[test]
+fn a_marker_is_one_instant_under_load() {
+    let (store, names) = group();
+    thread::scope(|scope| {
+        for name in &names {
+            let volume = store.volume(name).unwrap();
+            scope.spawn(move || {
+                for number in 0..200u64 {
+                    let mut results = Vec::new();
+                    let data = [number as u8; 512];
+                    volume.apply(
+                        SessionId(1),
+                        &[Change::Write { offset: number * 512, data: &data }],
+                        &mut results,
+                    );
+                    assert!(results[0].is_ok());
+                }
+            });
+        }
+        for number in 0..20 {
+            let marked = store.mark("all", &marker(&format!("marker-{number}"))).unwrap();
+            let (_, _, at) = marked[0];
+            for (volume, lsn, there) in &marked {
+                assert_eq!(*there, at, "{}", volume.name());
+                assert_eq!(volume.timestamp_of(*lsn).unwrap(), at);
+                assert_eq!(volume.lsn_at(at).unwrap(), *lsn, "{}", volume.name());
+                assert!(volume.timestamp_of(lsn.previous()).unwrap() < at);
+            }
+        }
+    });
+}
