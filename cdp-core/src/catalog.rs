@@ -25,6 +25,9 @@ const KEY_COMPLETE: u8 = 0;
 const KEY_NAME: u8 = 1;
 const KEY_TURNS: u8 = 2;
 
+/// So many rows are changed at once.
+const ROWS_PER_BATCH: usize = 4096;
+
 /// Up to where the catalog knows the names of a volume: the end of a sealed segment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Complete {
@@ -54,8 +57,6 @@ pub struct CatalogName {
 pub struct Known {
     /// That end.
     pub complete: Complete,
-    /// Its named markers, oldest first.
-    pub names: Vec<CatalogName>,
     /// Its rollbacks and resizes, oldest first.
     pub turns: Vec<TurnAt>,
 }
@@ -119,31 +120,67 @@ impl Catalog {
             // One value for all of them: a rollback that is missing would show another disk.
             let Some(turns) = db.get(key(volume, KEY_TURNS, Lsn::ZERO)).ok()? else { return Some(None) };
             let turns = decode_turns(&turns, complete)?;
-            let mut names = Vec::new();
+            Some(Some(Known { complete, turns }))
+        })
+        .flatten()
+    }
+
+    /// Visits the named markers of a volume, oldest first. Not `Some(true)`, perhaps after some visits, if they cannot be
+    /// believed: one behind `through` may be of a history that was cut since.
+    pub fn names(&self, volume: VolumeId, through: Lsn, visit: &mut dyn FnMut(&CatalogName)) -> Option<bool> {
+        self.guarded(|db| {
             for row in db.scan_prefix(prefix(volume, KEY_NAME)) {
                 let (key, value) = row.ok()?;
                 let name = decode_name(&value)?;
                 if key.as_ref() != self::key(volume, KEY_NAME, name.lsn) {
                     return None;
                 }
-                if name.lsn <= complete.lsn {
-                    names.push(name);
+                if name.lsn > through {
+                    return Some(false);
                 }
+                visit(&name);
             }
-            Some(Some(Known { complete, names, turns }))
+            Some(true)
         })
-        .flatten()
     }
 
-    /// Learns all names, rollbacks and resizes of a volume up to `complete`.
-    pub fn learn(&self, volume: VolumeId, complete: Complete, names: &[CatalogName], turns: &[TurnAt]) {
+    /// Nothing that is known of a volume counts any more.
+    pub fn forget(&self, volume: VolumeId) {
         self.guarded(|db| {
+            // First, so that what is left of the others counts for nothing.
+            db.remove(key(volume, KEY_COMPLETE, Lsn::ZERO)).ok()?;
             let mut batch = sled::Batch::default();
-            for row in db.scan_prefix(prefix(volume, KEY_NAME)) {
+            for (number, row) in (1..).zip(db.scan_prefix(prefix(volume, KEY_NAME))) {
                 batch.remove(row.ok()?.0);
+                if number % ROWS_PER_BATCH == 0 {
+                    db.apply_batch(std::mem::take(&mut batch)).ok()?;
+                }
             }
-            for name in names.iter().filter(|name| name.lsn <= complete.lsn) {
-                batch.insert(&key(volume, KEY_NAME, name.lsn)[..], encode_name(name));
+            db.apply_batch(batch).ok()
+        });
+    }
+
+    /// Learns what is new up to `complete`: names behind those that it knows, those that went, and all rollbacks and resizes.
+    pub fn learn(
+        &self,
+        volume: VolumeId,
+        complete: Complete,
+        names: &[CatalogName],
+        gone: &[Lsn],
+        turns: &[TurnAt],
+    ) {
+        self.guarded(|db| {
+            // Before what they are complete through: names behind that count for nothing.
+            for names in names.chunks(ROWS_PER_BATCH) {
+                let mut batch = sled::Batch::default();
+                for name in names.iter().filter(|name| name.lsn <= complete.lsn) {
+                    batch.insert(&key(volume, KEY_NAME, name.lsn)[..], encode_name(name));
+                }
+                db.apply_batch(batch).ok()?;
+            }
+            let mut batch = sled::Batch::default();
+            for lsn in gone {
+                batch.remove(&key(volume, KEY_NAME, *lsn)[..]);
             }
             batch.insert(&key(volume, KEY_TURNS, Lsn::ZERO)[..], encode_turns(turns, complete));
             batch.insert(&key(volume, KEY_COMPLETE, Lsn::ZERO)[..], encode_complete(complete));

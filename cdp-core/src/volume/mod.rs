@@ -16,6 +16,7 @@ pub mod epoch;
 mod gather;
 pub mod ledger;
 pub mod merge;
+mod names;
 pub mod open;
 pub mod parts;
 pub mod pins;
@@ -152,7 +153,7 @@ pub struct Volume {
     doubted: Mutex<Vec<doubt::Doubted>>,
     health: Mutex<Health>,
     notes: Mutex<Notes>,
-    names: Mutex<timeline::Names>,
+    names: Mutex<names::Names>,
     // Held while the file of proofs is replaced.
     proving: Mutex<()>,
     // Rollbacks and resizes. A leaf among the locks.

@@ -20,7 +20,7 @@ use super::role::{Role, RoleNow};
 use super::rollback::{Door, Held};
 use super::source::SourceState;
 use super::upkeep::UpkeepState;
-use super::{Health, Identity, MarkState, Notes, Shared, Staged, Volume, durable, timeline, upkeep};
+use super::{Health, Identity, MarkState, Notes, Shared, Staged, Volume, durable, upkeep};
 use crate::base::Base;
 use crate::device::Device;
 use crate::error::{Error, IoContext, Kind, Result};
@@ -397,7 +397,7 @@ pub fn open_on(
         doubted: Mutex::new(doubted),
         health: Mutex::new(health),
         notes: Mutex::new(notes),
-        names: Mutex::new(timeline::Names::default()),
+        names: Mutex::default(),
         proving: Mutex::new(()),
         // Every session takes at least one LSN, so that a number never comes again.
         sessions: AtomicU64::new(position.lsn.0 + 1),

@@ -306,7 +306,7 @@ impl Volume {
         let first = appended?;
         assert_eq!(count, 2, "there is room for the marker and the rollback");
         let marked_at = self.timestamp_of_record(first)?;
-        self.names.lock().expect("no panics under this lock").insert(first, marked_at, &plan.marker);
+        self.learn_name(first, marked_at, &plan.marker);
         let lsn = first.next();
         Ok(RolledBack {
             lsn,

@@ -302,7 +302,7 @@ impl Volume {
             match one {
                 Learnt::Turn(turn) => self.learn_turn(turn),
                 Learnt::Marker(lsn, at, marker) => {
-                    self.names.lock().expect("no panics under this lock").insert(lsn, at, &marker);
+                    self.learn_name(lsn, at, &marker);
                 }
             }
         }

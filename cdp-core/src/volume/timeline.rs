@@ -1,9 +1,10 @@
 //! What happened when: markers, sessions, clock steps, and the resolution of points.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::{Arc, MutexGuard};
 
+use super::names::{Lesson, Names};
 use super::parts::{Part, part_of};
 use super::pins::Thinned;
 use super::{Health, Volume};
@@ -27,53 +28,6 @@ use crate::planted;
 const NAMED_IN_ERRORS: usize = 3;
 /// Longest payload of an event that is read, in bytes.
 const EVENT_BYTES_MAX: u32 = 1 << 20;
-
-/// The named markers, newest last under each name. Rebuilt from the journal at every opening.
-#[derive(Default)]
-pub(super) struct Names {
-    by_name: BTreeMap<String, Vec<Lsn>>,
-    by_lsn: BTreeMap<Lsn, Named>,
-}
-
-struct Named {
-    name: String,
-    at: Timestamp,
-    class: MarkerClass,
-}
-
-impl Names {
-    pub(super) fn insert(&mut self, lsn: Lsn, at: Timestamp, marker: &MarkerPayload) {
-        self.insert_known(lsn, at, marker.name.clone(), marker.class);
-    }
-
-    fn insert_known(&mut self, lsn: Lsn, at: Timestamp, name: String, class: MarkerClass) {
-        self.by_name.entry(name.clone()).or_default().push(lsn);
-        self.by_lsn.insert(lsn, Named { name, at, class });
-    }
-
-    fn forget(&mut self, lsn: Lsn) {
-        let Some(named) = self.by_lsn.remove(&lsn) else { return };
-        if let Some(lsns) = self.by_name.get_mut(&named.name) {
-            lsns.retain(|marker| *marker != lsn);
-            if lsns.is_empty() {
-                self.by_name.remove(&named.name);
-            }
-        }
-    }
-
-    fn forget_through(&mut self, lsn: Lsn) {
-        self.by_lsn = self.by_lsn.split_off(&lsn.next());
-        self.by_name.retain(|_, lsns| {
-            lsns.retain(|marker| *marker > lsn);
-            !lsns.is_empty()
-        });
-    }
-
-    fn marker_at(&self, lsn: Lsn) -> Option<MarkerAt> {
-        let named = self.by_lsn.get(&lsn)?;
-        Some(MarkerAt { name: named.name.clone(), lsn, at: named.at })
-    }
-}
 
 /// A record that changes no blocks, as `log` shows it.
 #[derive(Clone, Debug)]
@@ -189,7 +143,7 @@ impl Volume {
         at: Timestamp,
     ) -> Result<Lsn> {
         let lsn = self.append_one_at(append, self.marker_draft(marker, payload), at)?;
-        self.names.lock().expect("no panics under this lock").insert(lsn, at, marker);
+        self.learn_name(lsn, at, marker);
         Ok(lsn)
     }
 
@@ -273,17 +227,23 @@ impl Volume {
         if let Some(known) = self.shared.catalog.known(self.identity.id).filter(|_| catalog)
             && parts.iter().any(|part| complete_through(part) == Some(known.complete))
         {
-            known_lsn = known.complete.lsn;
-            for row in known.names {
-                names.insert_known(row.lsn, row.at, row.name, class_from(row.class));
+            let mut take =
+                |row: &CatalogName| names.insert(row.lsn, row.at, &row.name, class_from(row.class));
+            if self.shared.catalog.names(self.identity.id, known.complete.lsn, &mut take) == Some(true) {
+                known_lsn = known.complete.lsn;
+                turns = known.turns;
+                names.set_taught(known_lsn);
+            } else {
+                names = Names::default();
             }
-            turns = known.turns;
         }
         for part in parts.iter().filter(|part| part.last_lsn() > known_lsn) {
             for row in part.events()? {
                 if row.flags > MarkerClass::Periodic as u8 {
                     match self.event_kind(part, &row) {
-                        Ok(EventKind::Marker(marker)) => names.insert(row.lsn, row.timestamp, &marker),
+                        Ok(EventKind::Marker(marker)) => {
+                            names.insert(row.lsn, row.timestamp, &marker.name, marker.class);
+                        }
                         Ok(_) => {}
                         // Its name is lost, the point is not: it is said, and the volume opens.
                         Err(error) => self.note_error(format!("a marker's name cannot be read: {error}")),
@@ -353,7 +313,7 @@ impl Volume {
 
     /// Whether this record is a marker with a name.
     pub(super) fn is_kept_name(&self, lsn: Lsn) -> bool {
-        self.names.lock().expect("no panics under this lock").by_lsn.contains_key(&lsn)
+        self.names.lock().expect("no panics under this lock").contains(lsn)
     }
 
     /// Brings the catalog up to the newest sealed segment.
@@ -364,18 +324,13 @@ impl Volume {
         }
         let parts = self.parts.list();
         let Some(complete) = parts.iter().rev().find_map(|part| complete_through(part)) else { return };
-        let rows: Vec<CatalogName> = {
-            let names = self.names.lock().expect("no panics under this lock");
-            let row = |(lsn, named): (&Lsn, &Named)| CatalogName {
-                lsn: *lsn,
-                at: named.at,
-                class: named.class as u8,
-                name: named.name.clone(),
-            };
-            names.by_lsn.iter().map(row).collect()
-        };
+        let Lesson { is_whole, names, gone } =
+            self.names.lock().expect("no panics under this lock").lesson(complete.lsn);
         let turns = self.course.read().expect("no panics under this lock").turns().to_vec();
-        self.shared.catalog.learn(self.identity.id, complete, &rows, &turns);
+        if is_whole {
+            self.shared.catalog.forget(self.identity.id);
+        }
+        self.shared.catalog.learn(self.identity.id, complete, &names, &gone, &turns);
     }
 
     fn event_kind(&self, part: &Part, row: &MarkerRow) -> Result<EventKind> {
@@ -475,10 +430,20 @@ impl Volume {
     pub fn named_markers(&self) -> Vec<(MarkerAt, MarkerClass)> {
         let names = self.names.lock().expect("no panics under this lock");
         names
-            .by_lsn
             .iter()
-            .map(|(lsn, named)| (MarkerAt { name: named.name.clone(), lsn: *lsn, at: named.at }, named.class))
+            .map(|(lsn, at, class, name)| (MarkerAt { name: name.to_owned(), lsn, at }, class))
             .collect()
+    }
+
+    /// About how much memory the names of its markers take, in bytes.
+    pub fn names_memory_bytes(&self) -> usize {
+        self.names.lock().expect("no panics under this lock").memory_bytes()
+    }
+
+    /// A marker with a name was set.
+    pub(super) fn learn_name(&self, lsn: Lsn, at: Timestamp, marker: &MarkerPayload) {
+        let mut names = self.names.lock().expect("no panics under this lock");
+        names.insert(lsn, at, &marker.name, marker.class);
     }
 
     /// What the named marker of this record carries.
@@ -647,14 +612,12 @@ impl Timeline for Volume {
 
     fn marker(&self, name: &str) -> Result<Option<MarkerAt>> {
         let names = self.names.lock().expect("no panics under this lock");
-        let newest = names.by_name.get(name).and_then(|lsns| lsns.last());
-        Ok(newest.and_then(|lsn| names.marker_at(*lsn)))
+        Ok(names.newest_of(name))
     }
 
     fn latest_application_marker(&self) -> Result<Option<MarkerAt>> {
         let names = self.names.lock().expect("no panics under this lock");
-        let newest = names.by_lsn.iter().rfind(|(_, named)| named.class == MarkerClass::Application);
-        Ok(newest.and_then(|(lsn, _)| names.marker_at(*lsn)))
+        Ok(names.newest_of_application())
     }
 
     fn latest_proven(&self) -> Result<Option<(Lsn, Timestamp)>> {
@@ -663,19 +626,16 @@ impl Timeline for Volume {
 
     fn similar_markers(&self, name: &str) -> Vec<MarkerAt> {
         let names = self.names.lock().expect("no panics under this lock");
-        closest_names(name, names.by_name.keys().map(String::as_str), NAMED_IN_ERRORS)
+        let distinct: BTreeSet<&str> = names.iter().map(|(_, _, _, name)| name).collect();
+        closest_names(name, distinct, NAMED_IN_ERRORS)
             .into_iter()
-            .filter_map(|name| names.by_name.get(name)?.last())
-            .filter_map(|lsn| names.marker_at(*lsn))
+            .filter_map(|name| names.newest_of(name))
             .collect()
     }
 
     fn markers_near(&self, at: Timestamp) -> Vec<MarkerAt> {
         let names = self.names.lock().expect("no panics under this lock");
-        let mut near: Vec<_> =
-            names.by_lsn.iter().map(|(lsn, named)| (named.at.0.abs_diff(at.0), *lsn)).collect();
-        near.sort_unstable();
-        near.iter().take(NAMED_IN_ERRORS).filter_map(|(_, lsn)| names.marker_at(*lsn)).collect()
+        names.near(at, NAMED_IN_ERRORS)
     }
 
     fn elapsed_ago(&self, elapsed_ns: u64) -> Result<Timestamp> {
