@@ -18,7 +18,7 @@ use crate::ids::*;
 const DIR: &str = "catalog";
 /// `sled` takes a multiple of what it is told.
 const CACHE_BYTES: u64 = 4 << 20;
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// Keys: volume id, then this byte for the completeness value, the next one and the LSN of a name, or the last one
 /// for all rollbacks and resizes.
 const KEY_COMPLETE: u8 = 0;
@@ -57,6 +57,8 @@ pub struct CatalogName {
 pub struct Known {
     /// That end.
     pub complete: Complete,
+    /// How many named markers it has up to there.
+    pub names: u64,
     /// Its rollbacks and resizes, oldest first.
     pub turns: Vec<TurnAt>,
 }
@@ -116,31 +118,39 @@ impl Catalog {
             let Some(complete) = db.get(key(volume, KEY_COMPLETE, Lsn::ZERO)).ok()? else {
                 return Some(None);
             };
-            let complete = decode_complete(&complete)?;
+            let (complete, names) = decode_complete(&complete)?;
             // One value for all of them: a rollback that is missing would show another disk.
             let Some(turns) = db.get(key(volume, KEY_TURNS, Lsn::ZERO)).ok()? else { return Some(None) };
             let turns = decode_turns(&turns, complete)?;
-            Some(Some(Known { complete, turns }))
+            Some(Some(Known { complete, names, turns }))
         })
         .flatten()
     }
 
     /// Visits the named markers of a volume, oldest first. Not `Some(true)`, perhaps after some visits, if they cannot be
-    /// believed: one behind `through` may be of a history that was cut since.
-    pub fn names(&self, volume: VolumeId, through: Lsn, visit: &mut dyn FnMut(&CatalogName)) -> Option<bool> {
+    /// believed: there are more or fewer than was `known`, or one behind that end, which may be of a history that was cut
+    /// since.
+    pub fn names(
+        &self,
+        volume: VolumeId,
+        known: &Known,
+        visit: &mut dyn FnMut(&CatalogName),
+    ) -> Option<bool> {
         self.guarded(|db| {
+            let mut count = 0;
             for row in db.scan_prefix(prefix(volume, KEY_NAME)) {
                 let (key, value) = row.ok()?;
                 let name = decode_name(&value)?;
                 if key.as_ref() != self::key(volume, KEY_NAME, name.lsn) {
                     return None;
                 }
-                if name.lsn > through {
+                if name.lsn > known.complete.lsn {
                     return Some(false);
                 }
                 visit(&name);
+                count += 1;
             }
-            Some(true)
+            Some(count == known.names)
         })
     }
 
@@ -160,13 +170,13 @@ impl Catalog {
         });
     }
 
-    /// Learns what is new up to `complete`: names behind those that it knows, those that went, and all rollbacks and resizes.
+    /// Learns what is new up to `complete`: names behind those that it knows, those that went, how many there are then, and
+    /// all rollbacks and resizes.
     pub fn learn(
         &self,
         volume: VolumeId,
         complete: Complete,
-        names: &[CatalogName],
-        gone: &[Lsn],
+        (names, gone, count): (&[CatalogName], &[Lsn], u64),
         turns: &[TurnAt],
     ) {
         self.guarded(|db| {
@@ -183,7 +193,7 @@ impl Catalog {
                 batch.remove(&key(volume, KEY_NAME, *lsn)[..]);
             }
             batch.insert(&key(volume, KEY_TURNS, Lsn::ZERO)[..], encode_turns(turns, complete));
-            batch.insert(&key(volume, KEY_COMPLETE, Lsn::ZERO)[..], encode_complete(complete));
+            batch.insert(&key(volume, KEY_COMPLETE, Lsn::ZERO)[..], encode_complete(complete, count));
             db.apply_batch(batch).ok()
         });
     }
@@ -224,21 +234,23 @@ fn unsealed(value: &[u8]) -> Option<Cursor<'_>> {
     (cursor.take(1)? == [VERSION]).then_some(cursor)
 }
 
-fn encode_complete(complete: Complete) -> Vec<u8> {
+fn encode_complete(complete: Complete, names: u64) -> Vec<u8> {
     let mut body = vec![VERSION];
     body.extend_from_slice(&complete.segment.0.to_le_bytes());
     body.extend_from_slice(&complete.lsn.0.to_le_bytes());
     body.extend_from_slice(&complete.chain.0);
+    body.extend_from_slice(&names.to_le_bytes());
     sealed(body)
 }
 
-fn decode_complete(value: &[u8]) -> Option<Complete> {
+fn decode_complete(value: &[u8]) -> Option<(Complete, u64)> {
     let mut cursor = unsealed(value)?;
-    Some(Complete {
+    let complete = Complete {
         segment: SegmentId(cursor.u64()?),
         lsn: Lsn(cursor.u64()?),
         chain: Chain(cursor.take(16)?.try_into().ok()?),
-    })
+    };
+    Some((complete, cursor.u64()?))
 }
 
 fn encode_name(name: &CatalogName) -> Vec<u8> {

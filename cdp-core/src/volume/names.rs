@@ -50,6 +50,8 @@ pub(super) struct Lesson {
     pub(super) names: Vec<CatalogName>,
     /// Markers that somebody let go, or that went with their records.
     pub(super) gone: Vec<Lsn>,
+    /// How many names there are then, all in all.
+    pub(super) count: u64,
 }
 
 impl Names {
@@ -146,6 +148,17 @@ impl Names {
         }
     }
 
+    /// Of the markers from one record to another only these are kept.
+    pub(super) fn forget_within(&mut self, lsns: (Lsn, Lsn), is_kept: impl Fn(Lsn) -> bool) {
+        let from = self.rows.partition_point(|row| row.lsn < lsns.0);
+        for row in self.rows[from..].iter_mut().take_while(|row| row.lsn <= lsns.1) {
+            if row.class.is_some() && !is_kept(row.lsn) {
+                row.class = None;
+                self.gone.push(row.lsn);
+            }
+        }
+    }
+
     /// Markers up to this record went with their records.
     pub(super) fn forget_through(&mut self, lsn: Lsn) {
         let count = self.rows.partition_point(|row| row.lsn <= lsn);
@@ -178,8 +191,11 @@ impl Names {
                 Some(CatalogName { lsn: row.lsn, at: row.at, class, name })
             })
             .collect();
-        self.taught = Some(complete.max(known));
-        Lesson { is_whole, names, gone: std::mem::take(&mut self.gone) }
+        let through = complete.max(known);
+        self.taught = Some(through);
+        let all = self.rows.iter().take_while(|row| row.lsn <= through);
+        let count = all.filter(|row| row.class.is_some()).count() as u64;
+        Lesson { is_whole, names, gone: std::mem::take(&mut self.gone), count }
     }
 
     /// The catalog knows all of them through this record.
@@ -231,6 +247,7 @@ mod tests {
                     let known: Vec<_> = catalog.keys().filter(|lsn| **lsn <= complete).collect();
                     let there: Vec<_> = plain.keys().filter(|lsn| **lsn <= complete).collect();
                     assert_eq!(known, there, "what the catalog knows");
+                    assert_eq!(lesson.count, catalog.len() as u64, "how many it is told");
                 }
                 _ => {
                     lsn += 1 + random(3);

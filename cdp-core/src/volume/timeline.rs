@@ -229,7 +229,7 @@ impl Volume {
         {
             let mut take =
                 |row: &CatalogName| names.insert(row.lsn, row.at, &row.name, class_from(row.class));
-            if self.shared.catalog.names(self.identity.id, known.complete.lsn, &mut take) == Some(true) {
+            if self.shared.catalog.names(self.identity.id, &known, &mut take) == Some(true) {
                 known_lsn = known.complete.lsn;
                 turns = known.turns;
                 names.set_taught(known_lsn);
@@ -292,13 +292,8 @@ impl Volume {
     /// Names of markers that a fold does not keep are gone, too.
     pub(super) fn forget_names_within(&self, lsns: (Lsn, Lsn), fold: &Fold) {
         let mut names = self.names.lock().expect("no panics under this lock");
-        let gone: Vec<Lsn> = names
-            .by_lsn
-            .range(lsns.0..=lsns.1)
-            .map(|(lsn, _)| *lsn)
-            .filter(|lsn| fold.points.binary_search_by_key(lsn, |point| point.lsn).is_err())
-            .collect();
-        gone.into_iter().for_each(|lsn| names.forget(lsn));
+        let is_kept = |lsn: Lsn| fold.points.binary_search_by_key(&lsn, |point| point.lsn).is_ok();
+        names.forget_within(lsns, is_kept);
     }
 
     /// Somebody let it go.
@@ -308,7 +303,7 @@ impl Volume {
 
     fn marker_is_of(&self, lsn: Lsn, at: Timestamp) -> bool {
         let names = self.names.lock().expect("no panics under this lock");
-        names.by_lsn.get(&lsn).is_some_and(|named| named.at == at)
+        names.marker_at(lsn).is_some_and(|marker| marker.at == at)
     }
 
     /// Whether this record is a marker with a name.
@@ -324,13 +319,13 @@ impl Volume {
         }
         let parts = self.parts.list();
         let Some(complete) = parts.iter().rev().find_map(|part| complete_through(part)) else { return };
-        let Lesson { is_whole, names, gone } =
+        let Lesson { is_whole, names, gone, count } =
             self.names.lock().expect("no panics under this lock").lesson(complete.lsn);
         let turns = self.course.read().expect("no panics under this lock").turns().to_vec();
         if is_whole {
             self.shared.catalog.forget(self.identity.id);
         }
-        self.shared.catalog.learn(self.identity.id, complete, &names, &gone, &turns);
+        self.shared.catalog.learn(self.identity.id, complete, (&names, &gone, count), &turns);
     }
 
     fn event_kind(&self, part: &Part, row: &MarkerRow) -> Result<EventKind> {
