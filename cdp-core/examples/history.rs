@@ -333,6 +333,9 @@ fn main() -> Outcome {
         ["open", dir] => reopen(&PathBuf::from(dir)),
         ["reads", dir] => reads(&PathBuf::from(dir)),
         ["write", dir] => write(&PathBuf::from(dir)),
-        _ => Err("generate DIR CHANGES | merge DIR [RUNS] | measure DIR | open DIR | reads DIR | write DIR".into()),
+        _ => {
+            Err("generate DIR CHANGES | merge DIR [RUNS] | measure DIR | open DIR | reads DIR | write DIR"
+                .into())
+        }
     }
 }

@@ -116,7 +116,7 @@ fn golden_bytes() {
         |range: std::ops::Range<usize>| bytes[range].iter().map(|b| format!("{b:02x}")).collect::<String>();
     assert_eq!(bytes.len(), 6 * PAGE_BYTES, "header, region, entries, timestamps, markers, damage");
     assert_eq!(&bytes[..8], b"CDP-RUN\n");
-    assert_eq!(hex(8..16), "0100000000000000", "version, kind, level, codec");
+    assert_eq!(hex(8..16), "0200000000000000", "version, kind, level, codec");
     assert_eq!(hex(16..32), "00ffeeddccbbaa998877665544332211", "volume");
     assert_eq!(hex(32..40), "efcdab8967452301", "run id");
     assert_eq!(
@@ -141,7 +141,7 @@ fn golden_bytes() {
     assert_eq!(hex(8264..8282), "040000000002".to_owned() + "03000000" + "02000000" + "00000000");
     assert_eq!(
         blake3::hash(&bytes).to_hex().as_str(),
-        "662385069d2ca3c7ab7323af5242e3f43daf8b39429a14d0e681b13f8fd4fc4b"
+        "119127f5eeee05a37e6f7f85ea0f34f47f994c2708203d123eb896770663a2ea"
     );
 }
 

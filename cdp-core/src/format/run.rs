@@ -72,11 +72,13 @@
 //! segment, in blocks of 4096 bytes, as first appended. In tree 1 + L (L = 0 … 34) the index is that of an
 //! aligned node of 2^L blocks which the record zeroed whole; `block` is 1 for zeros kept as allocated space, 2
 //! for a hole; the CRC is 0. Of two entries with the same LSN for a block the one in the lower tree counts.
+//! Keys order by [`Key`]: tree 0 by index; nodes of up to 2^16 blocks by aligned region of 2^16 blocks, tree, index;
+//! larger ones by tree, index.
 //!
 //! **Fence of entries**, 12 bytes for each page of entries: key 8, LSN − first LSN 4 of its first entry.
 //! **Fence of timestamps**, 8 bytes for each page of timestamps: its first.
 //!
-//! **Bloom filter** over all keys: h = mix(key), where mix is x ^= x >> 30, x *= 0xbf58476d1ce4e5b9,
+//! **Bloom filter** over all keys, in a merged run over those of tree 0: h = mix(key), where mix is x ^= x >> 30, x *= 0xbf58476d1ce4e5b9,
 //! x ^= x >> 27, x *= 0x94d049bb133111eb, x ^= x >> 31. The 64-byte block is (h >> 32) · blocks >> 32; with
 //! a = h mod 2^16 and b = (h >> 16) mod 2^16 | 1 the bits are (a + i · b) mod 512 for i = 0 … 7; bit n is bit
 //! n mod 8 of byte n / 8.
@@ -91,8 +93,8 @@ mod rows;
 
 pub use page::{PAGE_BYTES, PAGE_ROWS_BYTES, Page, check_page, pages_of, row_of, seal_page};
 pub use rows::{
-    BloomBlock, DamageRow, Entry, Fence, Key, MarkerRow, MergedSource, RANGE_HOLE, RANGE_ZERO, Row, Source,
-    Summary, bloom_hash,
+    BloomBlock, DamageRow, Entry, Fence, Key, MarkerRow, MergedSource, RANGE_HOLE, RANGE_ZERO, REGION_BITS,
+    Row, Source, Summary, bloom_hash,
 };
 
 use crate::error::{Error, Kind, Result};
@@ -102,8 +104,8 @@ use rows::{array_at, u16_at, u32_at, u64_at};
 
 /// First bytes of a run.
 pub const MAGIC: [u8; 8] = *b"CDP-RUN\n";
-/// The only version so far.
-pub const VERSION: u16 = 1;
+/// The version; runs of another one are made anew.
+pub const VERSION: u16 = 2;
 /// Kind of a run: the index of one sealed segment.
 pub const KIND_SEGMENT: u8 = 0;
 /// Kind of a run: the index of several sealed segments, one behind the other.
@@ -123,8 +125,6 @@ pub struct Header {
     pub level: u8,
     /// Codec of the segment's payload: 0 as appended.
     pub codec: u8,
-    /// Lowest tree whose keys are in the bloom filter.
-    pub filter_from: u8,
     /// Whose history.
     pub volume: VolumeId,
     /// The run's id: that of its segment.
@@ -174,7 +174,7 @@ impl Header {
         let mut put = |at: usize, bytes: &[u8]| page[at..at + bytes.len()].copy_from_slice(bytes);
         put(0, &MAGIC);
         put(8, &VERSION.to_le_bytes());
-        put(10, &[self.kind, self.level, self.codec, self.filter_from]);
+        put(10, &[self.kind, self.level, self.codec]);
         put(16, &self.volume.0.to_le_bytes());
         put(32, &self.run_id.to_le_bytes());
         put(40, &self.first_lsn.0.to_le_bytes());
@@ -216,7 +216,6 @@ impl Header {
             kind: page[10],
             level: page[11],
             codec: page[12],
-            filter_from: page[13],
             volume: VolumeId(u128::from_le_bytes(array_at(page, 16))),
             run_id: u64_at(page, 32),
             first_lsn: Lsn(u64_at(page, 40)),

@@ -305,7 +305,7 @@ impl Part for Live {
             let sorted = self.versions.sorted();
             let at = sorted.partition_point(|&key| key < first);
             let end = sorted.partition_point(|&key| key <= last);
-            WalkKeys::Sorted { sorted, at, end }
+            WalkKeys::Sorted { sorted, tree: first.tree(), at, end }
         };
         Ok(Some(LiveWalk { live: self, keys, ranges }))
     }
@@ -320,7 +320,7 @@ pub(super) struct LiveWalk<'a> {
 
 enum WalkKeys {
     Probed { next: Key, last: Key },
-    Sorted { sorted: Arc<Vec<Key>>, at: usize, end: usize },
+    Sorted { sorted: Arc<Vec<Key>>, tree: u8, at: usize, end: usize },
 }
 
 impl Iterator for WalkKeys {
@@ -330,13 +330,19 @@ impl Iterator for WalkKeys {
         match self {
             WalkKeys::Probed { next, last } => {
                 let key = *next;
-                *next = Key::from_value(key.value() + 1);
+                *next = key.next_in_tree();
                 (key <= *last).then_some(key)
             }
-            WalkKeys::Sorted { sorted, at, end } => {
-                let key = sorted[..*end].get(*at).copied();
+            WalkKeys::Sorted { sorted, tree, at, end } => {
+                let mut key = sorted[..*end].get(*at).copied()?;
+                while key.tree() != *tree {
+                    // Between the keys of a tree stand those of others, for the same blocks.
+                    let wanted = Key::of_tree_behind(*tree, key);
+                    *at += sorted[*at..*end].partition_point(|key| *key < wanted);
+                    key = sorted[..*end].get(*at).copied()?;
+                }
                 *at += 1;
-                key
+                Some(key)
             }
         }
     }

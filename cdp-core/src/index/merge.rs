@@ -15,9 +15,8 @@ use std::io::IoSlice;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// A larger filter than this is not made of all keys: it would have to be in memory while it is made, and a run of so
-/// many keys has most blocks that it is asked for. It is then one of ranges only, because a block may be below a node
-/// in each of the trees, and is in few.
+/// A larger filter than this is not made: it would have to be in memory while it is made, and a run of so many keys has most
+/// blocks that it is asked for.
 pub const MERGE_BLOOM_BYTES_MAX: usize = 8 << 20;
 
 /// A merge under way. Whatever becomes of it, its inputs are not touched; the new run has a temporary name until
@@ -68,20 +67,15 @@ impl Merge {
         let sum = |count: fn(&Header) -> u64| inputs.iter().map(|run| count(run.header())).sum::<u64>();
         let entries = sum(|header| header.entries);
         let blocks_max = (filter_bytes_max / BLOOM_BLOCK_BYTES) as u64;
-        let (filter_blocks, filter_from) = match bloom::blocks_for(entries) {
-            blocks if blocks <= blocks_max => (blocks, 0),
-            _ => {
-                let ranges = inputs.iter().map(|run| run.range_entries()).sum::<Result<u64>>()?;
-                (bloom::blocks_for(ranges).min(blocks_max), 1)
-            }
-        };
+        let payload = inputs.iter().map(|run| run.payload_entries()).sum::<Result<u64>>()?;
+        let filter_blocks =
+            Some(bloom::blocks_for(payload)).filter(|blocks| *blocks <= blocks_max).unwrap_or(0);
         let first_timestamp = inputs.iter().find(|run| run.header().timestamps > 0);
         let last_timestamp = inputs.iter().rfind(|run| run.header().timestamps > 0);
         let header = Header {
             kind: KIND_MERGED,
             level: inputs.iter().map(|run| run.header().level).max().unwrap_or(0).saturating_add(1),
             codec: 0,
-            filter_from,
             volume: oldest.header().volume,
             run_id,
             first_lsn: oldest.first_lsn(),
@@ -210,7 +204,7 @@ impl Merge {
                 .min();
             let Some((key, number)) = nearest else { return Ok(true) };
             let (rows, next) = &mut cursors[number];
-            if !self.filter.is_empty() && key.tree() >= self.header.filter_from {
+            if !self.filter.is_empty() && key.tree() == 0 {
                 bloom::insert(&mut self.filter, key);
             }
             // The versions of one key stand together.

@@ -131,10 +131,9 @@ impl Run {
         Ok(sources)
     }
 
-    /// How many entries are ranges' nodes, not payload.
-    pub(super) fn range_entries(&self) -> Result<u64> {
-        let payload = Reader::new(self).position_of(Key::new(1, 0))?;
-        Ok(self.header.entries.saturating_sub(payload))
+    /// How many entries are payload, not ranges' nodes.
+    pub(super) fn payload_entries(&self) -> Result<u64> {
+        Reader::new(self).position_of(Key::new(1, 0))
     }
 
     /// What the records of one of its segments did; the segment is told by its first LSN.
@@ -239,8 +238,8 @@ impl Run {
             let filter = &self.region[self.layout.bloom_at..][..blocks as usize * BLOOM_BLOCK_BYTES];
             return Ok(bloom::may_hold(filter, key));
         }
-        if blocks == 0 || key.tree() < self.header.filter_from {
-            // Too many keys for a filter.
+        if blocks == 0 || key.tree() > 0 {
+            // Too many keys for a filter; or nodes, which stand together for all of whom a block may be below.
             return Ok(true);
         }
         let place = bloom::Place::of(blocks, key);
@@ -349,77 +348,98 @@ fn at_path(error: Error, path: &Path) -> Error {
         .hint("it is made anew from its segment when the volume is opened")
 }
 
-/// Finds entries, keeping the page it looked at last.
+/// Which of its pages a [`Reader`] looks for a key in.
+fn hand_of(key: Key) -> usize {
+    usize::from(key.tree() > 0)
+}
+
+/// Finds entries. Keeps the page of payload and that of nodes that it looked at last: neighbours are mostly found in the same
+/// ones, and so are all nodes that may cover a block.
 pub(super) struct Reader<'a> {
     run: &'a Run,
-    held: Option<(u64, Arc<Page>)>,
+    held: [Option<Held>; 2],
+}
+
+/// A page of entries, and how many there are in it.
+struct Held {
+    index: u64,
+    page: Arc<Page>,
+    rows: usize,
+}
+
+impl Held {
+    /// How many of its entries come before all that have `key` and an LSN of at least `lsn_delta` more than the first.
+    fn count_before(&self, key: Key, lsn_delta: u64) -> usize {
+        let (rows, _) = self.page.as_chunks::<{ Entry::BYTES }>();
+        rows[..self.rows].partition_point(|row| Entry::comes_before(row, key, lsn_delta))
+    }
+
+    /// Whether what comes before does not end with the first or behind the last of its entries, but between.
+    fn tells(&self, key: Key, lsn_delta: u64) -> bool {
+        let (rows, _) = self.page.as_chunks::<{ Entry::BYTES }>();
+        let comes_before = |row| Entry::comes_before(row, key, lsn_delta);
+        comes_before(&rows[0]) && !comes_before(&rows[self.rows - 1])
+    }
 }
 
 impl<'a> Reader<'a> {
     fn new(run: &'a Run) -> Reader<'a> {
-        Reader { run, held: None }
+        Reader { run, held: [None, None] }
     }
 
-    /// The `page_index`-th page of entries.
-    fn page(&mut self, page_index: u64) -> Result<&Page> {
-        if self.held.as_ref().is_none_or(|held| held.0 != page_index) {
-            self.held = None;
-            let page = self.run.page(self.run.layout.entries_page + page_index)?;
-            return Ok(&self.held.insert((page_index, page)).1);
+    /// The `page_index`-th page of entries, kept for payload or for nodes.
+    fn page(&mut self, page_index: u64, hand: usize) -> Result<&Held> {
+        let held = &mut self.held[hand];
+        if held.as_ref().is_some_and(|held| held.index != page_index) {
+            *held = None;
         }
-        match &self.held {
-            Some(held) => Ok(&held.1),
-            None => unreachable!("it was just looked at"),
+        match held {
+            Some(held) => Ok(held),
+            None => {
+                let page = self.run.page(self.run.layout.entries_page + page_index)?;
+                let before = page_index * Entry::PER_PAGE as u64;
+                let rows = self.run.header.entries.saturating_sub(before).clamp(1, Entry::PER_PAGE as u64);
+                Ok(held.insert(Held { index: page_index, page, rows: rows as usize }))
+            }
         }
     }
 
-    /// The entry at `position`; `None` behind the last.
-    fn entry(&mut self, position: u64) -> Result<Option<Entry>> {
+    /// The entry at `position`; `None` behind the last. `hand` as in [`Reader::page`].
+    fn entry(&mut self, position: u64, hand: usize) -> Result<Option<Entry>> {
         if position >= self.run.header.entries {
             return Ok(None);
         }
         let per_page = Entry::PER_PAGE as u64;
-        let page = self.page(position / per_page)?;
-        Ok(Some(row_of(page, (position % per_page) as usize)))
+        let held = self.page(position / per_page, hand)?;
+        Ok(Some(row_of(&held.page, (position % per_page) as usize)))
     }
 
     /// How many entries are not after (`key`, `lsn_delta`); so the position of the first that is.
     fn position_after(&mut self, key: Key, lsn_delta: u32) -> Result<u64> {
-        let wanted = Fence { key, lsn_delta };
-        let entries = self.run.header.entries;
-        if let Some(position) = self.position_in_hand(wanted) {
-            return Ok(position);
-        }
-        let Some(page_index) = self.run.entries_page_of(wanted)? else { return Ok(0) };
-        let before = page_index * Entry::PER_PAGE as u64;
-        let rows = (entries - before).min(Entry::PER_PAGE as u64) as usize;
-        let page = self.page(page_index)?;
-        let within = partition(rows, |slot| {
-            let entry: Entry = row_of(page, slot);
-            Fence { key: entry.key, lsn_delta: entry.lsn_delta } <= wanted
-        });
-        Ok(before + within as u64)
-    }
-
-    /// As [`Reader::position_after`], if the page in hand tells.
-    fn position_in_hand(&self, wanted: Fence) -> Option<u64> {
-        let (page_index, page) = self.held.as_ref()?;
-        let before = page_index * Entry::PER_PAGE as u64;
-        let rows = self.run.header.entries.checked_sub(before)?.min(Entry::PER_PAGE as u64) as usize;
-        let is_before = |slot: usize| {
-            let entry: Entry = row_of(page, slot);
-            Fence { key: entry.key, lsn_delta: entry.lsn_delta } <= wanted
-        };
-        let is_here = is_before(0) && !is_before(rows.checked_sub(1)?);
-        is_here.then(|| before + partition(rows, is_before) as u64)
+        self.position_from(key, u64::from(lsn_delta) + 1)
     }
 
     /// The position of the first entry with `key` or a greater one.
     fn position_of(&mut self, key: Key) -> Result<u64> {
-        match key.value().checked_sub(1) {
-            Some(before) => self.position_after(Key::from_value(before), u32::MAX),
-            None => Ok(0),
-        }
+        self.position_from(key, 0)
+    }
+
+    /// The position of the first entry with `key` and at least `lsn_delta`, or with a greater key.
+    fn position_from(&mut self, key: Key, lsn_delta: u64) -> Result<u64> {
+        let hand = hand_of(key);
+        let page_index = match &self.held[hand] {
+            Some(held) if held.tells(key, lsn_delta) => held.index,
+            _ => {
+                // A page that begins just there does as well as the one before it.
+                let fence = Fence { key, lsn_delta: lsn_delta.min(u64::from(u32::MAX)) as u32 };
+                match self.run.entries_page_of(fence)? {
+                    Some(page_index) => page_index,
+                    None => return Ok(0),
+                }
+            }
+        };
+        let held = self.page(page_index, hand)?;
+        Ok(page_index * Entry::PER_PAGE as u64 + held.count_before(key, lsn_delta) as u64)
     }
 
     /// The newest entry at `key` with an LSN in `ranges`.
@@ -429,7 +449,7 @@ impl<'a> Reader<'a> {
             // Ranges overlap the run, so their end is not before its first LSN.
             let delta = u32::try_from(range.1.0.saturating_sub(first)).unwrap_or(u32::MAX);
             let Some(position) = self.position_after(key, delta)?.checked_sub(1) else { return Ok(None) };
-            let entry = self.entry(position)?.filter(|entry| entry.key == key);
+            let entry = self.entry(position, hand_of(key))?.filter(|entry| entry.key == key);
             let Some(entry) = entry else { return Ok(None) };
             let lsn = self.run.lsn(&entry);
             if lsn >= range.0 && lsn <= range.1 {
@@ -500,15 +520,28 @@ pub(super) struct RunWalk<'a> {
 
 impl Walk for RunWalk<'_> {
     fn next(&mut self) -> Result<Option<Candidate>> {
-        while let Some(entry) = self.reader.entry(self.position)? {
+        while let Some(entry) = self.reader.entry(self.position, hand_of(self.last))? {
             if entry.key > self.last {
                 break;
             }
             if entry.key < self.first {
                 return Err(self.reader.run.nonsense());
             }
-            self.first = Key::from_value(entry.key.value() + 1);
-            let following = self.reader.entry(self.position + 1)?;
+            if entry.key.tree() != self.last.tree() {
+                // Between the keys of a tree stand those of others, for the same blocks.
+                let next = Key::of_tree_behind(self.last.tree(), entry.key);
+                if next > self.last {
+                    break;
+                }
+                let position = self.reader.position_of(next)?;
+                if position <= self.position {
+                    return Err(self.reader.run.nonsense());
+                }
+                (self.first, self.position) = (next, position);
+                continue;
+            }
+            self.first = entry.key.place_behind();
+            let following = self.reader.entry(self.position + 1, hand_of(self.last))?;
             let candidate = if following.is_none_or(|following| following.key != entry.key) {
                 self.position += 1;
                 let is_seen = contains(self.ranges, self.reader.run.lsn(&entry));

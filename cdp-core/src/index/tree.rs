@@ -2,7 +2,8 @@
 //!
 //! Tree 0 has a key for every block with payload. Tree 1 + L has a key for every aligned node of 2^L blocks
 //! that a range version covers whole; a range is cut into at most 2 · 34 such nodes, however long it is, and a
-//! block has one possible node in each tree. Nodes nest or are disjoint, never half of each.
+//! block has one possible node in each tree. Nodes nest or are disjoint, never half of each. In a run the nodes of a
+//! region stand together, see [`Key`].
 
 use super::Found;
 use crate::format::run::{Entry, Key, RANGE_HOLE, RANGE_ZERO};

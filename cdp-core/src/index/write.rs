@@ -80,7 +80,6 @@ fn write_pages(file: &Arc<dyn File>, source: &RunSource<'_>) -> std::io::Result<
         kind: KIND_SEGMENT,
         level: 0,
         codec: source.codec,
-        filter_from: 0,
         volume: source.volume,
         run_id: source.segment.0,
         first_lsn: live.first_lsn(),

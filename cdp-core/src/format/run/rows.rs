@@ -2,6 +2,7 @@
 
 use super::page::PAGE_ROWS_BYTES;
 use crate::ids::{Extent, Lba, Lsn, SegmentId, Timestamp};
+use crate::limits::LBA_BITS;
 
 pub(super) fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes(array_at(bytes, at))
@@ -19,37 +20,116 @@ pub(super) fn array_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     bytes[at..at + N].try_into().expect("the slice has that length")
 }
 
-/// Tree and index of an entry in one number; orders by tree, then index.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+/// Tree and index of an entry.
+///
+/// Payload comes first, by block. Then, region by region, the nodes of up to [`REGION_BITS`] levels that lie in an aligned
+/// region of the volume, so that whoever asks what covers a block finds all of them in one place; by tree, then index.
+/// Last the larger nodes, by tree, then index.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key(u64);
 
+/// A region is an aligned node of so many levels: 2^16 blocks.
+pub const REGION_BITS: u32 = 16;
+
 const INDEX_BITS: u32 = 40;
+const KEY_BITS: u32 = 48;
+/// Where the parts of a key stand in the number that it orders by: which of the three groups it belongs to, region and level of
+/// a node within one, level of a larger one.
+const GROUP_AT: u32 = 46;
+const REGION_AT: u32 = 22;
+const LEVEL_AT: u32 = 17;
+const LARGE_LEVEL_AT: u32 = INDEX_BITS;
+const IN_REGIONS: u64 = 1;
+const LARGE: u64 = 2;
+/// What no volume can have. Orders behind all others.
+const IMPOSSIBLE: Key = Key(3 << GROUP_AT);
+
+const _: () = assert!(LEVEL_AT > REGION_BITS && REGION_AT >= LEVEL_AT + 5);
+const _: () = assert!(LBA_BITS - REGION_BITS + REGION_AT <= GROUP_AT);
 
 impl Key {
-    /// The key of a node. `index` is below 2^40.
+    /// The key of a node; one that lies beyond the largest volume has tree 255.
     pub fn new(tree: u8, index: u64) -> Key {
-        debug_assert!(index < 1 << INDEX_BITS);
-        Key(u64::from(tree) << INDEX_BITS | index)
+        let Some(level) = tree.checked_sub(1).map(u32::from) else {
+            return if index < 1 << LBA_BITS { Key(index) } else { IMPOSSIBLE };
+        };
+        if level > LBA_BITS || index >> (LBA_BITS - level) != 0 {
+            return IMPOSSIBLE;
+        }
+        if level > REGION_BITS {
+            return Key(LARGE << GROUP_AT | u64::from(level) << LARGE_LEVEL_AT | index);
+        }
+        let (region, within) = (index >> (REGION_BITS - level), index & ((1 << (REGION_BITS - level)) - 1));
+        Key(IN_REGIONS << GROUP_AT | region << REGION_AT | u64::from(level) << LEVEL_AT | within)
     }
 
-    /// The key with this stored value.
+    /// The key with this stored value, of which the lower 48 bits count.
     pub fn from_value(value: u64) -> Key {
-        Key(value & 0xffff_ffff_ffff)
+        Key::new((value >> INDEX_BITS) as u8, value & ((1 << INDEX_BITS) - 1))
     }
 
     /// The stored value, below 2^48.
     pub fn value(self) -> u64 {
-        self.0
+        u64::from(self.tree()) << INDEX_BITS | self.index()
     }
 
     /// 0 for payload, else 1 + the binary logarithm of the node's blocks.
     pub fn tree(self) -> u8 {
-        (self.0 >> INDEX_BITS) as u8
+        match self.0 >> GROUP_AT {
+            0 => 0,
+            IN_REGIONS => 1 + (self.0 >> LEVEL_AT & 31) as u8,
+            LARGE => 1 + (self.0 >> LARGE_LEVEL_AT & 63) as u8,
+            _ => u8::MAX,
+        }
     }
 
     /// Number of the node in its tree.
     pub fn index(self) -> u64 {
-        self.0 & ((1 << INDEX_BITS) - 1)
+        match self.0 >> GROUP_AT {
+            0 => self.0,
+            IN_REGIONS => {
+                let level = self.0 >> LEVEL_AT & 31;
+                self.region() << (u64::from(REGION_BITS) - level) | self.0 & ((1 << LEVEL_AT) - 1)
+            }
+            _ => self.0 & ((1 << INDEX_BITS) - 1),
+        }
+    }
+
+    fn region(self) -> u64 {
+        self.0 >> REGION_AT & ((1 << (LBA_BITS - REGION_BITS)) - 1)
+    }
+
+    /// The next node of the same tree.
+    pub fn next_in_tree(self) -> Key {
+        Key::new(self.tree(), self.index() + 1)
+    }
+
+    /// The first node of `tree` that orders behind `place`.
+    pub fn of_tree_behind(tree: u8, place: Key) -> Key {
+        if tree == place.tree() {
+            return place.next_in_tree();
+        }
+        let first = Key::new(tree, 0);
+        if first > place {
+            return first;
+        }
+        let level = u32::from(tree.saturating_sub(1));
+        if tree == 0 || level > REGION_BITS || place.0 >> GROUP_AT != IN_REGIONS {
+            return IMPOSSIBLE;
+        }
+        let region = place.region() + u64::from(tree < place.tree());
+        Key::new(tree, region << (REGION_BITS - level))
+    }
+
+    /// What orders right behind it, which need not be a key of anything.
+    pub fn place_behind(self) -> Key {
+        Key(self.0 + 1)
+    }
+}
+
+impl std::fmt::Debug for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.tree(), self.index())
     }
 }
 
@@ -76,6 +156,19 @@ pub struct Entry {
     pub block: u32,
     /// CRC-32 of the block's payload; 0 in a range.
     pub crc: u32,
+}
+
+impl Entry {
+    /// Whether the entry that these bytes are comes before all that have `key` and an LSN of at least `lsn_delta` more than the
+    /// run's first. As decoding both and comparing them, for those who search.
+    pub fn comes_before(bytes: &[u8; Entry::BYTES], key: Key, lsn_delta: u64) -> bool {
+        let (value, wanted) = (u64_at(bytes, 0) & ((1 << KEY_BITS) - 1), key.value());
+        if value >> INDEX_BITS == wanted >> INDEX_BITS {
+            // Within a tree the stored number is the order.
+            return (value, u64::from(u32_at(bytes, 6))) < (wanted, lsn_delta);
+        }
+        Key::from_value(value) < key
+    }
 }
 
 /// `block` of a range that became zeros kept as allocated space.
@@ -363,4 +456,52 @@ pub fn bloom_hash(value: u64) -> u64 {
     x ^= x >> 27;
     x = x.wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A key that reads back as another one shows a stranger's block; one in the wrong place is not found at all.
+    #[test]
+    fn keys_are_what_they_were_made_of_and_in_order() {
+        let mut keys = Vec::new();
+        for tree in 0..=1 + LBA_BITS as u8 {
+            let count = 1u64 << (LBA_BITS - u32::from(tree.saturating_sub(1)));
+            for index in
+                [0, 1, 2, 65_535, 65_536, 65_537, 1 << 20, count / 2, count.saturating_sub(2), count - 1]
+            {
+                if index < count {
+                    let key = Key::new(tree, index);
+                    assert_eq!((key.tree(), key.index()), (tree, index));
+                    assert_eq!(Key::from_value(key.value() | 0xfffe << 48), key);
+                    assert_eq!(key.value(), u64::from(tree) << 40 | index);
+                    keys.push(key);
+                }
+            }
+            assert_eq!(Key::new(tree, count).tree(), u8::MAX);
+            assert!(Key::new(tree, count) > Key::new(tree, count - 1));
+        }
+        let group = |key: &Key| {
+            let level = u32::from(key.tree().saturating_sub(1));
+            match key.tree() {
+                0 => (0, 0, 0, key.index()),
+                tree if level <= REGION_BITS => (1, key.index() >> (REGION_BITS - level), tree, key.index()),
+                tree => (2, 0, tree, key.index()),
+            }
+        };
+        keys.sort();
+        keys.dedup();
+        assert!(keys.windows(2).all(|pair| group(&pair[0]) < group(&pair[1])));
+        for tree in 0..=1 + LBA_BITS as u8 {
+            for place in &keys {
+                let behind = Key::of_tree_behind(tree, *place);
+                assert!(behind > *place && [tree, u8::MAX].contains(&behind.tree()), "{place:?} {behind:?}");
+                let next = keys.iter().find(|key| *key > place && key.tree() == tree);
+                assert!(next.is_none_or(|next| *next >= behind), "{place:?}: {next:?} is before {behind:?}");
+                let before = behind.index().checked_sub(1).map(|index| Key::new(tree, index));
+                assert!(behind.tree() != tree || before.is_none_or(|before| before <= *place), "{place:?}");
+            }
+        }
+    }
 }
