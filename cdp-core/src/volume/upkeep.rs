@@ -185,7 +185,8 @@ impl Volume {
             list.iter().filter(|part| part.frozen.get().is_some() && !parts::is_sealed(part)).collect();
         let now = match self.is_streaming() {
             true => waiting.len().saturating_sub(SEAL_BACKLOG),
-            false => 1.min(waiting.len()),
+            // Half, so that they are soon done, and a client that comes back meanwhile does not wait for all.
+            false => waiting.len().div_ceil(2),
         };
         for part in &waiting[..now] {
             self.seal_part(part, false)?;
@@ -209,7 +210,7 @@ impl Volume {
         let mut state = self.upkeep.lock().expect("no panics under this lock");
         let before = std::mem::replace(&mut state.end_before, end);
         let segments = end.0.saturating_sub(before.0);
-        segments > 1 || (segments * self.identity.segment_bytes + end.1).saturating_sub(before.1) > BUSY_BYTES
+        (segments * self.identity.segment_bytes + end.1).saturating_sub(before.1) > BUSY_BYTES
     }
 
     fn refresh_mark(&self) -> Result<()> {
