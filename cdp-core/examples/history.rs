@@ -99,14 +99,14 @@ fn processor_seconds() -> f64 {
     used.tv_sec as f64 + used.tv_nsec as f64 / 1e9
 }
 
-fn generate(path: &Path, changes: u64) -> Outcome {
+fn generate(path: &Path, changes: u64, marker_every: u64) -> Outcome {
     let options = HistoryOptions {
         changes,
         size_bytes: 1 << 40,
         segment_bytes: 128 << 20,
         seed: 1,
         duration_ns: 30 * 24 * 3_600_000_000_000,
-        marker_every: changes.div_ceil(1000).max(1),
+        marker_every,
     };
     let began = Instant::now();
     let mut told = 0;
@@ -160,6 +160,12 @@ fn reopen(path: &Path) -> Outcome {
         processor_ms() - used,
     );
     println!("| what it found | {} |", volume.notes().recovery);
+    println!(
+        "| after opening | {} MiB resident, of which names of {} markers are {} MiB |",
+        rss_mib(),
+        volume.named_markers().len(),
+        volume.names_memory_bytes() >> 20
+    );
     Ok(())
 }
 
@@ -326,7 +332,13 @@ fn main() -> Outcome {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
-        ["generate", dir, changes] => generate(&PathBuf::from(dir), changes.parse()?),
+        ["generate", dir, changes] => {
+            let changes = changes.parse::<u64>()?;
+            generate(&PathBuf::from(dir), changes, changes.div_ceil(1000).max(1))
+        }
+        ["generate", dir, changes, marker_every] => {
+            generate(&PathBuf::from(dir), changes.parse()?, marker_every.parse()?)
+        }
         ["merge", dir] => merge(&PathBuf::from(dir), MERGE_RUNS),
         ["merge", dir, runs] => merge(&PathBuf::from(dir), runs.parse()?),
         ["measure", dir] => measure(&PathBuf::from(dir)),
@@ -334,7 +346,7 @@ fn main() -> Outcome {
         ["reads", dir] => reads(&PathBuf::from(dir)),
         ["write", dir] => write(&PathBuf::from(dir)),
         _ => {
-            Err("generate DIR CHANGES | merge DIR [RUNS] | measure DIR | open DIR | reads DIR | write DIR"
+            Err("generate DIR CHANGES [MARKER_EVERY] | merge DIR [RUNS] | measure DIR | open DIR | reads DIR | write DIR"
                 .into())
         }
     }
