@@ -548,8 +548,9 @@ Examples:
   cdp retention simulate vm1 'every-write 24h, hourly 7d, daily 30d, at most 200GiB'
   cdp retention simulate vm1 --json
 
-Nothing is changed, and it is an estimate: a few states more may stay, ends of stretches. Without a policy it is the one that is set, all of it carried out. What would be done at the cap is not
-gone through: compare the sizes, and see how far the space reaches at the rate of this journal.")]
+Nothing is changed. Without a policy it is the one that is set. What would stay is what upkeep would keep if nothing
+more were written, with what is held now, and at the cap; the space is measured, compression on samples. How far the
+space reaches is reckoned at the rate of this journal.")]
     Simulate {
         /// Which volume
         volume: String,

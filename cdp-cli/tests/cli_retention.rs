@@ -101,3 +101,82 @@ fn a_small_journal_goes_on_for_ever() {
     served.stop();
     assert_eq!(home.json(&["status"])["act"], false);
 }
+
+/// Whoever names a state wants it back, also when the journal is full, and also after a restart: the named states stay
+/// exact, what lay between them is refused with the kept states around it, and the timeline says why.
+#[test]
+fn named_states_outlive_a_full_journal() {
+    let home = Home::new();
+    let mut served = home.serve(&[]);
+    home.json(&["retention", "set", "disk", "at most 640MiB, at cap drop-oldest"]);
+    let mut disk = served.connect("disk").unwrap();
+    let mut marks = Vec::new();
+    let writes = 900;
+    for number in 0..writes {
+        put(&mut disk, number % PLACES * MIB as u64, &content(number)).unwrap();
+        if number == 70 || number == 210 {
+            let name = format!("after-{}", number + 1);
+            let lsn = home.json(&["mark", "disk", &name])[0]["lsn"].as_u64().unwrap();
+            marks.push((name, number + 1, lsn));
+        }
+    }
+    for restarted in [false, true] {
+        if restarted {
+            drop(disk);
+            served.signal(rustix::process::Signal::KILL);
+            served.wait();
+            served = home.serve(&[]);
+            disk = served.connect("disk").unwrap();
+        }
+        check(&mut disk, writes, 1);
+        for (name, writes, _) in &marks {
+            check(&mut served.connect(&format!("disk@{name}")).unwrap(), *writes, 7);
+            check(&mut served.connect(&format!("disk@before:{name}")).unwrap(), *writes, 13);
+        }
+    }
+    let shown = home.json(&["retention", "show", "disk"]);
+    assert!(shown["sizes"]["folds"].as_u64().unwrap() > 0, "{shown}");
+    let between = format!("lsn:{}", marks[0].2 + 5);
+    let refused = home.run(&["diff", "disk", &between, "latest"]);
+    assert!(refused.code != 0 && refused.err.contains("thinned"), "{refused:?}");
+    assert!(refused.err.contains(&format!("lsn:{}", marks[0].2)), "{refused:?}");
+    let log = home.json(&["log", "disk"]).to_string();
+    assert!(log.contains("thinned") && log.contains("the journal was full"), "{log}");
+    let verified = home.run(&["verify", "disk"]);
+    assert_eq!(verified.code, 0, "{verified:?}");
+    served.stop();
+}
+
+/// Whoever sets a cap wants to hear before it is reached what happens then, and when; in the status, where history is
+/// shown, and on the timeline.
+#[test]
+fn the_cap_is_told_before_it_is_reached() {
+    let home = Home::new();
+    let served = home.serve(&[]);
+    let mut disk = served.connect("disk").unwrap();
+    for number in 0..4 * PLACES {
+        put(&mut disk, number % PLACES * MIB as u64, &content(number)).unwrap();
+    }
+    for (at_cap, then) in [
+        ("block", "writes are refused"),
+        ("thin", "keeps single states only"),
+        ("drop-oldest", "the oldest history goes; now it begins at"),
+    ] {
+        home.json(&["retention", "set", "disk", &format!("at most 640MiB, at cap {at_cap}")]);
+        let forecast = home.json(&["retention", "show", "disk"])["forecast"].clone();
+        assert_eq!(forecast["at_cap"], at_cap, "{forecast}");
+        let hours = forecast["hours"].as_f64().unwrap();
+        assert!(hours > 0.0 && hours < 24.0, "{forecast}");
+        for command in [&["retention", "show", "disk"][..], &["status"], &["log", "disk"]] {
+            let shown = home.run(command);
+            let is_told = shown.out.contains(then) || at_cap == "block" && shown.out.contains("is full in");
+            assert!(is_told, "{command:?} does not tell of the cap: {shown:?}");
+        }
+        let status = home.json(&["status"]);
+        let said = [&status["verdict"], &status["warnings"]].map(|lines| lines.to_string()).concat();
+        assert!(said.contains("the journal of volume disk"), "{status}");
+        // What was asked for is no reason to get up at night.
+        assert!(at_cap == "block" || status["act"] == false, "{status}");
+    }
+    served.stop();
+}

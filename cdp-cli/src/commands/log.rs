@@ -73,6 +73,9 @@ fn timeline(timeline: &Timeline) -> String {
             Row::Event(event) => event_line(event),
         });
     }
+    if let Some(coming) = &timeline.coming {
+        lines.push(format!("{:24} ~ the journal {coming}", "to come"));
+    }
     lines.join("\n")
 }
 

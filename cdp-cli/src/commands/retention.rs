@@ -66,7 +66,7 @@ fn simulated_text(found: &Simulated) -> String {
         }
         lines.push(line);
     }
-    if found.journal_bytes_after > found.cap_bytes {
+    if found.is_full {
         lines.push(format!("  it would not fit: the journal may take {cap}"));
     }
     lines.join("\n")
@@ -101,6 +101,7 @@ fn text(retention: &Retention) -> String {
         format!("  in base     through lsn:{}", retention.base_lsn),
     ];
     lines.extend(size_lines(&retention.sizes, Some(retention.journal_cap_bytes)));
+    lines.extend(retention.forecast.words.as_ref().map(|words| format!("  forecast    the journal {words}")));
     for (number, pin) in retention.pins.iter().enumerate() {
         let head = if number == 0 { "held" } else { "" };
         lines.push(format!("  {head:11} lsn:{} by {}", pin.lsn, pin.holder));

@@ -9,6 +9,7 @@ use super::retention::size_lines;
 use crate::door::{Door, unexpected};
 use crate::report;
 use crate::units::{latency, size};
+use crate::work::forecast::hours_text;
 use crate::work::points::Place;
 use crate::work::shared::describe;
 use crate::work::status::{LatencyStatus, ServerStatus, Status, VolumeStatus};
@@ -24,6 +25,7 @@ pub fn run(context: &Context, volume: Option<String>) -> Result<u8> {
 
 fn text(status: &Status) -> String {
     let mut lines = status.verdict.clone();
+    lines.extend(status.warnings.iter().cloned());
     lines.push(String::new());
     lines.push(format!("store     {}, {} free, I/O by {}", status.store, size(status.free_bytes), status.io));
     if let Some(server) = &status.server {
@@ -144,12 +146,4 @@ fn volume_lines(volume: &VolumeStatus) -> Vec<String> {
         lines.push(format!("  opened      {}", volume.recovery));
     }
     lines
-}
-
-fn hours_text(hours: f64) -> String {
-    match hours {
-        hours if hours < 1.0 => format!("{:.0} minutes", hours * 60.0),
-        hours if hours < 72.0 => format!("{hours:.1} hours"),
-        hours => format!("{:.0} days", hours / 24.0),
-    }
 }

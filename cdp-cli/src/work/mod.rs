@@ -6,6 +6,7 @@ pub mod clones;
 pub mod diff;
 pub mod failover;
 pub mod follow;
+pub mod forecast;
 pub mod groups;
 pub mod import;
 pub mod mark;

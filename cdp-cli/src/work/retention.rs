@@ -11,13 +11,14 @@ use cdp_core::store::Store;
 use cdp_core::volume::Volume;
 use serde::{Deserialize, Serialize};
 
+use super::forecast::{self, Forecast};
 use super::points::Place;
 
 /// Unit of `st_blocks`.
 const STAT_BLOCK_BYTES: u64 = 512;
 
 /// What `cdp retention show` shows of a volume.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Retention {
     /// The volume.
     pub volume: String,
@@ -31,6 +32,9 @@ pub struct Retention {
     pub base_lsn: u64,
     /// What the journal may take, in bytes.
     pub journal_cap_bytes: u64,
+    /// When it reaches that, and what happens then.
+    #[serde(default)]
+    pub forecast: Forecast,
     /// What it all takes.
     pub sizes: Sizes,
     /// What is held by whom, oldest state first.
@@ -115,6 +119,7 @@ pub fn show(store: &Store, name: &str) -> Result<Retention> {
         tip: Place::new(tip, tip_at),
         base_lsn: volume.base_point().lsn.0,
         journal_cap_bytes: volume.journal_cap_bytes()?,
+        forecast: forecast::of(&volume, store.clock().now())?,
         sizes: Sizes::of(&volume),
         pins: pins(&volume),
     })
@@ -149,6 +154,8 @@ pub struct Simulated {
     pub fold_bytes: u64,
     /// What it may take.
     pub cap_bytes: u64,
+    /// Whether it would be at its cap after all that.
+    pub is_full: bool,
     /// So many seconds of every write fit below the cap, at the rate of this journal.
     pub every_write_seconds: Option<u64>,
     /// So many seconds back the policy goes below the cap, likewise.
@@ -177,6 +184,7 @@ pub fn simulate(store: &Store, name: &str, policy: Option<&str>) -> Result<Simul
         journal_bytes_after: found.journal_bytes_after,
         fold_bytes: found.fold_bytes,
         cap_bytes: found.cap_bytes,
+        is_full: found.is_full,
         every_write_seconds: seconds(found.every_write_ns),
         policy_seconds: seconds(found.policy_ns),
     })

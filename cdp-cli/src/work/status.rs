@@ -17,17 +17,12 @@ use cdp_nbd::stats::Quantiles;
 use serde::{Deserialize, Serialize};
 
 use super::clones::CloneStatus;
+use super::forecast::{self, Forecast};
 use super::points::Place;
 use super::replicas::{self, ReplicaStatus};
 use super::retention::{self, PinLine, Sizes};
 use super::{Endpoints, ProofLine, Serving, Site, volumes};
 
-/// The journal's rate is taken over at most so long a time before now, in nanoseconds.
-const RATE_NS: u64 = 3600 * 1_000_000_000;
-/// And over at least so long a one, in nanoseconds: filling a new volume is no forecast.
-const RATE_NS_MIN: u64 = 600 * 1_000_000_000;
-/// A journal that is full within this time is a reason to act, in hours.
-const FULL_HOURS_MIN: f64 = 1.0;
 /// So many places of damage are listed.
 const DAMAGES_MAX: usize = 20;
 
@@ -38,6 +33,9 @@ pub struct Status {
     pub verdict: Vec<String>,
     /// Somebody should act.
     pub act: bool,
+    /// What is about to happen that somebody may not want; one sentence each.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// Where the store is.
     pub store: String,
     /// Which implementation of the file seam works.
@@ -145,6 +143,9 @@ pub struct VolumeStatus {
     pub journal_rate: Option<f64>,
     /// Hours until it is full at that rate.
     pub hours_until_full: Option<f64>,
+    /// When it reaches its cap, and what happens then.
+    #[serde(default)]
+    pub forecast: Option<Forecast>,
     /// Places of damage that are known.
     pub damages: Vec<DamageStatus>,
     /// What it reads from as long as it is not hydrated: `VOL@lsn:N`.
@@ -225,11 +226,14 @@ pub fn status(site: &Site, volume: Option<&str>) -> Result<Status> {
     }
     let verdict: Vec<String> = volumes.iter().flat_map(reasons).collect();
     let act = !verdict.is_empty();
+    let forecasts = volumes.iter().filter_map(|volume| volume.forecast.as_ref());
+    let warnings = forecasts.filter_map(|forecast| forecast.warning.clone()).collect();
     let space =
         store.files().space(store.path()).at(|| format!("asking for space at {}", store.path().display()))?;
     Ok(Status {
         verdict: if act { verdict } else { vec![calm(site, &volumes)] },
         act,
+        warnings,
         store: store.path().display().to_string(),
         io: store.files().name().to_owned(),
         free_bytes: space.available,
@@ -274,25 +278,7 @@ fn reasons(volume: &VolumeStatus) -> Vec<String> {
         ));
     }
     reasons.extend(volume.replicas.iter().filter_map(ReplicaStatus::reason));
-    match volume.hours_until_full {
-        // Full is what it is meant to be; it is a reason to act only if something holds it.
-        Some(hours) if volume.drops_oldest => {
-            if let (true, Some(pin)) = (hours <= 0.0, volume.pins.first()) {
-                reasons.push(format!(
-                    "ACT: the journal of volume {name} is full, and its oldest history is held: lsn:{} by {}; close that, or raise its cap.",
-                    pin.lsn, pin.holder
-                ));
-            }
-        }
-        Some(hours) if hours <= 0.0 => reasons.push(format!(
-            "ACT: the journal of volume {name} is full, writes are refused; free space on the filesystem, or raise its cap."
-        )),
-        Some(hours) if hours < FULL_HOURS_MIN => reasons.push(format!(
-            "ACT: the journal of volume {name} is full in {:.0} minutes; free space on the filesystem, or raise its cap.",
-            hours * 60.0
-        )),
-        _ => {}
-    }
+    reasons.extend(volume.forecast.iter().filter_map(|forecast| forecast.alarm.clone()));
     reasons
 }
 
@@ -315,6 +301,7 @@ fn failed(store: &Store) -> Vec<VolumeStatus> {
         drops_oldest: false,
         journal_rate: None,
         hours_until_full: None,
+        forecast: None,
         damages: Vec::new(),
         clone_of: None,
         rolled_back: None,
@@ -358,16 +345,7 @@ fn of_volume(site: &Site, volume: &Volume) -> Result<VolumeStatus> {
     let (tip, tip_at) = volume.tip();
     let (horizon, horizon_at) = volume.horizon();
     let cap = volume.journal_cap_bytes()?;
-    let rate = rate(volume, store.clock().now());
-    // A whole segment is taken at a time: what is left of the open one still counts as room.
-    let room = cap.saturating_sub(volume.journal_bytes()) / volume.identity().segment_bytes
-        * volume.identity().segment_bytes
-        + volume.journal_room_bytes();
-    let hours = match rate {
-        _ if room == 0 => Some(0.0),
-        Some(rate) if rate > 0.0 => Some(room as f64 / rate / 3600.0),
-        _ => None,
-    };
+    let forecast = forecast::of(volume, store.clock().now())?;
     Ok(VolumeStatus {
         name: volume.name().to_owned(),
         state: state.to_owned(),
@@ -384,8 +362,9 @@ fn of_volume(site: &Site, volume: &Volume) -> Result<VolumeStatus> {
         pins: retention::pins(volume),
         retention: policy.to_string(),
         drops_oldest: policy.at_cap == AtCap::DropOldest,
-        journal_rate: rate,
-        hours_until_full: hours,
+        journal_rate: Some(forecast.bytes_per_s),
+        hours_until_full: forecast.hours,
+        forecast: Some(forecast),
         damages: notes
             .damages
             .iter()
@@ -422,20 +401,6 @@ fn rollback_status(rollback: &TurnAt) -> Option<RollbackStatus> {
         asked: asked.clone(),
         marker: format!("{MARKER_PREFIX}{number}"),
     })
-}
-
-/// Bytes a second that went into the journal in the last hour, or since the volume was made.
-fn rate(volume: &Volume, now: Timestamp) -> Option<f64> {
-    let from = now.0.saturating_sub(RATE_NS).max(volume.identity().created.0);
-    let window = now.0.saturating_sub(from).max(RATE_NS_MIN);
-    let mut bytes = 0.0;
-    for segment in volume.segments() {
-        let (begin, end) = (segment.begin.0, segment.end.0.max(segment.begin.0 + 1));
-        // Of a segment that reaches out of the window, the share that lies in it.
-        let inside = end.saturating_sub(begin.max(from)) as f64 / (end - begin) as f64;
-        bytes += segment.bytes as f64 * inside.min(1.0);
-    }
-    Some(bytes / (window as f64 / 1e9))
 }
 
 fn of_server(server: &Serving) -> ServerStatus {

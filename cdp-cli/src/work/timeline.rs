@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 
 mod summaries;
 
-use super::points;
 use super::{Progress, Watch};
+use super::{forecast, points};
 use crate::units::size;
 
 /// Intervals of a timeline where nobody says how long they are.
@@ -103,6 +103,9 @@ pub struct Timeline {
     pub summarised: bool,
     /// Intervals and events, in their order.
     pub rows: Vec<Row>,
+    /// What comes within a day: when the journal reaches its cap, and what happens then.
+    #[serde(default)]
+    pub coming: Option<String>,
 }
 
 /// A row.
@@ -281,6 +284,7 @@ fn timeline(
         events_left_out,
         summarised,
         rows: merge(intervals, events, from, to, step),
+        coming: forecast::of(volume, store.clock().now())?.soon(),
     })
 }
 

@@ -1,0 +1,156 @@
+//! When a journal reaches its cap at the rate of its last hour, and what happens then.
+
+use cdp_core::error::Result;
+use cdp_core::history::point::{Timeline, format_utc};
+use cdp_core::history::retention::AtCap;
+use cdp_core::ids::Timestamp;
+use cdp_core::volume::Volume;
+use serde::{Deserialize, Serialize};
+
+use crate::units::size;
+
+/// The rate is taken over at most so long a time before now, in nanoseconds.
+const RATE_NS: u64 = 3600 * 1_000_000_000;
+/// And over at least so long a one, in nanoseconds: filling a new volume is no forecast.
+const RATE_NS_MIN: u64 = 600 * 1_000_000_000;
+/// Somebody is warned so long before, in hours.
+const WARN_HOURS: f64 = 24.0;
+/// Where writes will be refused it is a reason to act so long before, in hours.
+const ACT_HOURS: f64 = 1.0;
+/// Beyond that nothing is said, in hours: a year.
+const TELL_HOURS: f64 = 24.0 * 365.0;
+
+/// What becomes of a journal that grows on as it does.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Forecast {
+    /// What happens at the cap: `block`, `thin` or `drop-oldest`.
+    pub at_cap: String,
+    /// How fast it grows, in bytes a second.
+    pub bytes_per_s: f64,
+    /// Hours until it is at its cap at that rate; 0: it is.
+    pub hours: Option<f64>,
+    /// Within a day, and why somebody might not want that.
+    pub warning: Option<String>,
+    /// Writes are refused, or about to be: somebody should act.
+    pub alarm: Option<String>,
+    /// In words, if it is within a year.
+    pub words: Option<String>,
+}
+
+impl Forecast {
+    /// In words, if it is within a day.
+    pub fn soon(&self) -> Option<String> {
+        self.words.clone().filter(|_| self.hours.is_some_and(|hours| hours < WARN_HOURS))
+    }
+}
+
+/// What becomes of the journal of this volume.
+pub fn of(volume: &Volume, now: Timestamp) -> Result<Forecast> {
+    let cap_bytes = volume.journal_cap_bytes()?;
+    let segment_bytes = volume.identity().segment_bytes;
+    let policy = volume.retention();
+    // Thinning begins a segment ahead.
+    let ahead = if policy.at_cap == AtCap::Thin { segment_bytes } else { 0 };
+    // A whole segment is taken at a time: what is left of the open one still counts as room.
+    let left = cap_bytes.saturating_sub(volume.journal_bytes()) / segment_bytes * segment_bytes
+        + volume.journal_room_bytes();
+    let bytes_per_s = rate(volume, now);
+    let hours = match left.saturating_sub(ahead) {
+        0 => Some(0.0),
+        room if bytes_per_s > 0.0 => Some(room as f64 / bytes_per_s / 3600.0),
+        _ => None,
+    };
+    let mut forecast = Forecast {
+        at_cap: word(policy.at_cap).to_owned(),
+        bytes_per_s,
+        hours,
+        warning: None,
+        alarm: None,
+        words: None,
+    };
+    let Some(hours) = hours.filter(|hours| *hours < TELL_HOURS) else { return Ok(forecast) };
+    let name = volume.name();
+    let cap = size(cap_bytes);
+    let when = match hours {
+        hours if hours > 0.0 => {
+            format!("reaches its cap of {cap} in {} at {}/s", hours_text(hours), size(bytes_per_s as u64))
+        }
+        _ => format!("is at its cap of {cap}"),
+    };
+    let oldest = format_utc(volume.horizon().1);
+    let holder = volume.pins().into_iter().next();
+    let then = match (policy.at_cap, hours > 0.0) {
+        (AtCap::Block, true) => "then writes are refused".to_owned(),
+        (AtCap::Block, false) => "writes are refused".to_owned(),
+        (AtCap::Thin, true) => {
+            "then the oldest history that has every write keeps single states only; writes are refused when nothing is left to thin"
+                .to_owned()
+        }
+        (AtCap::Thin, false) => {
+            "the oldest history that has every write keeps single states only; writes are refused when nothing is left to thin"
+                .to_owned()
+        }
+        (AtCap::DropOldest, true) => format!("then the oldest history goes; now it begins at {oldest}"),
+        (AtCap::DropOldest, false) => format!("the oldest history goes; it begins at {oldest}"),
+    };
+    forecast.words = Some(format!("{when}: {then}"));
+    forecast.alarm = match (policy.at_cap, &holder) {
+        (AtCap::Block, _) if hours <= 0.0 => Some(format!(
+            "ACT: the journal of volume {name} is full, writes are refused; free space on the filesystem, or raise its cap."
+        )),
+        (AtCap::Thin, _) if left == 0 => Some(format!(
+            "ACT: the journal of volume {name} is full, and nothing of it can be thinned; raise its cap, or keep less."
+        )),
+        (AtCap::Block, _) if hours < ACT_HOURS => Some(format!(
+            "ACT: the journal of volume {name} is full in {:.0} minutes; free space on the filesystem, or raise its cap.",
+            hours * 60.0
+        )),
+        // Full is what it is meant to be; it is a reason to act only if something holds it.
+        (AtCap::DropOldest, Some(pin)) if hours <= 0.0 => Some(format!(
+            "ACT: the journal of volume {name} is full, and its oldest history is held: lsn:{} by {}; close that, or raise its cap.",
+            pin.lsn, pin.holder
+        )),
+        _ => None,
+    };
+    if forecast.alarm.is_none() && hours > 0.0 && hours < WARN_HOURS {
+        let held = match (policy.at_cap, holder) {
+            (AtCap::Block, _) | (_, None) => String::new(),
+            (_, Some(pin)) => {
+                format!("; lsn:{} is held by {}, and history behind it cannot go", pin.lsn, pin.holder)
+            }
+        };
+        forecast.warning = Some(format!("SOON: the journal of volume {name} {when}: {then}{held}."));
+    }
+    Ok(forecast)
+}
+
+fn word(at_cap: AtCap) -> &'static str {
+    match at_cap {
+        AtCap::Block => "block",
+        AtCap::Thin => "thin",
+        AtCap::DropOldest => "drop-oldest",
+    }
+}
+
+/// Bytes a second that went into the journal in the last hour, or since the volume was made.
+fn rate(volume: &Volume, now: Timestamp) -> f64 {
+    let from = now.0.saturating_sub(RATE_NS).max(volume.identity().created.0);
+    let window = now.0.saturating_sub(from).max(RATE_NS_MIN);
+    let mut bytes = 0.0;
+    for segment in volume.segments() {
+        let (begin, end) = (segment.begin.0, segment.end.0.max(segment.begin.0 + 1));
+        // Of a segment that reaches out of the window, the share that lies in it.
+        let inside = end.saturating_sub(begin.max(from)) as f64 / (end - begin) as f64;
+        bytes += segment.bytes as f64 * inside.min(1.0);
+    }
+    bytes / (window as f64 / 1e9)
+}
+
+/// A length of time for people.
+pub fn hours_text(hours: f64) -> String {
+    match hours {
+        hours if hours < 1.0 => format!("{:.0} minutes", hours * 60.0),
+        hours if hours < 72.0 => format!("{hours:.1} hours"),
+        hours => format!("{:.0} days", hours / 24.0),
+    }
+}
