@@ -98,6 +98,7 @@ A policy is clauses with commas between them. What is not said is kept for ever,
   at most 200GiB               the journal; it goes by segments of 128 MiB
   at cap block|thin|drop-oldest   when it is full: refuse writes; keep less than every write of the oldest segments; or let
                                the oldest history go, named markers last
+  codec lz4|zstd|none          how history that is thinned is compressed; zstd is smaller and slower
 
 The oldest history that nothing keeps is folded into the base; between kept states history is thinned.
 `cdp log` shows every move of the horizon, every stretch that was thinned, and why.")]
@@ -559,13 +560,16 @@ space reaches is reckoned at the rate of this journal.")]
     },
     /// Change what is kept; what is not kept any more goes in the background
     #[command(
-        after_help = "Example:\n  cdp retention set vm1 'every-write 24h, at most 200GiB, at cap drop-oldest'"
+        after_help = "Examples:\n  cdp retention set vm1 'every-write 24h, at most 200GiB, at cap drop-oldest'\n  cdp retention set vm1 'every-write 24h, hourly 7d' --codec zstd"
     )]
     Set {
         /// Which volume
         volume: String,
         /// The policy; see `cdp retention --help`
         policy: String,
+        /// How history that is thinned is compressed: lz4, zstd or none; the same as a clause `codec zstd`
+        #[arg(long, value_name = "CODEC")]
+        codec: Option<String>,
     },
 }
 

@@ -19,7 +19,10 @@ pub fn run(context: &Context, command: RetentionCommand) -> Result<u8> {
     let request = match command {
         RetentionCommand::Show { volume } => Request::Retention { volume },
         RetentionCommand::Simulate { volume, policy } => return simulate(context, volume, policy),
-        RetentionCommand::Set { volume, policy } => Request::SetRetention { volume, policy },
+        RetentionCommand::Set { volume, policy, codec } => {
+            let codec = codec.map(|codec| format!(", codec {codec}")).unwrap_or_default();
+            Request::SetRetention { volume, policy: format!("{policy}{codec}") }
+        }
     };
     let answer = Door::ask_once(&context.config, false, request, &mut |_| Ok(()))?;
     let Response::Retention(retention) = &answer else { return Err(unexpected()) };
@@ -95,6 +98,7 @@ pub fn unmark(context: &Context, volume: String, name: String) -> Result<u8> {
 fn text(retention: &Retention) -> String {
     let mut lines = vec![
         retention.volume.clone(),
+        format!("  size        {} as clients see it", size(retention.sizes.logical)),
         format!("  policy      {}", retention.policy),
         format!("  oldest      lsn:{} at {}", retention.horizon.lsn, retention.horizon.utc),
         format!("  newest      lsn:{} at {}", retention.tip.lsn, retention.tip.utc),
@@ -116,10 +120,18 @@ pub fn size_lines(sizes: &Sizes, cap_bytes: Option<u64>) -> Vec<String> {
         0 => String::new(),
         folds => format!(" (thinned {})", size(folds)),
     };
-    vec![format!(
+    let mut lines = vec![format!(
         "  on disk     journal {}{cap}{folds}, index {}, base {}",
         size(sizes.journal),
         size(sizes.index),
         size(sizes.base)
-    )]
+    )];
+    if sizes.thinned_plain > 0 {
+        lines.push(format!(
+            "  compressed  {} of block versions that were kept when history was thinned take {}",
+            size(sizes.thinned_plain),
+            size(sizes.thinned_stored)
+        ));
+    }
+    lines
 }

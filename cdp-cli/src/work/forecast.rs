@@ -49,8 +49,8 @@ pub fn of(volume: &Volume, now: Timestamp) -> Result<Forecast> {
     let cap_bytes = volume.journal_cap_bytes()?;
     let segment_bytes = volume.identity().segment_bytes;
     let policy = volume.retention();
-    // Thinning begins a segment ahead.
-    let ahead = if policy.at_cap == AtCap::Thin { segment_bytes } else { 0 };
+    // History is thinned, or goes, a little ahead.
+    let ahead = volume.journal_reserve_bytes()?;
     // A whole segment is taken at a time: what is left of the open one still counts as room.
     let left = cap_bytes.saturating_sub(volume.journal_bytes()) / segment_bytes * segment_bytes
         + volume.journal_room_bytes();

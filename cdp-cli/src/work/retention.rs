@@ -51,6 +51,12 @@ pub struct Sizes {
     /// Of these the folds: what is left of history that was thinned.
     #[serde(default)]
     pub folds: u64,
+    /// Bytes of the block versions that folds keep.
+    #[serde(default)]
+    pub thinned_plain: u64,
+    /// What those take, compressed.
+    #[serde(default)]
+    pub thinned_stored: u64,
     /// Runs.
     pub index: u64,
     /// Images and checksums of the base.
@@ -60,7 +66,13 @@ pub struct Sizes {
 impl Sizes {
     /// As the filesystem counts it: holes take nothing.
     pub fn of(volume: &Volume) -> Sizes {
-        let mut sizes = Sizes { logical: volume.size_bytes(), ..Sizes::default() };
+        let thinned = volume.thinned_payload();
+        let mut sizes = Sizes {
+            logical: volume.size_bytes(),
+            thinned_plain: thinned.plain_bytes,
+            thinned_stored: thinned.stored_bytes,
+            ..Sizes::default()
+        };
         // A file that goes away meanwhile takes nothing.
         for entry in fs::read_dir(volume.dir()).into_iter().flatten().flatten() {
             let name = entry.file_name();

@@ -2,13 +2,17 @@
 //! offsets.
 
 use super::bytes::*;
+use super::codec::Codec;
 use super::record::Chain;
 use super::run::{DamageRow, Entry, MarkerRow, Row, Summary};
 use crate::ids::*;
 use crate::limits::{FOLD_BLOCKS_MAX, FOLD_LEVEL_MAX, FOLD_POINTS_MAX};
 
 const MAGIC: [u8; 8] = *b"CDPFOLD\0";
-const VERSION: u16 = 1;
+/// The header once, frames of LZ4 only.
+const VERSION_ONCE: u16 = 1;
+/// The points and the header again at the end.
+const VERSION: u16 = 2;
 const BLOCK: usize = BLOCK_BYTES as usize;
 const CRC_AT: usize = BLOCK - 4;
 const SUFFIX: &str = ".fold";
@@ -23,6 +27,10 @@ pub const POINT_ROW_BYTES: u64 = 24;
 /// The first block of a fold.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FoldHeader {
+    /// Whether points and header stand at the end of the file once more: version 2.
+    pub is_twice: bool,
+    /// How its frames were compressed, where that made them smaller.
+    pub codec: Codec,
     /// Whose history.
     pub volume: VolumeId,
     /// This fold; random.
@@ -71,7 +79,7 @@ pub struct FoldHeader {
     pub points_crc: u32,
     /// CRC of the other tables.
     pub tables_crc: u32,
-    /// BLAKE3 of the file behind this block.
+    /// BLAKE3 of the file behind this block, up to where points and header stand again.
     pub hash: [u8; 32],
 }
 
@@ -80,8 +88,12 @@ impl FoldHeader {
     pub fn encode(&self) -> Box<[u8; BLOCK]> {
         let mut b = Box::new([0; BLOCK]);
         put(&mut b[..], 0, MAGIC);
-        put(&mut b[..], 8, VERSION.to_le_bytes());
+        let version = if self.is_twice { VERSION } else { VERSION_ONCE };
+        put(&mut b[..], 8, version.to_le_bytes());
         b[10] = self.level;
+        if self.is_twice {
+            b[11] = self.codec.number();
+        }
         put(&mut b[..], 16, self.volume.0.to_le_bytes());
         put(&mut b[..], 32, self.id.0.to_le_bytes());
         put(&mut b[..], 40, self.generation.to_le_bytes());
@@ -117,11 +129,18 @@ impl FoldHeader {
 
     /// Reads the header of a file of `file_bytes` bytes; `None` if it is not one, or the file is not whole.
     pub fn decode(b: &[u8; BLOCK], file_bytes: u64) -> Option<FoldHeader> {
-        if b[..8] != MAGIC || get_u16(b, 8) != VERSION || !crc_fits(b) {
+        if b[..8] != MAGIC || !crc_fits(b) {
             return None;
         }
         debug_assert_eq!(CRC_AT + 4, b.len());
+        let (is_twice, codec) = match get_u16(b, 8) {
+            VERSION_ONCE => (false, Codec::Lz4),
+            VERSION => (true, Codec::from_number(b[11])?),
+            _ => return None,
+        };
         let header = FoldHeader {
+            is_twice,
+            codec,
             level: b[10],
             volume: VolumeId(get_u128(b, 16)),
             id: SegmentId(get_u64(b, 32)),
@@ -196,9 +215,22 @@ impl FoldHeader {
         self.events_at() + self.events * MarkerRow::BYTES as u64
     }
 
+    /// Where the tables end.
+    pub fn tables_end(&self) -> u64 {
+        self.damages_at() + self.damages * DamageRow::BYTES as u64
+    }
+
+    /// Where points and header stand again, if they do: in no block of the disk in which they stand first.
+    pub fn copies_at(&self) -> u64 {
+        self.tables_end().next_multiple_of(BLOCK_BYTES)
+    }
+
     /// Length of the file.
     pub fn file_bytes(&self) -> u64 {
-        self.damages_at() + self.damages * DamageRow::BYTES as u64
+        match self.is_twice {
+            true => self.copies_at() + self.points * POINT_ROW_BYTES + BLOCK_BYTES,
+            false => self.tables_end(),
+        }
     }
 }
 
@@ -237,14 +269,9 @@ pub struct FrameRow {
     pub at: u64,
     /// Bytes stored; as many as the payload has: not compressed.
     pub bytes: u32,
-    /// 0 for frames that are not compressed, 1 for LZ4.
+    /// The number of its codec.
     pub codec: u32,
 }
-
-/// Frames as they are.
-pub const CODEC_PLAIN: u32 = 0;
-/// An LZ4 block without a frame of its own.
-pub const CODEC_LZ4: u32 = 1;
 
 impl FrameRow {
     /// The row's bytes.
@@ -271,13 +298,14 @@ pub fn fold_file_bytes(
     events: u64,
     damages: u64,
 ) -> u64 {
-    BLOCK_BYTES
+    let tables_end = BLOCK_BYTES
         + stored_bytes
         + points * POINT_ROW_BYTES
         + payload_blocks.div_ceil(FRAME_BLOCKS) * FRAME_ROW_BYTES
         + entries * Entry::BYTES as u64
         + events * MarkerRow::BYTES as u64
-        + damages * DamageRow::BYTES as u64
+        + damages * DamageRow::BYTES as u64;
+    tables_end.next_multiple_of(BLOCK_BYTES) + points * POINT_ROW_BYTES + BLOCK_BYTES
 }
 
 /// Name of a fold's file: the ordinal of its last segment, and its id.
@@ -306,6 +334,8 @@ mod tests {
 
     fn header() -> FoldHeader {
         let mut header = FoldHeader {
+            is_twice: false,
+            codec: Codec::Lz4,
             volume: VolumeId(7),
             id: SegmentId(0x1122_3344_5566_7788),
             level: 2,
@@ -351,10 +381,24 @@ mod tests {
             hex(&block[..336]),
             hex(&block[CRC_AT..]),
             hex(&PointRow { lsn: Lsn(1), at: Timestamp(2), before: Timestamp(3) }.encode()),
-            hex(&FrameRow { at: 4096, bytes: 77, codec: CODEC_LZ4 }.encode())
+            hex(&FrameRow { at: 4096, bytes: 77, codec: 1 }.encode())
         );
         assert_eq!(text, include_str!("golden/fold-v1.hex"));
         assert_eq!(FoldHeader::decode(&block, header.file_bytes()), Some(header));
+    }
+
+    /// The same of version 2, whose length has room for the copies.
+    #[test]
+    fn golden_bytes_of_version_2() {
+        let header = FoldHeader { is_twice: true, codec: Codec::Zstd, ..header() };
+        let block = header.encode();
+        let text = format!("{}\n{}\n", hex(&block[..336]), hex(&block[CRC_AT..]));
+        assert_eq!(text, include_str!("golden/fold-v2.hex"));
+        assert_eq!(FoldHeader::decode(&block, header.file_bytes()), Some(header));
+        assert_eq!(header.file_bytes(), self::header().file_bytes().next_multiple_of(4096) + 4096 + 48);
+        assert_eq!(FoldHeader::decode(&block, self::header().file_bytes()), None);
+        let stored = header.tables_at - BLOCK_BYTES;
+        assert_eq!(fold_file_bytes(stored, 33, 2, 33, 1, 1), header.file_bytes());
     }
 
     /// A fold that is cut short, or whose numbers lie, must not be taken for history.

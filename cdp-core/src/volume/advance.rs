@@ -157,7 +157,8 @@ impl Volume {
         let mut room = Room::Was;
         loop {
             let mut duties = self.duties.lock().expect("no panics under this lock");
-            if self.excess_bytes()? == 0 {
+            // What is to be left free besides is for upkeep to care for.
+            if self.has_room() {
                 return Ok(room);
             }
             room = Room::Made;
@@ -166,7 +167,7 @@ impl Volume {
                 Step::Worked(_) => {}
                 // The base may rest at the end of the next one only.
                 Step::Idle if sealed => {}
-                Step::Idle if self.excess_bytes()? == 0 => return Ok(room),
+                Step::Idle if self.has_room() => return Ok(room),
                 Step::Idle if self.held_by().is_none() => return Ok(Room::None),
                 // A view that is open for a moment must not fail a write; one that stays may.
                 Step::Idle | Step::Waiting if waited_ms >= READERS_WAIT_MS => return Ok(Room::None),
@@ -178,6 +179,12 @@ impl Volume {
                 }
             }
         }
+    }
+
+    /// Whether the next segment is there, or fits below the cap.
+    fn has_room(&self) -> bool {
+        let ready = self.pool.lock().expect("no panics under this lock").ready();
+        ready > 0 || self.refuse_beyond_cap(self.identity.segment_bytes).is_ok()
     }
 
     /// Only sealed segments can go: seals the oldest one that is full and is not. Whether there was one.

@@ -29,7 +29,7 @@ pub mod rollback;
 pub mod simulate;
 pub mod source;
 pub mod stream;
-mod thin;
+pub mod thin;
 pub mod timeline;
 pub mod upkeep;
 pub mod verify;

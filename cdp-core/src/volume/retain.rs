@@ -235,6 +235,12 @@ impl Volume {
         Ok(aging::excess_bytes(at_cap, used, ready, self.identity.segment_bytes, cap))
     }
 
+    /// So much of its cap the journal leaves free, in bytes: below that its oldest history is thinned or goes.
+    pub fn journal_reserve_bytes(&self) -> Result<u64> {
+        let cap = self.journal_cap_bytes()?;
+        Ok(aging::reserve_bytes(self.retention().at_cap, self.identity.segment_bytes, cap))
+    }
+
     /// The oldest pin, if it keeps a journal that may drop its oldest from doing so.
     pub(super) fn held_by(&self) -> Option<Pin> {
         let drops = self.retention().at_cap != AtCap::Block;

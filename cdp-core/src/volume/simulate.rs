@@ -114,7 +114,7 @@ impl Volume {
         for lsn in &settled.states {
             states.push((*lsn, self.timestamp_of_record(*lsn)?));
         }
-        let (blocks, bytes) = self.measure_fold(&parts, &settled)?;
+        let (blocks, bytes) = self.measure_fold(&parts, &settled, choice.policy.codec)?;
         let fold = MadeFold {
             parts,
             lsns: scene.lsns_of(group),

@@ -30,6 +30,7 @@ use super::aging::{Scene, ThinChoice};
 use super::parts::{LivePart, Part, PartIndex, PartList};
 use super::pins::Thinned;
 use crate::error::{IoContext, Result};
+use crate::format::codec::Codec;
 use crate::format::fold::{FoldHeader, PointRow, fold_run_name};
 use crate::format::ledger::{Fact, Reason};
 use crate::ids::*;
@@ -53,6 +54,8 @@ pub(super) struct Plan {
     pub(super) level: u8,
     /// Why.
     pub(super) reason: Reason,
+    /// How its payload is compressed.
+    pub(super) codec: Codec,
     /// What could be pinned of it before.
     pub(super) before: BTreeMap<Lsn, Thinned>,
 }
@@ -74,7 +77,28 @@ enum Stage {
     Check(PartList),
 }
 
+/// What thinned history holds, and what that takes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ThinnedPayload {
+    /// Bytes of the versions that were kept.
+    pub plain_bytes: u64,
+    /// What they take, compressed.
+    pub stored_bytes: u64,
+}
+
 impl Volume {
+    /// What its folds hold, and what compression makes of it; without their tables.
+    pub fn thinned_payload(&self) -> ThinnedPayload {
+        let mut sum = ThinnedPayload::default();
+        for part in self.parts.list().iter() {
+            if let Some(fold) = &part.segment.fold {
+                sum.plain_bytes += fold.header.payload_blocks * BLOCK_BYTES;
+                sum.stored_bytes += fold.header.tables_at - BLOCK_BYTES;
+            }
+        }
+        sum
+    }
+
     /// One bounded step of thinning: of what is under way, or else of what `choose` finds. A failure is noted, everything
     /// is as before, and it is tried again later. The work done, in bytes; `None` if there is nothing to thin.
     pub(super) fn thin_step<'a>(
@@ -134,6 +158,8 @@ impl Volume {
         let first_ordinal = first.segment.fold.as_ref().map_or(oldest.ordinal, |fold| fold.header.ordinals.0);
         let id = SegmentId((self.shared.clock.random() as u64).max(1));
         let header = FoldHeader {
+            is_twice: true,
+            codec: plan.codec,
             volume: self.identity.id,
             id,
             level: plan.level,
@@ -160,7 +186,7 @@ impl Volume {
             tables_crc: 0,
             hash: [0; 32],
         };
-        let writer = FoldWriter::begin(&self.shared.files, &self.dir, newest.ordinal, id)
+        let writer = FoldWriter::begin(&self.shared.files, &self.dir, newest.ordinal, id, plan.codec)
             .at(|| format!("volume {}: making a fold", self.identity.name))?;
         Ok((header, writer))
     }

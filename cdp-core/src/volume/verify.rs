@@ -10,7 +10,7 @@ use super::upkeep::hash_segment;
 use super::{Health, Volume};
 use crate::error::{IoContext, Kind, Result};
 use crate::format::bytes::crc32;
-use crate::format::fold::{FRAME_BLOCKS, FoldHeader};
+use crate::format::fold::FRAME_BLOCKS;
 use crate::format::mark::{Mark, SLOT_BYTES};
 use crate::ids::*;
 use crate::journal::fold::Fold;
@@ -265,14 +265,12 @@ fn verify_part(part: &Arc<Part>, previous_hash: &[u8; 32], found: &mut Verified)
     Ok(())
 }
 
-/// A fold: its header as it was read, the hash over all else, and each block against its checksum.
+/// A fold: both of its ends, the hash over all between them, and each block against its checksum.
 fn verify_fold(part: &Arc<Part>, fold: &Fold, found: &mut Verified) -> Result<()> {
-    let (segment, context) = (&part.segment, || format!("reading {}", fold.path.display()));
-    let mut block = [0; BLOCK];
-    let file = fold.stored();
-    let bytes = file.len().at(context)?;
-    if file.read_at(0, &mut block).is_err() || FoldHeader::decode(&block, bytes) != Some(fold.header) {
-        found.add_file(&fold.path, 0, "the fold's header is not what was written".to_owned());
+    let segment = &part.segment;
+    if !fold.ends_are_whole() {
+        let what = "the header or the points of the fold are not what was written, at one of its ends";
+        found.add_file(&fold.path, 0, what.to_owned());
     }
     match fold.is_whole() {
         Ok(true) => {}

@@ -140,7 +140,9 @@ fn a_policy_does_what_its_simulation_told() {
             0 => String::new(),
             segments => format!(", at most {}B", segments * SEGMENT_BYTES),
         };
-        let policy = retention::parse(&format!("{text}{cap}")).map_err(|error| error.to_string())?;
+        let codec = ["lz4", "zstd", "none"][chance.below(3) as usize];
+        let policy =
+            retention::parse(&format!("{text}{cap}, codec {codec}")).map_err(|error| error.to_string())?;
         let told = volume.simulate_retention(&policy).map_err(|error| error.to_string())?;
         let again = volume.simulate_retention(&policy).map_err(|error| error.to_string())?;
         ensure!(told == again && told.journal_bytes == volume.journal_bytes(), "{told:?}\n{again:?}");

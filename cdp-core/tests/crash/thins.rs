@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use cdp_core::device::Device;
+use cdp_core::format::fold::FoldHeader;
 use cdp_core::history::retention;
 use cdp_core::ids::*;
 use cdp_core::io::sim::{Chance, Fault, FaultKind, When};
@@ -47,7 +48,8 @@ fn every_boundary_while_history_is_thinned() {
     let mut made = 0;
     with_seeds("every_boundary_while_history_is_thinned", 300, 3, &mut tally, |seed, tally| {
         let mut rig = Rig::new(seed, 1, SEGMENT_BYTES)?;
-        set_policy(&rig, "every-write 10s, every 4s for 60s")?;
+        let codec = ["lz4", "zstd", "none"][seed as usize % 3];
+        set_policy(&rig, &format!("every-write 10s, every 4s for 60s, codec {codec}"))?;
         let mut workload = Workload::turning(seed, 1, rig::VOLUME_BYTES);
         for number in 0..220 {
             rig.step(&workload.step()).map_err(|broken| format!("step {number}: {broken}"))?;
@@ -86,6 +88,12 @@ fn what_a_policy_keeps_stays_exact() {
         let mut levels = 0;
         for number in 0..500 {
             rig.step(&workload.step()).map_err(|broken| format!("step {number}: {broken}"))?;
+            if number % 100 == 50 {
+                // What was thinned before stays as it is until it is made anew.
+                let codec = ["zstd", "lz4", "none"][(number / 100 + seed as usize) % 3];
+                let text = "every-write 15s, every 5s for 50s, every 20s for 150s, named 200s";
+                set_policy(&rig, &format!("{text}, codec {codec}"))?;
+            }
             if number % 3 == 0 {
                 age(&mut rig, 1_500_000_000).map_err(|broken| format!("step {number}: {broken}"))?;
             }
@@ -120,6 +128,49 @@ fn what_a_policy_keeps_stays_exact() {
     });
     println!("{gone} states thinned away, {kept} there; {tally}");
     assert!(gone > 100 && moved > 1, "{moved}");
+}
+
+/// One bad block at either end of a fold, where everything stands that it cannot be read without, must cost nobody a state,
+/// and whoever looks is told.
+#[test]
+fn a_bad_block_at_an_end_of_a_fold_costs_nothing() {
+    let mut rig = Rig::new(345, 1, SEGMENT_BYTES).unwrap();
+    set_policy(&rig, "every-write 5s, every 4s for 1h").unwrap();
+    let mut workload = Workload::turning(345, 1, rig::VOLUME_BYTES);
+    for _ in 0..200 {
+        rig.step(&workload.step()).unwrap();
+        age(&mut rig, 400_000_000).unwrap();
+    }
+    rig.step(&Step::Close).unwrap();
+    let model = rig.models[0].clone();
+    let paths = folds_of_disk(&rig);
+    assert!(!paths.is_empty());
+    rig.volumes.clear();
+    rig.store().close().unwrap();
+    let kept = rig.disk.snapshot();
+    let mut chance = Chance::new(345);
+    for path in &paths {
+        let bytes = rig.disk.contents(path).unwrap().len() as u64;
+        let points_at = {
+            let stored = rig.disk.contents(path).unwrap();
+            let header = FoldHeader::decode(stored[..4096].try_into().unwrap(), bytes).unwrap();
+            header.tables_at
+        };
+        for (at, how) in [(0, 0), (300, 1), (4095, 1), (points_at, 1), (bytes - 4096, 0), (bytes - 1, 1)] {
+            let disk = kept.mount(7).crash_process();
+            match how {
+                0 => disk.make_unreadable(path, at / 512 * 512, 512).unwrap(),
+                _ => disk.rot(path, at, 1 << chance.below(8)).unwrap(),
+            }
+            let store = rig::open(&disk, &rig.clock, &rig.wrap).unwrap();
+            let volume = store.volumes().remove(0);
+            check_volume(&volume, &model, Depth::Quick, &mut chance)
+                .unwrap_or_else(|broken| panic!("{path}, {at} of {bytes}: {broken}"));
+            assert_eq!(volume.health(), cdp_core::volume::Health::Good, "{path}, {at} of {bytes}");
+            let found = verify(&volume, &mut |_, _| Ok(())).unwrap();
+            assert!(found.damage_count > 0, "{path}, {at} of {bytes}: nobody is told");
+        }
+    }
 }
 
 /// A backup that is being read, and a clone, must not lose the state under their hands.

@@ -7,6 +7,7 @@ mod tests;
 
 pub use parse::parse;
 
+use crate::format::codec::Codec;
 use crate::ids::{Lsn, Timestamp};
 use crate::index::Visible;
 
@@ -64,6 +65,8 @@ pub struct Policy {
     pub bytes_max: Option<u64>,
     /// What happens then.
     pub at_cap: AtCap,
+    /// How history that is thinned is compressed.
+    pub codec: Codec,
 }
 
 impl Default for Policy {
@@ -75,6 +78,7 @@ impl Default for Policy {
             named: Keep::Forever,
             bytes_max: None,
             at_cap: AtCap::Block,
+            codec: Codec::default(),
         }
     }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::{AtCap, Keep, Policy, Tier};
 use crate::error::{Error, Kind, Result};
+use crate::format::codec::Codec;
 
 const SECOND: u64 = 1_000_000_000;
 const MINUTE: u64 = 60 * SECOND;
@@ -21,7 +22,7 @@ const TIERS_MAX: usize = 16;
 
 /// What can be written, for errors and help.
 const GRAMMAR: &str = "clauses with commas between them, from: `every-write 24h`, `hourly 7d`, `daily 30d`, \
-`every 10m for 2d`, `named until removed`, `at most 200GiB`, `at cap block|thin|drop-oldest`";
+`every 10m for 2d`, `named until removed`, `at most 200GiB`, `at cap block|thin|drop-oldest`, `codec lz4|zstd|none`";
 
 /// Reads a policy. Clauses that are not there are as in [`Policy::default`].
 pub fn parse(text: &str) -> Result<Policy> {
@@ -41,6 +42,7 @@ pub fn parse(text: &str) -> Result<Policy> {
             ["at", "cap", "block"] => policy.at_cap = AtCap::Block,
             ["at", "cap", "thin"] => policy.at_cap = AtCap::Thin,
             ["at", "cap", "drop-oldest"] => policy.at_cap = AtCap::DropOldest,
+            ["codec", word] => policy.codec = Codec::from_word(word).ok_or_else(wrong)?,
             ["every", every, "for", keep] => {
                 let every_ns = span(every).filter(|ns| *ns > 0).ok_or_else(wrong)?;
                 policy.tiers.push(Tier { every_ns, keep: self::keep(keep).ok_or_else(wrong)? });
@@ -142,6 +144,11 @@ impl fmt::Display for Policy {
             AtCap::Block => ", at cap block",
             AtCap::Thin => ", at cap thin",
             AtCap::DropOldest => ", at cap drop-oldest",
-        })
+        })?;
+        // Programs that do not know the clause read all other policies.
+        match self.codec == Codec::default() {
+            true => Ok(()),
+            false => write!(f, ", codec {}", self.codec),
+        }
     }
 }

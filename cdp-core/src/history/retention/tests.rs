@@ -16,7 +16,15 @@ fn a_policy_reads_as_it_is_printed() {
     assert_eq!(policy.bytes_max, Some(200 << 30));
     assert_eq!(policy.at_cap, AtCap::DropOldest);
     assert_eq!(parse(&policy.to_string()).unwrap(), policy);
-    for other in ["", "at most 300M", "named 5d", "every-write forever, at cap block", "weekly forever"] {
+    for other in [
+        "",
+        "at most 300M",
+        "named 5d",
+        "every-write forever, at cap block",
+        "weekly forever",
+        "codec zstd",
+        "hourly 7d, codec none",
+    ] {
         let policy = parse(other).unwrap();
         assert_eq!(parse(&policy.to_string()).unwrap(), policy, "{other}");
     }
@@ -35,6 +43,8 @@ fn nonsense_is_refused() {
         "at most",
         "at most 5Q",
         "at cap maybe",
+        "codec",
+        "codec gzip",
         "every 0s for 5d",
         "hourly 7d, hourly 8d",
         "every 1h for",

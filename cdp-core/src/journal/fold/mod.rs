@@ -1,5 +1,6 @@
 //! A fold's file, opened: which stretch of history it is, what it keeps, and its payload as a file of blocks.
 
+mod codec;
 mod payload;
 mod write;
 
@@ -7,8 +8,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use codec::pack;
 pub use payload::FoldPayload;
-pub use write::{FoldWriter, pack};
+pub use write::FoldWriter;
 
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::bytes::crc32;
@@ -48,24 +50,40 @@ pub struct Tables {
 }
 
 impl Fold {
-    /// Opens what stands at `path`; `None` if that is no whole fold. Two reads.
+    /// Opens what stands at `path`; `None` if that is no whole fold. Two reads; where header or points are bad, more: they
+    /// stand at the end once more.
     pub fn open(path: &Path, pool: &Arc<FilePool>) -> io::Result<Option<Arc<Fold>>> {
         let file = pool.file(path);
         let bytes = file.len()?;
         if bytes < BLOCK_BYTES {
             return Ok(None);
         }
-        let mut block = [0; BLOCK];
-        file.read_at(0, &mut block)?;
-        let Some(header) = FoldHeader::decode(&block, bytes) else { return Ok(None) };
-        let mut table = vec![0; (header.points * POINT_ROW_BYTES) as usize];
-        file.read_at(header.tables_at, &mut table)?;
-        let (rows, _) = table.as_chunks::<{ POINT_ROW_BYTES as usize }>();
-        let points: Vec<PointRow> = rows.iter().map(PointRow::decode).collect();
-        let within = |point: &PointRow| header.lsns.0 <= point.lsn && point.lsn <= header.lsns.1;
-        let rises = points.windows(2).all(|pair| pair[0].lsn < pair[1].lsn && pair[0].at < pair[1].at);
-        let is_sound = crc32(&table) == header.points_crc && points.iter().all(within) && rises;
-        Ok(is_sound.then(|| Arc::new(Fold { header, points, path: path.to_owned(), file })))
+        let header = match read_header(&*file, 0, bytes) {
+            Ok(Some(header)) => Some(header),
+            // What cannot be read is as bad as what reads wrong.
+            first => match read_header(&*file, bytes - BLOCK_BYTES, bytes) {
+                Ok(Some(copy)) => Some(copy),
+                _ => first?,
+            },
+        };
+        let Some(header) = header else { return Ok(None) };
+        let mut points = read_points(&*file, &header, header.tables_at);
+        if header.is_twice && !matches!(points, Ok(Some(_))) {
+            points = read_points(&*file, &header, header.copies_at());
+        }
+        Ok(points?.map(|points| Arc::new(Fold { header, points, path: path.to_owned(), file })))
+    }
+
+    /// Whether header and points are what was written, both times they stand there.
+    pub fn ends_are_whole(&self) -> bool {
+        let (file, header) = (&*self.file, &self.header);
+        let fits = |at: u64, points_at: u64| {
+            read_header(file, at, header.file_bytes()).is_ok_and(|other| other == Some(*header))
+                && read_points(file, header, points_at)
+                    .is_ok_and(|points| points.as_ref() == Some(&self.points))
+        };
+        fits(0, header.tables_at)
+            && (!header.is_twice || fits(header.file_bytes() - BLOCK_BYTES, header.copies_at()))
     }
 
     /// The segment that it stands for: the last one of those it was made of, with the payload in this fold.
@@ -138,11 +156,11 @@ impl Fold {
         Position { lsn: header.lsns.0.previous(), chain: header.chains.0, timestamp: header.timestamps.0 }
     }
 
-    /// Whether all bytes behind the header are what was written.
+    /// Whether all bytes between its ends are what was written.
     pub fn is_whole(&self) -> io::Result<bool> {
         let mut hasher = blake3::Hasher::new();
         let mut buffer = vec![0; HASH_STEP_BYTES as usize];
-        let (mut at, end) = (BLOCK_BYTES, self.header.file_bytes());
+        let (mut at, end) = (BLOCK_BYTES, self.header.tables_end());
         while at < end {
             let step = (end - at).min(HASH_STEP_BYTES) as usize;
             self.file.read_at(at, &mut buffer[..step])?;
@@ -173,6 +191,25 @@ impl Fold {
         }
         Ok(Tables { entries, events, damages })
     }
+}
+
+/// The header at one of the ends of a file of so many bytes, if one is there.
+fn read_header(file: &dyn File, at: u64, bytes: u64) -> io::Result<Option<FoldHeader>> {
+    let mut block = [0; BLOCK];
+    file.read_at(at, &mut block)?;
+    Ok(FoldHeader::decode(&block, bytes))
+}
+
+/// The points that stand at `at`, if those are what the header says.
+fn read_points(file: &dyn File, header: &FoldHeader, at: u64) -> io::Result<Option<Vec<PointRow>>> {
+    let mut table = vec![0; (header.points * POINT_ROW_BYTES) as usize];
+    file.read_at(at, &mut table)?;
+    let (rows, _) = table.as_chunks::<{ POINT_ROW_BYTES as usize }>();
+    let points: Vec<PointRow> = rows.iter().map(PointRow::decode).collect();
+    let within = |point: &PointRow| header.lsns.0 <= point.lsn && point.lsn <= header.lsns.1;
+    let rises = points.windows(2).all(|pair| pair[0].lsn < pair[1].lsn && pair[0].at < pair[1].at);
+    let is_sound = crc32(&table) == header.points_crc && points.iter().all(within) && rises;
+    Ok(is_sound.then_some(points))
 }
 
 fn read_rows<R: Row>(

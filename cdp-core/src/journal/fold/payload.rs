@@ -4,7 +4,9 @@ use std::io::{self, ErrorKind, IoSlice};
 use std::sync::Arc;
 
 use super::Fold;
-use crate::format::fold::{CODEC_LZ4, CODEC_PLAIN, FRAME_BLOCKS, FRAME_ROW_BYTES, FrameRow};
+use super::codec::unpack;
+use crate::format::codec::Codec;
+use crate::format::fold::{FRAME_BLOCKS, FRAME_ROW_BYTES, FrameRow};
 use crate::ids::BLOCK_BYTES;
 use crate::io::File;
 
@@ -39,17 +41,8 @@ impl FoldPayload {
         }
         let mut stored = vec![0; row.bytes as usize];
         self.fold.file.read_at(row.at, &mut stored)?;
-        match row.codec {
-            CODEC_PLAIN if stored.len() == wanted => Ok(stored),
-            CODEC_LZ4 => {
-                let mut bytes = vec![0; wanted];
-                match lz4_flex::block::decompress_into(&stored, &mut bytes) {
-                    Ok(len) if len == wanted => Ok(bytes),
-                    _ => Ok(vec![0; wanted]),
-                }
-            }
-            _ => Ok(vec![0; wanted]),
-        }
+        let codec = u8::try_from(row.codec).ok().and_then(Codec::from_number);
+        Ok(codec.and_then(|codec| unpack(codec, &stored, wanted)).unwrap_or_else(|| vec![0; wanted]))
     }
 }
 

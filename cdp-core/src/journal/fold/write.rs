@@ -4,10 +4,10 @@ use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::codec::pack;
 use crate::format::bytes::crc32;
-use crate::format::fold::{
-    CODEC_LZ4, CODEC_PLAIN, FRAME_BLOCKS, FoldHeader, FrameRow, PointRow, fold_file_name,
-};
+use crate::format::codec::Codec;
+use crate::format::fold::{FRAME_BLOCKS, FoldHeader, FrameRow, PointRow, fold_file_name};
 use crate::format::run::{DamageRow, Entry, MarkerRow, Row};
 use crate::ids::*;
 use crate::io::{File, Files};
@@ -15,12 +15,6 @@ use crate::io::{File, Files};
 const FRAME_BYTES: usize = (FRAME_BLOCKS * BLOCK_BYTES) as usize;
 /// Rows of a table are written in pieces of about so many bytes.
 const TABLE_STEP_BYTES: usize = 64 << 10;
-
-/// A frame compressed, if that makes it smaller.
-pub fn pack(frame: &[u8]) -> Option<Vec<u8>> {
-    let packed = lz4_flex::block::compress(frame);
-    (packed.len() < frame.len()).then_some(packed)
-}
 
 /// A fold that is being written, under a temporary name.
 ///
@@ -32,6 +26,7 @@ pub struct FoldWriter {
     fresh: PathBuf,
     path: PathBuf,
     file: Arc<dyn File>,
+    codec: Codec,
     end: u64,
     frame: Vec<u8>,
     frames: Vec<FrameRow>,
@@ -40,8 +35,14 @@ pub struct FoldWriter {
 }
 
 impl FoldWriter {
-    /// Begins a fold whose last segment has this ordinal.
-    pub fn begin(files: &Arc<dyn Files>, dir: &Path, ordinal: u64, id: SegmentId) -> io::Result<FoldWriter> {
+    /// Begins a fold whose last segment has this ordinal, with frames compressed like that.
+    pub fn begin(
+        files: &Arc<dyn Files>,
+        dir: &Path,
+        ordinal: u64,
+        id: SegmentId,
+        codec: Codec,
+    ) -> io::Result<FoldWriter> {
         let name = fold_file_name(ordinal, id);
         let (path, fresh) = (dir.join(&name), dir.join(format!("{name}.new")));
         let file = files.create(&fresh)?;
@@ -50,6 +51,7 @@ impl FoldWriter {
             fresh,
             path,
             file,
+            codec,
             end: BLOCK_BYTES,
             frame: Vec::with_capacity(FRAME_BYTES),
             frames: Vec::new(),
@@ -83,11 +85,12 @@ impl FoldWriter {
         if self.frame.is_empty() {
             return Ok(());
         }
-        let packed = pack(&self.frame);
+        let packed = pack(self.codec, &self.frame);
         let (stored, codec) = match &packed {
-            Some(packed) => (packed, CODEC_LZ4),
-            None => (&self.frame, CODEC_PLAIN),
+            Some(packed) => (packed, self.codec),
+            None => (&self.frame, Codec::None),
         };
+        let codec = u32::from(codec.number());
         self.frames.push(FrameRow { at: self.end, bytes: stored.len() as u32, codec });
         self.file.write_bulk_at(self.end, &[IoSlice::new(stored)])?;
         self.hash.update(stored);
@@ -107,6 +110,8 @@ impl FoldWriter {
     ) -> io::Result<FoldHeader> {
         self.end_frame()?;
         let mut header = FoldHeader {
+            is_twice: true,
+            codec: self.codec,
             payload_blocks: self.blocks,
             tables_at: self.end,
             points: points.len() as u64,
@@ -114,19 +119,22 @@ impl FoldWriter {
             damages: damages.len() as u64,
             ..header
         };
-        let table: Vec<u8> = points.iter().flat_map(PointRow::encode).collect();
-        header.points_crc = crc32(&table);
-        self.put(&table)?;
+        let points: Vec<u8> = points.iter().flat_map(PointRow::encode).collect();
+        header.points_crc = crc32(&points);
+        self.put(&points)?;
         let mut crc = crc32fast::Hasher::new();
-        let table: Vec<u8> = self.frames.iter().flat_map(FrameRow::encode).collect();
-        crc.update(&table);
-        self.put(&table)?;
+        let frames: Vec<u8> = self.frames.iter().flat_map(FrameRow::encode).collect();
+        crc.update(&frames);
+        self.put(&frames)?;
         header.entries = self.rows(entries, &mut crc)?;
         self.rows(events.iter().copied(), &mut crc)?;
         self.rows(damages.iter().copied(), &mut crc)?;
         header.tables_crc = crc.finalize();
         header.hash = *self.hash.finalize().as_bytes();
-        self.file.write_at(0, &[IoSlice::new(&header.encode()[..])])?;
+        let block = header.encode();
+        // Without header and points nothing of a fold can be read: they stand at both of its ends.
+        self.file.write_at(header.copies_at(), &[IoSlice::new(&points), IoSlice::new(&block[..])])?;
+        self.file.write_at(0, &[IoSlice::new(&block[..])])?;
         self.file.sync()?;
         Ok(header)
     }

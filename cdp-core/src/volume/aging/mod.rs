@@ -22,6 +22,8 @@ use crate::limits::{FOLD_SEGMENTS_MAX, THIN_SEGMENTS_MAX};
 
 /// Named markers may keep that part of a journal that drops its oldest; beyond it they go with the rest.
 const NAMES_PART: u64 = 2;
+/// At most that part of a cap is left free.
+const RESERVE_PART: u64 = 16;
 
 /// A history, as it is or as it would be.
 pub(super) struct Scene<'a> {
@@ -82,10 +84,21 @@ pub(super) fn excess_bytes(
     if at_cap == AtCap::Block {
         return 0;
     }
-    // Thinning takes its time: it begins a segment ahead.
-    let ahead = u64::from(at_cap == AtCap::Thin);
-    let wanted = segment_bytes * (1u64.saturating_sub(ready) + ahead);
+    let wanted = segment_bytes * 1u64.saturating_sub(ready) + reserve_bytes(at_cap, segment_bytes, cap_bytes);
     (journal_bytes + wanted).saturating_sub(cap_bytes)
+}
+
+/// So much is left free below a cap: a fold is written before what it replaces is given back, and takes at most as much as
+/// the segments that are thinned at once. Of a small cap a part of it; then the cap is passed meanwhile.
+pub(super) fn reserve_bytes(at_cap: AtCap, segment_bytes: u64, cap_bytes: u64) -> u64 {
+    let segments = (cap_bytes / RESERVE_PART / segment_bytes).min(THIN_SEGMENTS_MAX as u64);
+    segment_bytes
+        * match at_cap {
+            AtCap::Block => 0,
+            // Thinning takes its time: it begins a segment ahead at least.
+            AtCap::Thin => segments.max(1),
+            AtCap::DropOldest => segments,
+        }
 }
 
 impl<'a> Scene<'a> {
@@ -435,5 +448,30 @@ impl<'a> Scene<'a> {
     /// The first and the last record of these bricks.
     pub(super) fn lsns_of(&self, group: Group) -> (Lsn, Lsn) {
         (self.bricks[group.from].lsns().0, self.bricks[group.to - 1].lsns().1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever gives a journal 200 GiB has them for something else if it takes 201, even for a minute: what is thinned at
+    /// once fits below the cap. A journal of a few segments keeps as much as it can.
+    #[test]
+    fn a_fold_fits_below_a_cap_that_is_not_small() {
+        let segment = 128 << 20;
+        for at_cap in [AtCap::Thin, AtCap::DropOldest] {
+            let reserve = |cap: u64| reserve_bytes(at_cap, segment, cap);
+            assert_eq!(reserve(200 << 30), THIN_SEGMENTS_MAX as u64 * segment);
+            assert_eq!(reserve(16 << 30), THIN_SEGMENTS_MAX as u64 * segment);
+            assert_eq!(reserve(1 << 30), if at_cap == AtCap::Thin { segment } else { 0 });
+            // Full as soon as what is free is less than that and the next segment.
+            let cap = 20 << 30;
+            let free = reserve(cap) + segment;
+            assert_eq!(excess_bytes(at_cap, cap - free, 0, segment, cap), 0);
+            assert_eq!(excess_bytes(at_cap, cap - free + 1, 0, segment, cap), 1);
+            assert_eq!(excess_bytes(at_cap, cap - free + 1, 1, segment, cap), 0);
+        }
+        assert_eq!(excess_bytes(AtCap::Block, 5, 0, segment, 1), 0);
     }
 }

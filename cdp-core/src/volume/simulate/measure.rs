@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::Result;
+use crate::format::codec::Codec;
 use crate::format::fold::{FRAME_BLOCKS, fold_file_bytes};
 use crate::ids::*;
 use crate::index::{Found, Live, Search, Visible};
@@ -21,11 +22,16 @@ const FRAMES_SAMPLED: u64 = 1024;
 
 impl Volume {
     /// Blocks of payload and length of the fold that parts would become.
-    pub(super) fn measure_fold(&self, parts: &[Arc<Part>], settled: &Settled) -> Result<(u64, u64)> {
+    pub(super) fn measure_fold(
+        &self,
+        parts: &[Arc<Part>],
+        settled: &Settled,
+        codec: Codec,
+    ) -> Result<(u64, u64)> {
         let parts = Arc::new(PartSet::new(parts.to_vec()));
         let (Some(oldest), Some(newest)) = (parts.first(), parts.last()) else { return Ok((0, 0)) };
         let blocks_max: u64 = parts.iter().map(|part| blocks_of(part)).sum();
-        let mut sample = Sample::of(blocks_max);
+        let mut sample = Sample::of(blocks_max, codec);
         let mut index = Live::sparse(oldest.segment.header.first_lsn, newest.last_lsn());
         for piece in settled.stretch.pieces() {
             let visible = Visible::of(vec![piece]);
@@ -84,6 +90,7 @@ fn blocks_of(part: &Part) -> u64 {
 struct Sample {
     /// One frame of so many is compressed.
     every: u64,
+    codec: Codec,
     blocks: u64,
     frame: Vec<(Option<Piece>, Vec<u8>)>,
     frames: u64,
@@ -92,9 +99,9 @@ struct Sample {
 }
 
 impl Sample {
-    fn of(blocks_max: u64) -> Sample {
+    fn of(blocks_max: u64, codec: Codec) -> Sample {
         let every = (blocks_max / FRAME_BLOCKS / FRAMES_SAMPLED).max(1);
-        Sample { every, blocks: 0, frame: Vec::new(), frames: 0, seen_blocks: 0, seen_stored: 0 }
+        Sample { every, codec, blocks: 0, frame: Vec::new(), frames: 0, seen_blocks: 0, seen_stored: 0 }
     }
 
     /// A block of the index, or its bytes.
@@ -124,7 +131,7 @@ impl Sample {
             }
         }
         self.seen_blocks += frame.len() as u64;
-        self.seen_stored += pack(&bytes).map_or(bytes.len(), |packed| packed.len()) as u64;
+        self.seen_stored += pack(self.codec, &bytes).map_or(bytes.len(), |packed| packed.len()) as u64;
     }
 
     /// What all blocks come to.

@@ -34,8 +34,8 @@ impl Volume {
         let parts = Arc::new(PartSet::new(parts));
         match rows {
             Ok(points) => {
-                let (level, reason) = (choice.group.level, choice.reason);
-                Ok(Plan { parts, lsns, pieces: stretch.pieces(), points, level, reason, before })
+                let (level, reason, codec) = (choice.group.level, choice.reason, choice.policy.codec);
+                Ok(Plan { parts, lsns, pieces: stretch.pieces(), points, level, reason, codec, before })
             }
             Err(error) => {
                 self.pins.lock().unthin(lsns.0, before);
