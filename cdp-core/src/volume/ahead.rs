@@ -4,7 +4,8 @@
 use std::sync::atomic::Ordering;
 
 use super::Volume;
-use crate::error::Result;
+use crate::error::{IoContext, Result};
+use crate::format::segment::segment_file_name;
 use crate::ids::BLOCK_BYTES;
 use crate::journal::append::Appender;
 use crate::journal::segment::{self, Fill};
@@ -124,15 +125,22 @@ impl Volume {
 
     /// Makes a segment, if the cap allows one more. Whether it can be used.
     fn make_segment(&self, fill: Fill) -> Result<bool> {
-        let (ordinal, bytes) = {
+        let (ordinal, bytes, used) = {
             let mut pool = self.pool.lock().expect("no panics under this lock");
             if self.refuse_beyond_cap(pool.segment_bytes()).is_err() {
                 return Ok(false);
             }
-            (pool.claim_ordinal(), pool.segment_bytes())
+            (pool.claim_ordinal(), pool.segment_bytes(), self.journal_bytes())
         };
         segment::prepare(&*self.shared.files, &self.dir, ordinal, bytes, fill)?;
-        let is_ready = self.add_to_pool(ordinal, fill);
+        let append = self.append.lock().expect("no panics under this lock");
+        // A writer who could not wait made one meanwhile: then two may be one more than the cap allows.
+        if self.journal_bytes() > used && self.refuse_beyond_cap(bytes).is_err() {
+            let path = self.dir.join(segment_file_name(ordinal));
+            self.shared.files.remove(&path).at(|| format!("removing {}", path.display()))?;
+            return Ok(false);
+        }
+        let is_ready = self.add_to_pool_under(&append, ordinal, fill);
         if is_ready {
             self.journal_bytes.fetch_add(bytes, Ordering::Relaxed);
         }
@@ -141,7 +149,10 @@ impl Volume {
 
     /// A segment is there for use. Whether it came in time.
     pub(super) fn add_to_pool(&self, ordinal: u64, fill: Fill) -> bool {
-        let append = self.append.lock().expect("no panics under this lock");
+        self.add_to_pool_under(&self.append.lock().expect("no panics under this lock"), ordinal, fill)
+    }
+
+    fn add_to_pool_under(&self, append: &Option<Appender>, ordinal: u64, fill: Fill) -> bool {
         let newest_used = append.as_ref().map_or(u64::MAX, |appender| appender.segment.header.ordinal);
         let mut pool = self.pool.lock().expect("no panics under this lock");
         let before = pool.ready();
