@@ -318,8 +318,8 @@ Examples:
   cdp prove disk -- sh -c 'cdp cat \"disk@$CDP_POINT:/app.db\" | check-db'
   cdp mount disk@latest-proven /mnt/past
 
-PROGRAM gets what `cdp bisect` gives, and answers as there. A good state is `latest-proven` from then on, and
-`cdp status` shows its age. On a schedule, in the configuration, run by `cdp serve`:
+PROGRAM gets what `cdp bisect` gives, and answers as there. A good state is `latest-proven` from then on,
+kept as a named marker is until a newer one is proven, and `cdp status` shows its age. On a schedule, in the configuration, run by `cdp serve`:
 
   [volume.disk.prove]
   every = \"24h\"

@@ -16,6 +16,7 @@ mod histories;
 mod merges;
 mod mix;
 mod promotions;
+mod proven;
 mod regressions;
 mod restart;
 mod resyncs;

@@ -44,6 +44,8 @@ pub(super) struct Scene<'a> {
     pub(super) ready: u64,
     /// What holds history, oldest state first.
     pub(super) pins: Vec<Pin>,
+    /// The newest state that a program called good: kept as a named marker is, until a newer one is.
+    proven: Option<(Lsn, Timestamp)>,
 }
 
 /// What is to be done next.
@@ -116,6 +118,8 @@ impl<'a> Scene<'a> {
             cap_bytes,
             ready: volume.pool.lock().expect("no panics under this lock").ready() as u64,
             pins: volume.pins(),
+            // A file that cannot be believed holds nothing back.
+            proven: volume.newest_proof().ok().flatten().map(|proof| (proof.lsn, proof.at)),
         })
     }
 
@@ -231,7 +235,15 @@ impl<'a> Scene<'a> {
                 }));
             }
         }
-        Ok(retention::retained(policy, markers, self.now))
+        let mut retained = retention::retained(policy, markers, self.now);
+        if let Some((proven, _)) = self.proven.filter(|(_, at)| *at < retained.window)
+            && self.oldest.0 <= proven
+            && self.keeps(proven)
+            && let Err(at) = retained.kept.binary_search(&proven)
+        {
+            retained.kept.insert(at, proven);
+        }
+        Ok(retained)
     }
 
     /// Where the horizon should stand by the policy's times: at the oldest state that is kept.
@@ -293,7 +305,11 @@ impl<'a> Scene<'a> {
         let names = self.volume.named_markers();
         let is_wanted =
             |lsn: Lsn, at: Timestamp| self.oldest.0 <= lsn && lsn <= last && at >= since && self.keeps(lsn);
-        names.into_iter().map(|(marker, _)| marker).find(|m| is_wanted(m.lsn, m.at)).map(|m| m.lsn)
+        let name =
+            names.into_iter().map(|(marker, _)| marker).find(|m| is_wanted(m.lsn, m.at)).map(|m| m.lsn);
+        let is_there = |proven: &Lsn| self.oldest.0 <= *proven && *proven <= last && self.keeps(*proven);
+        let proven = self.proven.map(|(lsn, _)| lsn).filter(is_there);
+        name.into_iter().chain(proven).min()
     }
 
     /// States whose records must not be mixed: one for each shape that a retained state from `from` on can have.
