@@ -263,7 +263,8 @@ Examples:
   cdp cp disk@-5m:/etc/passwd .
   cdp cp -r disk@before:upgrade:/var/lib/app ./app-before
 
-Times and permissions are kept, set-uid bits and owners are not. Nothing is written outside of the target, whatever
+Times and permissions are kept, by root the owners too (--no-owners leaves them). Set-uid bits, extended attributes and
+with them ACLs are not: `cdp mount` shows all of it to `cp -a`. Nothing is written outside of the target, whatever
 the image says. Exit code 1: some files could not be copied (they are named); 4: it is there already.")]
     Cp(Cp),
     /// Show the versions of a file across markers
@@ -804,6 +805,9 @@ pub struct Cp {
     /// Replace what is there
     #[arg(long)]
     pub force: bool,
+    /// As root: what is copied is root's, not whose it was
+    #[arg(long)]
+    pub no_owners: bool,
     /// Which partition to look into
     #[arg(long, value_name = "N")]
     pub partition: Option<u32>,

@@ -66,6 +66,40 @@ fn a_file_that_was_destroyed_is_read_from_before() {
     check();
 }
 
+/// Root brings a directory back for people who have to be able to use it; nobody else can give files away, and root need not.
+#[test]
+fn owners_come_back_with_root() {
+    let temp = tempfile::tempdir().unwrap();
+    let image = images::ext4(temp.path(), 32 << 20);
+    for (name, field, value) in [
+        ("/letter", "uid", "1234"),
+        ("/letter", "gid", "1235"),
+        ("/deep", "uid", "4321"),
+        ("/large", "uid", "4294967295"),
+    ] {
+        let set = format!("set_inode_field {name} {field} {value}");
+        let ran =
+            std::process::Command::new("debugfs").args(["-w", "-R", &set]).arg(&image).output().unwrap();
+        assert!(ran.status.success(), "{ran:?}");
+    }
+    let home = home_with(&image);
+    let mine = rustix::process::geteuid().as_raw();
+    let owners = |dir: &str| -> Vec<u32> {
+        let of = |name: &str| home.path(dir).join(name).symlink_metadata().unwrap().uid();
+        ["letter", "deep", "large", "deep/er/note"].map(of).to_vec()
+    };
+    let copied = home.json(&["cp", "-r", "disk:/", "out"]);
+    assert_eq!(copied["copied"]["problems"].as_array().unwrap().len(), 0, "{copied}");
+    let listed = home.json(&["ls", "disk:/letter"])["entries"][0]["owner"].clone();
+    assert_eq!(listed, serde_json::json!([1234, 1235]));
+    // The kernel has no user with the last number.
+    let there = [1234, 4321, mine, std::fs::metadata(&image).unwrap().uid()];
+    assert_eq!(owners("out"), if mine == 0 { there.to_vec() } else { vec![mine; 4] });
+    assert_eq!(home.path("out/letter").metadata().unwrap().gid() == 1235, mine == 0);
+    home.json(&["cp", "-r", "--no-owners", "disk:/", "plain"]);
+    assert_eq!(owners("plain"), [mine; 4]);
+}
+
 /// A whole directory comes back with its times and permissions, and nothing that is there is lost without a word.
 #[test]
 fn directories_are_copied_with_times_and_nothing_is_overwritten_unasked() {

@@ -281,7 +281,11 @@ pub fn cp(context: &Context, arguments: &cli::Cp) -> Result<u8> {
         entry.name = name.unwrap_or_default();
         let total = entry.bytes;
         let bar = Bar::default();
-        let options = CopyOptions { recursive: arguments.recursive, force: arguments.force };
+        let options = CopyOptions {
+            recursive: arguments.recursive,
+            force: arguments.force,
+            owners: rustix::process::geteuid().is_root() && !arguments.no_owners,
+        };
         let copied = copy(&mut tree, &path, &entry, &arguments.target, options, &mut |done| {
             bar.show(Progress { what: "copying".to_owned(), done, total: total.max(done) });
             Ok(())

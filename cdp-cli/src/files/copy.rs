@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use cdp_core::error::{Error, IoContext, Kind, Result};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
 use serde::Serialize;
 
 use super::contain::Contained;
@@ -49,6 +49,8 @@ pub struct CopyOptions {
     pub recursive: bool,
     /// Replace what is there.
     pub force: bool,
+    /// Give what is copied the owners that it has there. Only root may.
+    pub owners: bool,
 }
 
 /// Copies the file or directory at `path` to `target`, or into it if that is a directory. Trouble with a single
@@ -90,7 +92,7 @@ pub fn copy(
     let dir = rustix::fs::openat(CWD, dir, flags, Mode::empty());
     let dir =
         dir.map_err(std::io::Error::from).at(|| format!("opening the directory for {}", target.display()))?;
-    let mut work = Work { tree, options, copied: Copied::default(), watch };
+    let mut work = Work { tree, options, copied: Copied::default(), watch, ownerless: false };
     let entry = Entry { name: name.as_bytes().to_vec(), ..entry.clone() };
     work.one(dir.as_fd(), path, &entry)?;
     Ok(work.copied)
@@ -101,6 +103,8 @@ struct Work<'a> {
     options: CopyOptions,
     copied: Copied,
     watch: &'a mut dyn FnMut(u64) -> Result<()>,
+    /// An owner could not be kept, and that was said.
+    ownerless: bool,
 }
 
 impl Work<'_> {
@@ -113,6 +117,21 @@ impl Work<'_> {
                 self.copied.problems.push(format!("{}: a {what} is left out", shown(path)));
                 Ok(())
             }
+        }
+    }
+
+    /// Whose it is to be; nobody's that the kernel does not know.
+    fn owner(&self, entry: &Entry) -> Option<(Uid, Gid)> {
+        let (user, group) = entry.owner.filter(|_| self.options.owners)?;
+        let is_somebody = user != u32::MAX && group != u32::MAX;
+        is_somebody.then(|| (Uid::from_raw(user), Gid::from_raw(group)))
+    }
+
+    /// Not every filesystem has owners: the content is worth more, and the first one is named.
+    fn note_owner(&mut self, path: &Names, outcome: rustix::io::Result<()>) {
+        if let (Err(error), false) = (outcome, self.ownerless) {
+            self.ownerless = true;
+            self.copied.problems.push(format!("{}: its owner cannot be kept here: {error}", shown(path)));
         }
     }
 
@@ -144,6 +163,9 @@ impl Work<'_> {
         let file = File::from(opened.map_err(std::io::Error::from).at(place)?);
         let written = self.content(&file, path, entry);
         let named = written.and_then(|bytes| {
+            if let Some((user, group)) = self.owner(entry) {
+                self.note_owner(path, rustix::fs::fchown(&file, Some(user), Some(group)));
+            }
             let mode = entry.mode.unwrap_or(MODE_FILE) & MODE_MASK;
             rustix::fs::fchmod(&file, Mode::from_raw_mode(mode.into()))
                 .map_err(std::io::Error::from)
@@ -198,6 +220,10 @@ impl Work<'_> {
         }
         let made = rustix::fs::symlinkat(OsStr::from_bytes(text), dir, name);
         made.map_err(std::io::Error::from).at(place)?;
+        if let Some((user, group)) = self.owner(entry) {
+            let flags = AtFlags::SYMLINK_NOFOLLOW;
+            self.note_owner(path, rustix::fs::chownat(dir, name, Some(user), Some(group), flags));
+        }
         if let Some(times) = times(entry) {
             // Not every filesystem keeps times of links.
             let _ = rustix::fs::utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW);
@@ -236,6 +262,10 @@ impl Work<'_> {
                 Err(error) if matches!(error.kind(), Kind::NoSpace | Kind::Closed) => return Err(error),
                 Err(error) => self.copied.problems.push(error.to_string()),
             }
+        }
+        // Last of all: until then nobody but us can enter it.
+        if let Some((user, group)) = self.owner(entry) {
+            self.note_owner(path, rustix::fs::fchown(&made, Some(user), Some(group)));
         }
         let mode = entry.mode.unwrap_or(MODE_DIRECTORY) & MODE_MASK;
         rustix::fs::fchmod(&made, Mode::from_raw_mode(mode.into()))

@@ -1,9 +1,10 @@
-//! Dirty bitmaps of exports: the blocks that changed since any point, for clients that know QEMU's.
+//! Dirty bitmaps of exports: the blocks that changed since any point, for clients that know QEMU's. `POINT` is one of the
+//! volume itself, `VOL@POINT` one of a volume that it shares history with: its parent, its clone, another clone of its parent.
 
 use std::sync::Arc;
 
 use cdp_core::error::{Error, Kind, Result};
-use cdp_core::history::point::{Timeline, Zone};
+use cdp_core::history::point::{Timeline, Zone, split_export};
 use cdp_core::ids::{BLOCK_BYTES, Extent, Lsn};
 use cdp_core::store::Store;
 use cdp_core::view::View;
@@ -11,6 +12,7 @@ use cdp_core::volume::Volume;
 use cdp_core::volume::changed::Changes;
 use cdp_nbd::{Bitmap, BitmapInfo, Bitmaps};
 
+use crate::work::diff::lineage;
 use crate::work::points::{self, Target};
 
 /// So many named markers are listed as bitmaps, the newest.
@@ -41,12 +43,17 @@ impl PointBitmaps {
 /// What a bitmap of this name means on a volume.
 pub fn find(store: &Store, volume: &Arc<Volume>, name: &str) -> Result<BitmapInfo> {
     let target = target(store, volume, name)?;
-    Ok(BitmapInfo { name: name.to_owned(), key: target.resolved.absolute_name })
+    Ok(BitmapInfo { name: name.to_owned(), key: absolute_name(volume, &target) })
 }
 
 /// The point since which changes are shown.
 pub fn target(store: &Store, volume: &Arc<Volume>, text: &str) -> Result<Target> {
-    let target = points::of_volume(store, volume.clone(), text, &Zone::system()?)?;
+    let (other, point) = match split_export(text) {
+        (other, Some(point)) => (store.volume(other)?, point),
+        _ => (volume.clone(), text),
+    };
+    refuse_strangers(store, volume, &other)?;
+    let target = points::of_volume(store, other, point, &Zone::system()?)?;
     if target.request.clone.is_some() {
         let context = format!("changes are counted from a point, and `{text}` asks for a clone");
         return Err(Error::new(Kind::Invalid, context).hint("leave `+rw` out"));
@@ -54,14 +61,52 @@ pub fn target(store: &Store, volume: &Arc<Volume>, text: &str) -> Result<Target>
     Ok(target)
 }
 
-/// The name under which the one bitmap of `…+since:POINT` is listed: it means the same when it is asked for.
-pub fn listed_name(since: &Target) -> String {
-    if since.resolved.relative { since.resolved.absolute_name.clone() } else { since.asked.clone() }
+/// An error unless changes from one to the other can be told.
+fn refuse_strangers(store: &Store, volume: &Arc<Volume>, other: &Arc<Volume>) -> Result<()> {
+    let family = |volume: &Arc<Volume>| -> Vec<_> {
+        let view = Arc::new(View::new(volume.clone(), volume.tip_lsn()));
+        lineage(store, view).iter().map(|view| view.volume().identity().id).collect()
+    };
+    let ours = family(volume);
+    if family(other).iter().any(|id| ours.contains(id)) {
+        return Ok(());
+    }
+    let context = format!("{} and {} have no history in common", volume.name(), other.name());
+    Err(Error::new(Kind::Invalid, context).hint(
+        "changes can be told since a point of the volume itself, of its parent, or of another clone of that",
+    ))
 }
 
-/// Newest first: the named markers before `to`, and then the beginning. Never one alone, which a client that takes the
+/// How a point is called among the bitmaps of a volume; for ever the same one.
+pub fn absolute_name(volume: &Arc<Volume>, since: &Target) -> String {
+    named(volume, since, &since.resolved.absolute_name)
+}
+
+fn named(volume: &Arc<Volume>, since: &Target, point: &str) -> String {
+    match Arc::ptr_eq(volume, &since.volume) {
+        true => point.to_owned(),
+        false => format!("{}@{point}", since.volume.name()),
+    }
+}
+
+/// The name under which the one bitmap of `…+since:POINT` is listed: it means the same when it is asked for.
+pub fn listed_name(volume: &Arc<Volume>, since: &Target) -> String {
+    match since.resolved.relative {
+        true => absolute_name(volume, since),
+        false => named(volume, since, &since.asked),
+    }
+}
+
+/// The bitmap of a clone against its parent: what it began with, as long as it reads there and the parent can be named.
+fn parent_name(store: &Store, volume: &Volume) -> Option<String> {
+    let parent = volume.parent()?;
+    let volume = store.volumes().into_iter().find(|volume| volume.identity().id == parent.id)?;
+    Some(format!("{}@lsn:{}", volume.name(), parent.lsn))
+}
+
+/// Newest first: the named markers before `to`, then of a clone what it began with, and then the beginning. Never one alone, which a client that takes the
 /// only one there is might take without knowing what it means; `+since:` is for those.
-pub fn listed_names(volume: &Volume, to: Lsn) -> Vec<String> {
+pub fn listed_names(store: &Store, volume: &Volume, to: Lsn) -> Vec<String> {
     let mut names = Vec::new();
     for (marker, _) in volume.named_markers().into_iter().rev().filter(|(marker, _)| marker.lsn < to) {
         if names.len() == LISTED_MAX {
@@ -73,6 +118,7 @@ pub fn listed_names(volume: &Volume, to: Lsn) -> Vec<String> {
             names.push(marker.name);
         }
     }
+    names.extend(parent_name(store, volume));
     if !names.is_empty() {
         names.push(START.to_owned());
     }
@@ -82,10 +128,13 @@ pub fn listed_names(volume: &Volume, to: Lsn) -> Vec<String> {
 impl Bitmaps for PointBitmaps {
     fn open(&self, key: &str) -> Result<Arc<dyn Bitmap>> {
         let since = target(&self.store, &self.volume, key)?;
-        let from = Arc::new(View::new(self.volume.clone(), since.resolved.lsn));
+        let from = lineage(&self.store, Arc::new(View::new(since.volume, since.resolved.lsn)));
         Ok(match &self.to {
-            Some(to) => Arc::new(Changed(Changes::between(from, to.clone())?)),
-            None => Arc::new(ChangedUntilNow(from)),
+            Some(to) => Arc::new(Changed(Changes::across(&from, &lineage(&self.store, to.clone()))?)),
+            None => {
+                let (store, volume) = (self.store.clone(), self.volume.clone());
+                Arc::new(ChangedUntilNow { store, volume, from })
+            }
         })
     }
 }
@@ -94,7 +143,11 @@ impl Bitmaps for PointBitmaps {
 struct Changed(Changes);
 
 /// Between a view and the tip.
-struct ChangedUntilNow(Arc<View>);
+struct ChangedUntilNow {
+    store: Arc<Store>,
+    volume: Arc<Volume>,
+    from: Vec<Arc<View>>,
+}
 
 impl Bitmap for Changed {
     fn stretches(&self, offset: u64, len: u64, stretches_max: usize) -> Result<Vec<(u64, bool)>> {
@@ -104,9 +157,9 @@ impl Bitmap for Changed {
 
 impl Bitmap for ChangedUntilNow {
     fn stretches(&self, offset: u64, len: u64, stretches_max: usize) -> Result<Vec<(u64, bool)>> {
-        let volume = self.0.volume();
-        let tip = Arc::new(View::new(volume.clone(), volume.tip_lsn()));
-        stretches(&Changes::between(self.0.clone(), tip)?, offset, len, stretches_max)
+        let tip = Arc::new(View::new(self.volume.clone(), self.volume.tip_lsn()));
+        let changes = Changes::across(&self.from, &lineage(&self.store, tip))?;
+        stretches(&changes, offset, len, stretches_max)
     }
 }
 

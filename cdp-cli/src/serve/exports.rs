@@ -115,7 +115,7 @@ impl Found {
                 let mut point = target.resolved.absolute_name.clone();
                 let suffix = match &target.request.clone {
                     None => match since {
-                        Some(since) => format!("{SINCE}{}", since.resolved.absolute_name),
+                        Some(since) => format!("{SINCE}{}", bitmaps::absolute_name(&target.volume, since)),
                         None => String::new(),
                     },
                     Some(CloneRequest::Private) => "+rw".to_owned(),
@@ -180,7 +180,11 @@ fn describe_live(volume: &Volume) -> String {
 fn describe_past(target: &Target, since: Option<&Target>) -> String {
     let kind = if target.request.clone.is_some() { "throw-away clone of" } else { "as of" };
     let since = since.map(|since| {
-        format!(", with the changes since {} (lsn:{})", format_utc(since.resolved.at), since.resolved.lsn)
+        let of = match Arc::ptr_eq(&since.volume, &target.volume) {
+            true => String::new(),
+            false => format!("{}@", since.volume.name()),
+        };
+        format!(", with the changes since {} ({of}lsn:{})", format_utc(since.resolved.at), since.resolved.lsn)
     });
     let since = since.unwrap_or_default();
     format!("{kind} {} (lsn:{}){since}", format_utc(target.resolved.at), target.resolved.lsn)
@@ -289,11 +293,13 @@ impl Exports for StoreExports {
 
     fn bitmaps(&self, export: &str, _peer: &Peer) -> Result<Vec<String>> {
         Ok(match self.find(export)? {
-            Found::Live(volume) => bitmaps::listed_names(&volume, Lsn::MAX),
+            Found::Live(volume) => bitmaps::listed_names(&self.store, &volume, Lsn::MAX),
             Found::Past(past) => match *past {
-                Past { since: Some(since), .. } => vec![bitmaps::listed_name(&since)],
+                Past { target, since: Some(since) } => vec![bitmaps::listed_name(&target.volume, &since)],
                 Past { target, .. } if target.request.clone.is_some() => Vec::new(),
-                Past { target, .. } => bitmaps::listed_names(&target.volume, target.resolved.lsn),
+                Past { target, .. } => {
+                    bitmaps::listed_names(&self.store, &target.volume, target.resolved.lsn)
+                }
             },
         })
     }

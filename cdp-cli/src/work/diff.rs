@@ -40,8 +40,8 @@ pub struct DiffPage {
 }
 
 /// A view, the one that is its base if its volume is a clone, and so on. Ends where a parent is not there.
-fn lineage(store: &Store, view: View) -> Vec<Arc<View>> {
-    let mut views = vec![Arc::new(view)];
+pub fn lineage(store: &Store, view: Arc<View>) -> Vec<Arc<View>> {
+    let mut views = vec![view];
     while let Some(parent) = views.last().and_then(|view| view.volume().parent())
         && views.len() < LINEAGE_MAX
         && let Some(volume) = store.volumes().into_iter().find(|volume| volume.identity().id == parent.id)
@@ -61,7 +61,7 @@ pub fn page(store: &Store, diff: &Diff, zone: &Zone) -> Result<DiffPage> {
         if target.request.clone.is_some() {
             return Err(Error::new(Kind::Invalid, format!("{text} asks for a clone")).hint("leave `+rw` out"));
         }
-        Ok(lineage(store, View::new(target.volume, target.resolved.lsn)))
+        Ok(lineage(store, Arc::new(View::new(target.volume, target.resolved.lsn))))
     };
     let mut changes = Changes::across(&views(&diff.from)?, &views(&diff.to)?)?;
     if diff.content {
