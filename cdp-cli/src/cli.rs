@@ -461,16 +461,17 @@ pub struct Serve {
 /// `cdp replica`.
 #[derive(Debug, Subcommand)]
 pub enum ReplicaCommand {
-    /// Keep a replica of a volume at another site from now on
+    /// Keep a replica of a volume, or of each member of a group, at another site from now on
     #[command(after_help = "Example:\n  cdp replica add vm1 second-site.example:10811 --limit 20MiB")]
     Add {
-        /// Which volume
+        /// Which volume or group
         volume: String,
         /// The other site
         #[arg(value_name = "HOST:PORT")]
         address: String,
-        /// Send no more than so many bytes a second
-        #[arg(long, value_name = "SIZE[/s]")]
+        /// Send no more than so many bytes a second, always or at times of the day: 20MiB/s,
+        /// 20MiB/s@08:00-18:00,100MiB/s
+        #[arg(long, value_name = "LIMIT")]
         limit: Option<String>,
         /// Where the journal is full and its policy is `at cap drop-oldest`: give the replica up instead of refusing
         /// writes; `cdp status` says so then
@@ -480,13 +481,36 @@ pub enum ReplicaCommand {
     /// Say how the replicas are doing
     #[command(after_help = "Example:\n  cdp replica list --json")]
     List {
-        /// Only those of this volume
+        /// Only those of this volume or group
         volume: Option<String>,
     },
-    /// Send no more to a replica, and keep nothing for it; what it has stays there
+    /// Change how fast a replica is fed, at once
+    #[command(
+        after_help = "Example:\n  cdp replica limit vm1 second-site.example:10811 20MiB/s@08:00-18:00,none"
+    )]
+    Limit {
+        /// Which volume or group
+        volume: String,
+        /// The other site
+        #[arg(value_name = "HOST:PORT")]
+        address: String,
+        /// So many bytes a second at most, always or at times of the day on this machine's clocks; none for no limit
+        #[arg(value_name = "LIMIT")]
+        limit: String,
+    },
+    /// At a second site: first copies that are not whole, of volumes that are no replicas yet
+    ///
+    /// One that nobody goes on with for a week is removed by itself.
+    #[command(after_help = "Example:\n  cdp replica copies --drop vm1")]
+    Copies {
+        /// Remove one first, by its name or id; it is refused while it is sent
+        #[arg(long, value_name = "NAME|ID")]
+        drop: Option<String>,
+    },
+    /// Send no more to a replica, and keep nothing for it; what it has stays there (`replica copies` there for half a copy)
     #[command(after_help = "Example:\n  cdp replica remove vm1 second-site.example:10811")]
     Remove {
-        /// Which volume
+        /// Which volume or group
         volume: String,
         /// The other site
         #[arg(value_name = "HOST:PORT")]

@@ -34,6 +34,7 @@ struct FileKeys {
     index_memory: Option<String>,
     replica_listen: Option<SocketAddr>,
     pki: Option<PathBuf>,
+    lag_alarm: Option<String>,
     #[serde(default)]
     volume: BTreeMap<String, VolumeKeys>,
 }
@@ -83,6 +84,8 @@ pub struct Config {
     pub replica_listen: Option<SocketAddr>,
     /// Certificates for replication; without it, `pki` in the store.
     pub pki: Option<PathBuf>,
+    /// A replica that is so far behind is a reason to act, in nanoseconds.
+    pub lag_alarm_ns: Option<u64>,
 }
 
 /// What was said on the command line or in the environment; that wins over the file.
@@ -142,6 +145,7 @@ impl Config {
             index_memory_bytes,
             replica_listen: keys.replica_listen,
             pki: keys.pki,
+            lag_alarm_ns: keys.lag_alarm.as_deref().map(units::parse_duration).transpose()?,
         })
     }
 }
@@ -174,7 +178,7 @@ fn read(path: &Path) -> Result<FileKeys> {
     let text = std::fs::read_to_string(path).at(place)?;
     toml::from_str(&text).map_err(|error| {
         Error::new(Kind::Invalid, format!("{}: {}", path.display(), error.to_string().trim_end()))
-            .hint("keys: store, socket, listen, insecure_plaintext, io_uring, on_alarm, clone_cap, index_memory, replica_listen, pki, [volume.NAME.prove]")
+            .hint("keys: store, socket, listen, insecure_plaintext, io_uring, on_alarm, clone_cap, index_memory, replica_listen, pki, lag_alarm, [volume.NAME.prove]")
     })
 }
 

@@ -11,6 +11,7 @@ pub mod follow;
 pub mod hooks;
 pub mod host;
 pub mod image;
+pub mod rates;
 pub mod reach;
 pub mod report;
 pub mod serve;

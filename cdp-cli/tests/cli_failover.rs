@@ -112,6 +112,11 @@ fn there_and_back_again() {
     assert_eq!(bytes(&server_a, "disk-orphan-1@only-here"), unseen);
     assert_eq!(bytes(&server_a, "disk@lsn:1"), bytes(&server_b, "disk@lsn:1"));
     put(&mut server_a.connect("disk-orphan-1").unwrap(), 0, b"it is a volume like any other").unwrap();
+    // The way back stays known; until then nothing knocks at the other site, and nothing is kept for it here.
+    wait_until("the old primary's link rests", || a.json(&["replica", "list"])[0]["state"] == "resting");
+    wait_until("nothing is held for it", || {
+        !status(&a)["pins"].as_array().unwrap().iter().any(|pin| pin.to_string().contains("the replica at"))
+    });
 
     // Back, as planned.
     let held = server_b.connect("disk").unwrap();

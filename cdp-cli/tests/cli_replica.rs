@@ -197,3 +197,122 @@ fn a_disk_from_an_image_is_copied_while_it_is_in_use() {
     a.stop();
     b.stop();
 }
+
+/// A first copy that nobody will end any more fills the second site's disk, and nobody knows of it: it is shown there,
+/// and goes when somebody says so, but not while it is being sent. And the limit that holds it up is changed at once.
+#[test]
+fn what_is_left_of_a_first_copy_is_seen_and_removed() {
+    let sites = Sites::new();
+    let mut noise = 0x9e37_79b9_7f4a_7c15u64;
+    let image: Vec<u8> = (0..1 << 20)
+        .flat_map(|_| {
+            noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            noise.to_be_bytes()
+        })
+        .collect();
+    std::fs::write(sites.a.path("old.img"), &image).unwrap();
+    assert_eq!(sites.a.run(&["create", "vm", "--from", "old.img"]).code, 0);
+    let a = sites.serve_a();
+    let b = sites.serve_b("127.0.0.1:0");
+    let address = address_of(&b);
+    let wrong = sites.a.run(&["replica", "add", "vm", &address, "--limit", "1M@8-18"]);
+    assert_ne!(wrong.code, 0, "{wrong:?}");
+    let added = sites.a.json(&["replica", "add", "vm", &address, "--limit", "64K/s@00:00-24:00,none"]);
+    assert_eq!(added[0]["limit"], "64 KiB/s@00:00-24:00,none", "{added}");
+    assert_eq!(added[0]["limit_bytes_per_s"], 64 << 10, "{added}");
+    let copies = || sites.b.json(&["replica", "copies"]);
+    let until = Instant::now() + PATIENCE;
+    while copies()[0]["active"] != true {
+        assert!(Instant::now() < until, "{}", copies());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(copies()[0]["name"], "vm", "{}", copies());
+    let refused = sites.b.run(&["replica", "copies", "--drop", "vm"]);
+    assert!(refused.code != 0 && refused.err.contains("being sent"), "{refused:?}");
+    assert_eq!(sites.a.run(&["replica", "remove", "vm", &address]).code, 0);
+    let until = Instant::now() + PATIENCE;
+    while copies()[0]["active"] == true {
+        assert!(Instant::now() < until, "{}", copies());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_ne!(sites.b.run(&["replica", "copies", "--drop", "other"]).code, 0);
+    assert_eq!(sites.b.json(&["replica", "copies", "--drop", "vm"]), Value::Array(Vec::new()));
+    // Again, and without a limit in the middle of it.
+    assert_eq!(sites.a.run(&["replica", "add", "vm", &address, "--limit", "64K/s"]).code, 0);
+    let limited = sites.a.json(&["replica", "limit", "vm", &address, "none"]);
+    assert_eq!(limited[0]["limit"], Value::Null, "{limited}");
+    sites.caught_up();
+    assert_eq!(copies(), Value::Array(Vec::new()));
+    a.stop();
+    b.stop();
+}
+
+/// Whoever may lose ten seconds and no more has to hear of it when a replica is further behind.
+#[test]
+fn a_lag_beyond_the_limit_is_an_alarm() {
+    let sites = Sites::new();
+    std::fs::create_dir_all(sites.a.path(".config/cdp")).unwrap();
+    std::fs::write(sites.a.path(".config/cdp/config.toml"), "lag_alarm = \"1s\"\n").unwrap();
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = nobody.local_addr().unwrap().to_string();
+    drop(nobody);
+    let a = sites.serve_a();
+    assert_eq!(sites.a.run(&["replica", "add", "disk", &address]).code, 0);
+    put(&mut a.connect("disk").unwrap(), 0, &[1; 4096]).unwrap();
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let ran = sites.a.run(&["status"]);
+        if ran.out.contains("more than 1s") {
+            assert_ne!(ran.code, 0, "{ran:?}");
+            break;
+        }
+        assert!(Instant::now() < until, "{ran:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(sites.a.json(&["replica", "list"])[0]["lag_alarm_ns"], 1_000_000_000);
+    a.stop();
+}
+
+/// A database with its log on another disk is one thing to whoever replicates it: its group is fed, shown, and promoted as
+/// a whole, at an instant that is complete for all of it though one member has nothing to send.
+#[test]
+fn a_group_is_fed_and_shown_as_one() {
+    let sites = Sites::new();
+    for name in ["data", "log"] {
+        assert_eq!(sites.a.run(&["create", name, "--size", "16M"]).code, 0);
+    }
+    assert_eq!(sites.a.run(&["group", "create", "base", "data", "log"]).code, 0);
+    let a = sites.serve_a();
+    let b = sites.serve_b("127.0.0.1:0");
+    let address = address_of(&b);
+    assert_eq!(sites.a.run(&["replica", "add", "log", &address]).code, 0);
+    let refused = sites.a.run(&["replica", "add", "base", &address]);
+    assert_ne!(refused.code, 0, "one of them has it already: {refused:?}");
+    let before = sites.a.json(&["replica", "list"]);
+    assert_eq!(before.as_array().unwrap().len(), 1, "none or all: {before}");
+    assert_eq!(sites.a.json(&["replica", "remove", "base", &address]), Value::Array(Vec::new()));
+    let added = sites.a.json(&["replica", "add", "base", &address]);
+    assert_eq!(added.as_array().unwrap().len(), 2, "{added}");
+    put(&mut a.connect("data").unwrap(), 0, &[3; 5000]).unwrap();
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let shown = sites.a.run(&["replica", "list", "base"]);
+        let head = shown.out.lines().next().unwrap_or_default().to_owned();
+        let written =
+            head.contains("2 volumes, all up-to-date") && head.contains("complete for all of them through");
+        let replicas = sites.a.json(&["replica", "list", "base"]);
+        if written && replicas.as_array().unwrap().iter().all(|one| one["lag_records"] == 0) {
+            assert!(head.starts_with("group base  at "), "{head}");
+            break;
+        }
+        assert!(Instant::now() < until, "{shown:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(sites.b.run(&["group", "create", "base", "data", "log"]).code, 0);
+    let planned = sites.b.json(&["failover", "base", "--dry-run"]);
+    assert_eq!(planned.as_array().unwrap().len(), 2, "{planned}");
+    assert_eq!(sites.a.json(&["replica", "limit", "base", &address, "1M"])[1]["limit_bytes_per_s"], 1 << 20);
+    assert_eq!(sites.a.json(&["replica", "remove", "base", &address]), Value::Array(Vec::new()));
+    a.stop();
+    b.stop();
+}

@@ -22,6 +22,9 @@ pub const UNSYNCED_NS_MAX: u64 = 100_000_000;
 /// The same of a replica's records, where whoever receives them has not synced them: they were never answered here.
 pub const REPLICA_UNSYNCED_NS_MAX: u64 = 1_000_000_000;
 
+/// First copies that nobody goes on with are looked for so often, in nanoseconds.
+pub const COPIES_LOOK_NS: u64 = 3_600_000_000_000;
+
 /// Unflushed bytes that start a write-out before its time.
 pub const UNSYNCED_BYTES_MAX: u64 = 64 << 20;
 

@@ -24,6 +24,7 @@ pub mod resync;
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::base::BaseWriter;
@@ -76,6 +77,9 @@ pub struct Store {
     changing: Mutex<()>,
     // Held while a volume that was made gets its name. Taken before `groups`.
     naming: Mutex<()>,
+    copying: copies::Active,
+    // When idle copies were looked for.
+    copies_looked_ns: AtomicU64,
     // Held until the store is dropped.
     _lock: Box<dyn Lock>,
 }
@@ -229,6 +233,8 @@ impl Store {
             hidden: Mutex::new(BTreeMap::new()),
             changing: Mutex::new(()),
             naming: Mutex::new(()),
+            copying: Mutex::default(),
+            copies_looked_ns: AtomicU64::new(0),
             _lock: lock,
         };
         store.finish_cloning()?;
@@ -590,7 +596,14 @@ impl Store {
     /// The slow duties of all volumes. Gives the errors that occurred.
     pub fn maintain(&self) -> Vec<Error> {
         self.reopen_where_space_is_back();
-        self.volumes().iter().filter_map(|volume| volume.maintain().err()).collect()
+        let mut errors: Vec<Error> =
+            self.volumes().iter().filter_map(|volume| volume.maintain().err()).collect();
+        let now_ns = self.shared.clock.elapsed_ns();
+        if now_ns.saturating_sub(self.copies_looked_ns.load(Ordering::Relaxed)) >= COPIES_LOOK_NS {
+            self.copies_looked_ns.store(now_ns, Ordering::Relaxed);
+            errors.extend(self.drop_idle_copies());
+        }
+        errors
     }
 
     /// Ends service: every volume is synced, sealed and marked.

@@ -1,19 +1,17 @@
 //! What a volume's history takes on the wire, coding by coding: a table of bytes.
 //!
 //! ```text
-//! cargo run --release -p cdp-replica --example wire_bytes -- STORE VOLUME [FROM-LSN]
+//! cargo run --release -p cdp-replica --example wire_bytes -- STORE VOLUME
 //! ```
 //!
 //! Sends the whole journal from one store to a fresh one in a temporary directory, by the two sides of a link without a
-//! socket, once for each set of codings, and checks that the histories end with the same chain value. FROM-LSN counts
-//! what follows it only. Opens the store, so no server may run on it, and writes the replicas that it adds: take a copy.
+//! socket, once for each set of codings, and checks that the histories end with the same chain value. Opens the store, so no server may run on it, and writes the replicas that it adds: take a copy.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use cdp_core::device::Device;
-use cdp_core::ids::Lsn;
 use cdp_core::io::{SystemClock, native};
 use cdp_core::store::Store;
 use cdp_replica::receiver::Receiver;
@@ -37,11 +35,10 @@ fn open(path: &Path) -> Arc<Store> {
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [store, name, ..] = &arguments[..] else {
-        eprintln!("wire_bytes STORE VOLUME [FROM-LSN]");
+    let [store, name] = &arguments[..] else {
+        eprintln!("wire_bytes STORE VOLUME");
         std::process::exit(2);
     };
-    let from = Lsn(arguments.get(2).map_or(0, |text| text.parse().expect("an LSN")));
     let store = open(Path::new(store));
     let volume = store.volume(name).expect("the volume");
     println!("{:<22}{:>12}{:>12}{:>9}{:>10}{:>9}", "codings", "journal", "wire", "part", "coded", "seconds");
@@ -55,7 +52,7 @@ fn main() {
         let mut sender = Sender::new(volume.clone(), &address, 0);
         sender.restrict_codings(codings);
         let mut receiver = Receiver::new(there.clone(), Arc::default(), "here", 0);
-        let (mut now_ns, mut sent, mut before) = (0, 0, (0, LinkStatus::default()));
+        let (mut now_ns, mut sent) = (0, 0);
         let mut status = LinkStatus::default();
         let began = Instant::now();
         while status.acknowledged < volume.durable_lsn() {
@@ -68,20 +65,17 @@ fn main() {
             let bytes = std::mem::take(receiver.output());
             sender.receive(&bytes, now_ns).expect("a sender");
             sender.fill_status(&mut status);
-            if status.acknowledged <= from {
-                before = (sent, status.clone());
-            }
         }
         let replica = there.volume(name).expect("the replica");
         replica.flush().expect("a sync");
         let (here, there) =
             (volume.position_at(volume.durable_lsn()), replica.position_at(replica.durable_lsn()));
         assert_eq!(here.expect("a place").chain, there.expect("a place").chain, "two histories");
-        let (sent, journal) = (sent - before.0, status.journal_bytes - before.1.journal_bytes);
+        let journal = status.journal_bytes;
         println!(
             "{what:<22}{journal:>12}{sent:>12}{:>8.1}%{:>10}{:>9.1}",
             100.0 * sent as f64 / journal as f64,
-            status.coded_records - before.1.coded_records,
+            status.coded_records,
             began.elapsed().as_secs_f64()
         );
         volume.remove_replica(&address).expect("it was there");

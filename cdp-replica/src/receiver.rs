@@ -309,19 +309,20 @@ impl Receiver {
             return Err(Fault::protocol(text));
         }
         let number = self.feeding.take_over(origin.id);
-        let copy = self.store.take_copy(&origin)?;
+        let copy = self.store.take_copy(&name, &origin)?;
         let state = copy.state();
         if from_byte != state.done_bytes {
             let text = format!("a copy from byte {from_byte} on, and byte {} is next", state.done_bytes);
             return Err(Fault::protocol(text));
         }
+        let size_bytes = state.copied.size_bytes;
         self.phase = Phase::Copying(Box::new(Copying {
             name,
             volume: origin.id,
             number,
             copy: Some(copy),
             at: from_byte,
-            size_bytes: state.copied.size_bytes,
+            size_bytes,
             unsynced_bytes: 0,
             synced_at_ns: 0,
             acknowledged_at_ns: 0,

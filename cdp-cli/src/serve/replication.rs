@@ -21,6 +21,8 @@ pub struct Replication {
     pub links: Option<Links>,
     /// Is fed.
     pub listener: Option<Listener>,
+    /// From this lag on somebody should act, in nanoseconds, if the configuration says it.
+    pub lag_alarm_ns: Option<u64>,
 }
 
 impl Replication {
@@ -30,7 +32,7 @@ impl Replication {
         let dir = pki_dir(config);
         let is_wanted = config.pki.is_some() || config.replica_listen.is_some();
         if !is_wanted && !dir.is_dir() {
-            return Ok(Replication::default());
+            return Ok(Replication { lag_alarm_ns: config.lag_alarm_ns, ..Replication::default() });
         }
         let tls = Tls::load(&dir).map_err(|error| match error.kind() {
             Kind::Invalid if !dir.is_dir() => no_certificates(&dir),
@@ -41,7 +43,7 @@ impl Replication {
             .map(|address| Listener::start(store.clone(), tls.clone(), address))
             .transpose()?;
         let links = Some(Links::start(store.clone(), tls)?);
-        Ok(Replication { links, listener })
+        Ok(Replication { links, listener, lag_alarm_ns: config.lag_alarm_ns })
     }
 
     /// Ends it: connections are closed, what had come in is appended.

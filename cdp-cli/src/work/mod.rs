@@ -240,6 +240,20 @@ pub enum Request {
         /// Only those of this volume.
         volume: Option<String>,
     },
+    /// Feed a replica so fast at most.
+    LimitReplica {
+        /// The volume.
+        volume: String,
+        /// Where the replica is.
+        address: String,
+        /// The limit as it is typed.
+        limit: String,
+    },
+    /// The first copies that are not whole.
+    Copies {
+        /// One that is removed before, by name or id.
+        drop: Option<String>,
+    },
     /// Feed a replica no longer.
     RemoveReplica {
         /// Of which volume.
@@ -297,8 +311,10 @@ pub enum Response {
     Closed(CloneStatus),
     /// To `Retention` and `SetRetention`.
     Retention(Box<retention::Retention>),
-    /// To `AddReplica`, `Replicas` and `RemoveReplica`: those that there are now.
+    /// To `AddReplica`, `Replicas`, `LimitReplica` and `RemoveReplica`: those that there are now.
     Replicas(Vec<replicas::ReplicaStatus>),
+    /// To `Copies`.
+    Copies(Vec<replicas::CopyLine>),
     /// To `SimulateRetention`.
     Simulated(Box<retention::Simulated>),
     /// To `Unmark`.
@@ -418,6 +434,10 @@ pub fn run(site: &Site, tz: Option<&str>, request: &Request, watch: &mut Watch<'
         }
         Request::AddReplica(add) => Response::Replicas(replicas::add(site, add)?),
         Request::Replicas { volume } => Response::Replicas(replicas::list(site, volume.as_deref())?),
+        Request::LimitReplica { volume, address, limit } => {
+            Response::Replicas(replicas::limit(site, &volume, &address, &limit)?)
+        }
+        Request::Copies { drop } => Response::Copies(replicas::copies(site, drop.as_deref())?),
         Request::RemoveReplica { volume, address } => {
             Response::Replicas(replicas::remove(site, volume, address)?)
         }

@@ -1,22 +1,26 @@
 //! The replicas that volumes feed, and how they are doing.
 
-use cdp_core::error::Result;
-use cdp_core::history::point::{Timeline, format_duration};
+use std::sync::Arc;
+
+use cdp_core::error::{Error, Kind, Result};
+use cdp_core::history::point::{Timeline, format_duration, format_utc};
 use cdp_core::ids::{Lsn, Timestamp};
+use cdp_core::store::copies::UnfinishedCopy;
 use cdp_core::volume::Volume;
+use cdp_core::volume::rate::RateLimit;
 use cdp_core::volume::replicas::Replica;
 use cdp_replica::status::{LinkState, LinkStatus};
 use serde::{Deserialize, Serialize};
 
 use super::Site;
 use super::points::Place;
-use crate::units;
+use crate::{rates, units};
 
 /// A replica that is connected and no more than so far behind is up to date, in nanoseconds: what is written is on its
 /// way.
 const NEAR_NS: u64 = 2_000_000_000;
-/// One that is so far behind is a reason to act, in nanoseconds.
-pub const LAG_NS_MAX: u64 = 600 * 1_000_000_000;
+/// One that is so far behind is a reason to act, in nanoseconds, where the configuration says nothing else.
+const LAG_NS_MAX: u64 = 600 * 1_000_000_000;
 
 /// Feed a replica.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,8 +29,8 @@ pub struct AddReplica {
     pub volume: String,
     /// Where: `HOST:PORT`.
     pub address: String,
-    /// No more than so many bytes a second; 0 = no limit.
-    pub limit_bytes_per_s: u64,
+    /// No more than so fast, as it is typed.
+    pub limit: Option<String>,
     /// It is given up where the journal is full and its oldest history may go.
     #[serde(default)]
     pub gives_way: bool,
@@ -41,8 +45,8 @@ pub struct ReplicaStatus {
     pub address: String,
     /// The site's name, once it was met.
     pub site: Option<String>,
-    /// `up-to-date`, `behind`, `copying`, `connecting`, `waiting`, `stopped`, `given-up`, or `unserved` where no server
-    /// runs.
+    /// `up-to-date`, `behind`, `copying`, `connecting`, `waiting`, `stopped`, `given-up`, `resting` where the
+    /// volume is not to be sent from here, or `unserved` where no server runs.
     pub state: String,
     /// The same in a sentence.
     pub text: String,
@@ -50,6 +54,12 @@ pub struct ReplicaStatus {
     pub newest: Option<Place>,
     /// The oldest state there, if it was told.
     pub oldest: Option<Place>,
+    /// Everything up to this instant is durable there, in Unix nanoseconds; of a group it is the oldest of its members'.
+    #[serde(default)]
+    pub complete_ns: u64,
+    /// The groups that the volume is a member of.
+    #[serde(default)]
+    pub groups: Vec<String>,
     /// Records that are not acknowledged.
     pub lag_records: u64,
     /// About what they take in the journal, in bytes.
@@ -60,8 +70,17 @@ pub struct ReplicaStatus {
     pub rate_bytes_per_s: u64,
     /// Bytes sent since the server started.
     pub sent_bytes: u64,
-    /// So much goes out at most, in bytes a second; 0 = no limit.
+    /// What the records sent took in the journal, in bytes.
+    #[serde(default)]
+    pub sent_journal_bytes: u64,
+    /// So much goes out at most, now, in bytes a second; 0 = no limit.
     pub limit_bytes_per_s: u64,
+    /// The limit as it is typed, with its times of day; nothing without one.
+    #[serde(default)]
+    pub limit: Option<String>,
+    /// From this lag on somebody should act, in nanoseconds.
+    #[serde(default)]
+    pub lag_alarm_ns: u64,
     /// It is given up where the journal is full and its oldest history may go; else writes are refused.
     pub gives_way: bool,
 }
@@ -72,31 +91,109 @@ impl ReplicaStatus {
         let who = format!("the replica of volume {} at {}", self.volume, self.address);
         match self.state.as_str() {
             "stopped" | "given-up" => Some(format!("ACT: {who} gets nothing: {}.", self.text)),
-            _ if self.lag_ns > LAG_NS_MAX => {
-                Some(format!("ACT: {who} is {} behind: {}.", format_duration(self.lag_ns), self.text))
-            }
+            "resting" => None,
+            _ if self.lag_ns > self.lag_alarm_ns => Some(format!(
+                "ACT: {who} is {} behind, more than {}: {}.",
+                format_duration(self.lag_ns),
+                format_duration(self.lag_alarm_ns),
+                self.text
+            )),
             _ => None,
         }
     }
 }
 
-/// Adds one.
+/// A first copy that is received, or was begun.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyLine {
+    /// The volume's name where it comes from.
+    pub name: String,
+    /// Its id.
+    pub id: String,
+    /// So much of it is durable here, in bytes.
+    pub done_bytes: u64,
+    /// Of so many.
+    pub size_bytes: u64,
+    /// It is being sent now.
+    pub active: bool,
+    /// When it last went on; nothing if that is not known.
+    pub touched: Option<String>,
+}
+
+/// The first copies that are not whole; the one of this name or id is removed before, if one is named.
+pub fn copies(site: &Site, drop: Option<&str>) -> Result<Vec<CopyLine>> {
+    if let Some(which) = drop {
+        let copies = site.store.copies()?;
+        let mut named =
+            copies.iter().filter(|copy| copy.state.name == which || copy.volume.to_string() == which);
+        let copy = named.next().ok_or_else(|| {
+            Error::new(Kind::NotFound, format!("there is no unfinished first copy {which:?}"))
+                .hint("`cdp replica copies` names them")
+        })?;
+        if named.next().is_some() {
+            let context = format!("two unfinished first copies are named {which:?}");
+            return Err(Error::new(Kind::Invalid, context).hint("name it by its id"));
+        }
+        site.store.drop_copy(copy.volume)?;
+    }
+    let line = |copy: &UnfinishedCopy| CopyLine {
+        name: copy.state.name.clone(),
+        id: copy.volume.to_string(),
+        done_bytes: copy.state.done_bytes,
+        size_bytes: copy.state.copied.size_bytes,
+        active: copy.is_active,
+        touched: Some(copy.state.touched).filter(|at| *at > Timestamp(0)).map(format_utc),
+    };
+    Ok(site.store.copies()?.iter().map(line).collect())
+}
+
+/// Adds one, to a volume or to all members of a group. Of a group it is added to all of them or to none.
 pub fn add(site: &Site, add: &AddReplica) -> Result<Vec<ReplicaStatus>> {
-    let volume = site.store.volume(&add.volume)?;
-    volume.add_replica(&add.address, add.limit_bytes_per_s, add.gives_way)?;
+    let limit = add.limit.as_deref().map(rates::parse).transpose()?.unwrap_or_default();
+    let mut added: Vec<Arc<Volume>> = Vec::new();
+    for volume in site.store.members(&add.volume)? {
+        if let Err(error) = volume.add_replica(&add.address, limit.clone(), add.gives_way) {
+            for volume in added {
+                volume.remove_replica(&add.address)?;
+            }
+            return Err(error);
+        }
+        added.push(volume);
+    }
     list(site, Some(&add.volume))
 }
 
-/// Removes one; gives those that are left.
-pub fn remove(site: &Site, volume: &str, address: &str) -> Result<Vec<ReplicaStatus>> {
-    site.store.volume(volume)?.remove_replica(address)?;
-    list(site, Some(volume))
+/// Removes one, of a volume or of all members of a group that have it; gives those that are left.
+pub fn remove(site: &Site, name: &str, address: &str) -> Result<Vec<ReplicaStatus>> {
+    on_members(site, name, |volume| volume.remove_replica(address).map(|_| ()))
 }
 
-/// All of them, or those of a volume.
-pub fn list(site: &Site, volume: Option<&str>) -> Result<Vec<ReplicaStatus>> {
-    let volumes = match volume {
-        Some(name) => vec![site.store.volume(name)?],
+/// Sends so fast at most from now on; gives the replicas of the volume or group.
+pub fn limit(site: &Site, name: &str, address: &str, limit: &str) -> Result<Vec<ReplicaStatus>> {
+    let limit = rates::parse(limit)?;
+    on_members(site, name, |volume| volume.limit_replica(address, limit.clone()))
+}
+
+/// Members that do not have it are left alone, unless none has it.
+fn on_members(site: &Site, name: &str, change: impl Fn(&Volume) -> Result<()>) -> Result<Vec<ReplicaStatus>> {
+    let (mut is_changed, mut missing) = (false, None);
+    for volume in site.store.members(name)? {
+        match change(&volume) {
+            Ok(()) => is_changed = true,
+            Err(error) if error.kind() == Kind::NotFound => missing = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    match missing {
+        Some(error) if !is_changed => Err(error),
+        _ => list(site, Some(name)),
+    }
+}
+
+/// All of them, or those of a volume or of a group's members.
+pub fn list(site: &Site, name: Option<&str>) -> Result<Vec<ReplicaStatus>> {
+    let volumes = match name {
+        Some(name) => site.store.members(name)?,
         None => site.store.volumes(),
     };
     Ok(volumes.iter().flat_map(|volume| of_volume(site, volume)).collect())
@@ -119,6 +216,25 @@ pub fn of_volume(site: &Site, volume: &Volume) -> Vec<ReplicaStatus> {
     replicas.iter().map(|replica| of_replica(site, volume, replica, link(replica))).collect()
 }
 
+/// Up to when everything is durable there: what it said, or its newest record.
+fn had_complete(replica: &Replica, newest: Timestamp) -> Timestamp {
+    if replica.is_acknowledged { replica.complete.max(newest) } else { Timestamp(0) }
+}
+
+fn groups_of(site: &Site, volume: &Volume) -> Vec<String> {
+    let groups = site.store.groups().into_iter();
+    groups
+        .filter(|(_, members)| members.iter().any(|member| member == volume.name()))
+        .map(|(name, _)| name)
+        .collect()
+}
+
+/// From which lag on somebody should act.
+fn lag_alarm_ns(site: &Site) -> u64 {
+    let chosen = site.server.as_ref().and_then(|server| server.replication.lag_alarm_ns);
+    chosen.unwrap_or(LAG_NS_MAX)
+}
+
 fn of_replica(site: &Site, volume: &Volume, replica: &Replica, link: Option<LinkStatus>) -> ReplicaStatus {
     let tip = volume.tip_lsn();
     let acknowledged = if replica.is_acknowledged { replica.held } else { Lsn::ZERO };
@@ -131,7 +247,9 @@ fn of_replica(site: &Site, volume: &Volume, replica: &Replica, link: Option<Link
         _ => site.store.clock().now().0.saturating_sub(had.max(replica.complete).0),
     };
     let lag = || format!("{} behind, {lag_records} records", format_duration(lag_ns));
+    let rests = volume.replica_rests(replica);
     let (state, text) = match (&replica.gave_up, link.as_ref().map(|link| &link.state)) {
+        _ if rests.is_some() => ("resting", rests.unwrap_or_default()),
         (Some(why), _) => {
             ("given-up", format!("nothing is kept for it any more: {why}; remove it and add it again"))
         }
@@ -157,20 +275,26 @@ fn of_replica(site: &Site, volume: &Volume, replica: &Replica, link: Option<Link
         (None, Some(LinkState::Stopped(fault))) => ("stopped", fault.to_string()),
     };
     let link = link.unwrap_or_default();
+    let newest_ns = newest.as_ref().map_or(Timestamp(0), |place| Timestamp(place.ns));
     ReplicaStatus {
         volume: volume.name().to_owned(),
         address: replica.address.clone(),
-        site: Some(link.peer).filter(|peer| !peer.is_empty()),
+        site: Some(link.peer).filter(|peer| !peer.is_empty()).or_else(|| replica.site.clone()),
         state: state.to_owned(),
         text,
         newest,
         oldest: Some(link.oldest).filter(|(_, at)| *at > Timestamp(0)).map(|(lsn, at)| Place::new(lsn, at)),
+        complete_ns: had_complete(replica, newest_ns).0,
+        groups: groups_of(site, volume),
         lag_records,
         lag_bytes: volume.bytes_behind(acknowledged),
         lag_ns,
         rate_bytes_per_s: link.rate_bytes_per_s,
         sent_bytes: link.sent_bytes,
-        limit_bytes_per_s: replica.limit_bytes_per_s,
+        sent_journal_bytes: link.journal_bytes,
+        limit_bytes_per_s: replica.limit.at(site.store.clock().now()),
+        limit: Some(&replica.limit).filter(|limit| **limit != RateLimit::default()).map(rates::format),
+        lag_alarm_ns: lag_alarm_ns(site),
         gives_way: replica.gives_way,
     }
 }

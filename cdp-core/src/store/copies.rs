@@ -6,12 +6,16 @@
 //! STORE/copies/HEX/copy manifest: which state it is, and up to where it is durable
 //! ```
 //!
+//! One that nobody goes on with for a week is removed, or when somebody says so: it is no history, only bytes that come
+//! again.
+//!
 //! Legal states after a crash: the copy up to what its manifest says, whatever stands behind that; or the whole volume.
 //! Of the same state the same bytes come again, so what stands behind is written over.
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, Weak};
 
 use super::replicas::{Copied, Origin};
 use super::{Store, VOLUMES_DIR, make_dir, validate_volume_name};
@@ -23,6 +27,7 @@ use crate::format::record::Chain;
 use crate::ids::*;
 use crate::io::{Files, read_file, replace_file};
 use crate::journal::mark::MARK_FILE;
+use crate::time::StoreClock;
 use crate::volume::Volume;
 use crate::volume::epoch::write_epochs;
 use crate::volume::open::{Accept, MANIFEST_FILE, create, open_on};
@@ -31,16 +36,35 @@ const COPIES_DIR: &str = "copies";
 const COPY_FILE: &str = "copy";
 const KIND: &str = "cdp-copy";
 const VERSION: u32 = 1;
+/// A copy that nobody went on with for so long is removed, in nanoseconds.
+const IDLE_NS_MAX: u64 = 7 * 86_400 * 1_000_000_000;
+/// Copies that come in now.
+pub(super) type Active = Mutex<BTreeMap<VolumeId, Weak<()>>>;
 
 /// How far a first copy has come.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct CopyState {
     /// Which state it is.
     pub copied: Copied,
     /// It is durable up to this byte.
     pub done_bytes: u64,
+    /// The volume's name where it comes from; empty if it was begun by an earlier version.
+    pub name: String,
+    /// When it last went on; zero likewise.
+    pub touched: Timestamp,
     // So many pieces of the base may be there.
     pieces: u64,
+}
+
+/// A first copy that is not whole.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct UnfinishedCopy {
+    /// Of which volume.
+    pub volume: VolumeId,
+    /// How far it has come.
+    pub state: CopyState,
+    /// Somebody is sending it now.
+    pub is_active: bool,
 }
 
 impl CopyState {
@@ -52,6 +76,8 @@ impl CopyState {
         manifest.set("size_bytes", self.copied.size_bytes);
         manifest.set("done_bytes", self.done_bytes);
         manifest.set("pieces", self.pieces);
+        manifest.set("name", &self.name);
+        manifest.set("touched_ns", self.touched.0);
         manifest.encode()
     }
 
@@ -66,6 +92,8 @@ impl CopyState {
             },
             done_bytes: manifest.get("done_bytes")?,
             pieces: manifest.get("pieces")?,
+            name: manifest.get("name").unwrap_or_default(),
+            touched: Timestamp(manifest.get("touched_ns").unwrap_or(0)),
         })
     }
 }
@@ -77,12 +105,15 @@ pub struct ReplicaCopy {
     origin: Origin,
     state: CopyState,
     writer: BaseWriter,
+    clock: Arc<StoreClock>,
+    // As long as this lives nobody removes it.
+    _active: Arc<()>,
 }
 
 impl ReplicaCopy {
     /// How far it has come.
-    pub fn state(&self) -> CopyState {
-        self.state
+    pub fn state(&self) -> &CopyState {
+        &self.state
     }
 
     /// Writes whole blocks; those of zeros need not be.
@@ -98,7 +129,8 @@ impl ReplicaCopy {
     /// Everything up to this byte was written: makes that durable.
     pub fn settle(&mut self, done_bytes: u64) -> Result<()> {
         self.writer.sync()?;
-        let state = CopyState { done_bytes, pieces: self.writer.pieces(), ..self.state };
+        let (pieces, touched) = (self.writer.pieces(), self.clock.now());
+        let state = CopyState { done_bytes, pieces, touched, ..self.state.clone() };
         write_state(&*self.files, &self.dir, &state)?;
         self.state = state;
         Ok(())
@@ -133,7 +165,14 @@ impl Store {
     }
 
     /// Begins a first copy of the state that `origin` names, or goes on with it. One of another state is thrown away.
-    pub fn take_copy(&self, origin: &Origin) -> Result<ReplicaCopy> {
+    pub fn take_copy(&self, name: &str, origin: &Origin) -> Result<ReplicaCopy> {
+        let active = Arc::new(());
+        {
+            let mut copying = self.copying.lock().expect("no panics under this lock");
+            copying.retain(|_, active| active.strong_count() > 0);
+            // Of two connections the newer counts: the older one's is dropped when it is met next.
+            copying.insert(origin.id, Arc::downgrade(&active));
+        }
         let copied = origin.copied.ok_or_else(|| Error::new(Kind::Invalid, "a copy of no state"))?;
         origin.check_sizes()?;
         let files = self.shared.files.clone();
@@ -152,12 +191,72 @@ impl Store {
                         _ => make_dir(&*files, &dir),
                     })
                     .at(|| format!("making {}", dir.display()))?;
-                let state = CopyState { copied, done_bytes: 0, pieces: 0 };
+                let touched = self.shared.clock.now();
+                let name = name.to_owned();
+                let state = CopyState { copied, done_bytes: 0, name, touched, pieces: 0 };
                 write_state(&*files, &dir, &state)?;
                 (state, BaseWriter::new(files.clone(), &dir, origin.id, copied.size_bytes))
             }
         };
-        Ok(ReplicaCopy { files, dir, origin: origin.clone(), state, writer })
+        let clock = self.shared.clock.clone();
+        Ok(ReplicaCopy { files, dir, origin: origin.clone(), state, writer, clock, _active: active })
+    }
+
+    /// The first copies that are not whole.
+    pub fn copies(&self) -> Result<Vec<UnfinishedCopy>> {
+        let dir = self.path.join(COPIES_DIR);
+        let entries = match self.shared.files.list(&dir) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.at(|| format!("listing {}", dir.display()))?,
+        };
+        let mut copies = Vec::new();
+        for entry in entries.iter().filter(|entry| entry.is_dir) {
+            let Ok(volume) = u128::from_str_radix(&entry.name, 16).map(VolumeId) else { continue };
+            // One without a manifest that can be read is begun anew by whoever sends it.
+            let Some(state) = self.copy_state(volume)? else { continue };
+            copies.push(UnfinishedCopy { volume, state, is_active: self.is_copying(volume) });
+        }
+        Ok(copies)
+    }
+
+    fn is_copying(&self, volume: VolumeId) -> bool {
+        let copying = self.copying.lock().expect("no panics under this lock");
+        copying.get(&volume).is_some_and(|active| active.strong_count() > 0)
+    }
+
+    /// Removes a first copy that is not whole.
+    ///
+    /// # Errors
+    /// `NotFound`; `Busy` while it is sent.
+    pub fn drop_copy(&self, volume: VolumeId) -> Result<()> {
+        let _changing = self.changing.lock().expect("no panics under this lock");
+        if self.is_copying(volume) {
+            let context = format!("the first copy of the volume {volume} is being sent");
+            return Err(Error::new(Kind::Busy, context).hint("`cdp replica remove` at the other site first"));
+        }
+        let (files, dir) = (&self.shared.files, self.copy_dir(volume));
+        match files.remove_dir_all(&dir) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let context = format!("there is no first copy of a volume {volume}");
+                Err(Error::new(Kind::NotFound, context))
+            }
+            other => other.at(|| format!("removing {}", dir.display())),
+        }
+    }
+
+    /// Removes those that nobody went on with for a week. Gives the errors that occurred.
+    pub(super) fn drop_idle_copies(&self) -> Vec<Error> {
+        let now = self.shared.clock.now();
+        let copies = match self.copies() {
+            Ok(copies) => copies,
+            Err(error) => return vec![error],
+        };
+        // A time of zero is one that nobody wrote down: somebody has to say so.
+        let is_idle = |copy: &&UnfinishedCopy| {
+            let touched = copy.state.touched;
+            !copy.is_active && touched > Timestamp(0) && now.0.saturating_sub(touched.0) > IDLE_NS_MAX
+        };
+        copies.iter().filter(is_idle).filter_map(|copy| self.drop_copy(copy.volume).err()).collect()
     }
 
     /// A copy that is whole becomes a volume.

@@ -22,6 +22,7 @@ pub mod parts;
 pub mod pins;
 pub mod promote;
 pub mod proofs;
+pub mod rate;
 pub mod replicas;
 pub mod retain;
 pub mod role;

@@ -9,6 +9,8 @@ use std::path::Path;
 
 use super::Volume;
 use super::pins::PinGuard;
+use super::rate::RateLimit;
+use super::role::Role;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::history::retention::AtCap;
@@ -39,8 +41,10 @@ pub struct Replica {
     pub complete: Timestamp,
     /// What it needs is gone: nothing is sent until it is made anew.
     pub gave_up: Option<String>,
-    /// So many bytes a second at most; 0 = as fast as it goes.
-    pub limit_bytes_per_s: u64,
+    /// So fast at most.
+    pub limit: RateLimit,
+    /// The site there, as its certificate says, once it was met.
+    pub site: Option<String>,
     /// Where the oldest history may go for new writes, what it still needs may go too: it is given up then.
     pub gives_way: bool,
 }
@@ -67,10 +71,13 @@ impl ReplicaList {
             set("held_lsn", replica.held.0.to_string());
             set("acknowledged", u8::from(replica.is_acknowledged).to_string());
             set("complete_ns", replica.complete.0.to_string());
-            set("limit_bytes_per_s", replica.limit_bytes_per_s.to_string());
+            set("limit_bytes_per_s", replica.limit.encode());
             set("gives_way", u8::from(replica.gives_way).to_string());
             if let Some(why) = &replica.gave_up {
                 set("gave_up", why.replace('\n', " "));
+            }
+            if let Some(site) = &replica.site {
+                set("site", site.replace('\n', " "));
             }
         }
         manifest.encode()
@@ -88,7 +95,8 @@ impl ReplicaList {
                 is_acknowledged: manifest.get::<u8>(&key("acknowledged"))? != 0,
                 complete: Timestamp(manifest.get(&key("complete_ns"))?),
                 gave_up: manifest.get(&key("gave_up")),
-                limit_bytes_per_s: manifest.get(&key("limit_bytes_per_s"))?,
+                limit: RateLimit::decode(&manifest.get::<String>(&key("limit_bytes_per_s"))?)?,
+                site: manifest.get(&key("site")),
                 gives_way: manifest.get::<u8>(&key("gives_way")).unwrap_or(0) != 0,
             });
         }
@@ -140,7 +148,7 @@ impl Volume {
 
     /// Feeds a replica at `HOST:PORT` from now on; its first state is held. Durable when this returns.
     /// `gives_way` as in [`Replica`].
-    pub fn add_replica(&self, address: &str, limit_bytes_per_s: u64, gives_way: bool) -> Result<()> {
+    pub fn add_replica(&self, address: &str, limit: impl Into<RateLimit>, gives_way: bool) -> Result<()> {
         if address.is_empty() || address.len() > ADDRESS_BYTES_MAX || address.contains(char::is_whitespace) {
             let context = format!("{address:?} is not HOST:PORT");
             return Err(Error::new(Kind::Invalid, context));
@@ -164,7 +172,8 @@ impl Volume {
             is_acknowledged: false,
             complete: Timestamp(0),
             gave_up: None,
-            limit_bytes_per_s,
+            limit: limit.into(),
+            site: None,
             gives_way,
         };
         list.fed.push(Fed { replica, pin: Some(pin) });
@@ -261,6 +270,66 @@ impl Volume {
             }
         }
         Ok(())
+    }
+
+    /// Sends so fast at most from now on. Durable when this returns.
+    pub fn limit_replica(&self, address: &str, limit: RateLimit) -> Result<()> {
+        let mut list = self.replicas.lock().expect("no panics under this lock");
+        let Some(fed) = list.fed.iter_mut().find(|fed| fed.replica.address == address) else {
+            let context = format!("volume {} has no replica at {address}", self.name());
+            return Err(Error::new(Kind::NotFound, context));
+        };
+        let before = std::mem::replace(&mut fed.replica.limit, limit);
+        let written = self.write_replicas(&list);
+        if written.is_err()
+            && let Some(fed) = list.fed.iter_mut().find(|fed| fed.replica.address == address)
+        {
+            fed.replica.limit = before;
+        }
+        written
+    }
+
+    /// The site at this address says who it is.
+    pub fn note_replica_site(&self, address: &str, site: &str) -> Result<()> {
+        let mut list = self.replicas.lock().expect("no panics under this lock");
+        let Some(fed) = list.fed.iter_mut().find(|fed| fed.replica.address == address) else { return Ok(()) };
+        if fed.replica.site.as_deref() == Some(site) {
+            return Ok(());
+        }
+        fed.replica.site = Some(site.to_owned());
+        self.write_replicas(&list)
+    }
+
+    /// Why nothing is sent to this replica for now, if so: after a failover the two sites have changed places. It stays in
+    /// the list for the way back.
+    pub fn replica_rests(&self, replica: &Replica) -> Option<String> {
+        match self.role() {
+            Role::Primary => None,
+            Role::Fenced { by, .. } => Some(format!(
+                "epoch {} begins elsewhere, and this volume is fenced by it: nothing is sent from here",
+                by.0
+            )),
+            Role::Replica { .. } => {
+                let source = self.fed_by()?;
+                (replica.site.as_ref() == Some(&source)).then(|| {
+                    format!(
+                        "this volume is a replica of what {source} sends now: that is where it comes from"
+                    )
+                })
+            }
+        }
+    }
+
+    /// Nothing is held for a replica that this volume is fed by: it has what is here. When it is fed again, that is held
+    /// from where it stands then.
+    pub fn let_source_go(&self, address: &str) {
+        if self.fed_by().is_none() {
+            return;
+        }
+        let mut list = self.replicas.lock().expect("no panics under this lock");
+        if let Some(fed) = list.fed.iter_mut().find(|fed| fed.replica.address == address) {
+            fed.pin = None;
+        }
     }
 
     /// What a replica needs is not kept for it any longer. Durable when this returns.

@@ -47,6 +47,8 @@ impl Source {
 pub(super) struct SourceState {
     source: Option<Source>,
     written: (Timestamp, u64),
+    // So often the role had changed when something came from it last.
+    fed: Option<u64>,
 }
 
 impl SourceState {
@@ -65,7 +67,7 @@ impl SourceState {
             }
         };
         let written = source.as_ref().map_or(Timestamp(0), |source| source.complete);
-        Ok(SourceState { source, written: (written, 0) })
+        Ok(SourceState { source, written: (written, 0), fed: None })
     }
 }
 
@@ -78,6 +80,15 @@ impl Volume {
     /// Of a replica: where its records come from, once there were any.
     pub fn source(&self) -> Option<Source> {
         self.source.lock().expect("no panics under this lock").source.clone()
+    }
+
+    /// The site that feeds it, if that has said something since the volume became a replica: one that was just demoted
+    /// has a source of long ago, and may still have to give away its newest records.
+    pub fn fed_by(&self) -> Option<String> {
+        let changes = self.role_changes();
+        let state = self.source.lock().expect("no panics under this lock");
+        let source = state.source.as_ref().filter(|_| state.fed == Some(changes));
+        source.filter(|_| self.is_replica()).map(|source| source.peer.clone())
     }
 
     /// Up to when everything is here, and durable: what the source said, or the newest durable record if that is newer.
@@ -102,6 +113,7 @@ impl Volume {
     pub fn note_complete(&self, complete: Timestamp, newest: Timestamp) -> Result<()> {
         let now_ns = self.shared.clock.elapsed_ns();
         let mut state = self.source.lock().expect("no panics under this lock");
+        state.fed = Some(self.role_changes());
         let (written, written_at_ns) = state.written;
         let Some(source) = state.source.as_mut() else { return Ok(()) };
         source.complete = source.complete.max(complete);

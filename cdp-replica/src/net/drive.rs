@@ -2,7 +2,8 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -65,8 +66,8 @@ pub struct Drive<'a> {
     pub tls: Connection,
     /// What elapsed time is counted from.
     pub began: Instant,
-    /// So many bytes a second go out at most; 0 = as fast as it goes.
-    pub limit_bytes_per_s: u64,
+    /// So many bytes a second go out at most, now; 0 = as fast as it goes.
+    pub limit_bytes_per_s: Arc<AtomicU64>,
 }
 
 impl Drive<'_> {
@@ -78,7 +79,7 @@ impl Drive<'_> {
         look: &mut dyn FnMut(&mut S, u64),
     ) -> Fault {
         let mut buffer = vec![0; READ_BYTES];
-        let mut budget = Budget::new(self.limit_bytes_per_s);
+        let mut budget = Budget::new(self.limit_bytes_per_s.clone());
         loop {
             match self.turn(side, &mut buffer, &mut budget, look) {
                 Ok(()) if stop.load(Ordering::Relaxed) => {
@@ -233,21 +234,23 @@ fn lost(error: std::io::Error) -> Fault {
 
 /// What a limited sender may send.
 struct Budget {
-    limit_bytes_per_s: u64,
+    limit_bytes_per_s: Arc<AtomicU64>,
     credit: f64,
     counted: Instant,
 }
 
 impl Budget {
-    fn new(limit_bytes_per_s: u64) -> Budget {
+    fn new(limit_bytes_per_s: Arc<AtomicU64>) -> Budget {
         Budget { limit_bytes_per_s, credit: 0.0, counted: Instant::now() }
     }
 
     fn allowed(&mut self) -> usize {
-        if self.limit_bytes_per_s == 0 {
+        let limit = self.limit_bytes_per_s.load(Ordering::Relaxed);
+        if limit == 0 {
+            self.counted = Instant::now();
             return usize::MAX;
         }
-        let limit = self.limit_bytes_per_s as f64;
+        let limit = limit as f64;
         let elapsed = self.counted.elapsed();
         self.counted = Instant::now();
         self.credit = (self.credit + limit * elapsed.as_secs_f64()).min((limit * AHEAD).max(1.0));
@@ -255,6 +258,9 @@ impl Budget {
     }
 
     fn spend(&mut self, bytes: usize) {
-        self.credit -= bytes as f64;
+        // What went without a limit is not made up for.
+        if self.limit_bytes_per_s.load(Ordering::Relaxed) > 0 {
+            self.credit -= bytes as f64;
+        }
     }
 }

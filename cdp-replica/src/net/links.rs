@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{TcpStream, ToSocketAddrs};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -49,6 +49,7 @@ pub struct LinkInfo {
 
 struct Link {
     stop: Arc<AtomicBool>,
+    limit_bytes_per_s: Arc<AtomicU64>,
     status: Arc<Mutex<LinkStatus>>,
     thread: JoinHandle<()>,
 }
@@ -114,11 +115,16 @@ impl Drop for Links {
 
 /// Starts links that are missing and ends those that are not wanted any more.
 fn match_replicas(store: &Arc<Store>, tls: &Tls, running: &Mutex<BTreeMap<Key, Link>>) {
+    let now = store.clock().now();
     let mut wanted: BTreeMap<Key, (Arc<Volume>, u64)> = BTreeMap::new();
     for volume in store.volumes() {
         for replica in volume.replicas() {
+            if volume.replica_rests(&replica).is_some() {
+                volume.let_source_go(&replica.address);
+                continue;
+            }
             let key = (volume.identity().id, replica.address.clone());
-            wanted.insert(key, (volume.clone(), replica.limit_bytes_per_s));
+            wanted.insert(key, (volume.clone(), replica.limit.at(now)));
         }
     }
     let mut running = running.lock().expect("no panics under this lock");
@@ -129,22 +135,24 @@ fn match_replicas(store: &Arc<Store>, tls: &Tls, running: &Mutex<BTreeMap<Key, L
         }
         wanted.contains_key(key) && !link.thread.is_finished()
     });
-    for (key, (volume, limit_bytes_per_s)) in wanted {
-        if running.contains_key(&key) {
+    for (key, (volume, limit)) in wanted {
+        if let Some(link) = running.get(&key) {
+            link.limit_bytes_per_s.store(limit, Ordering::Relaxed);
             continue;
         }
+        let limit_bytes_per_s = Arc::new(AtomicU64::new(limit));
         let (stop, status) = (Arc::new(AtomicBool::new(false)), Arc::<Mutex<LinkStatus>>::default());
         let address = key.1.clone();
         let link = Feeder {
             volume,
             address,
-            limit_bytes_per_s,
+            limit_bytes_per_s: limit_bytes_per_s.clone(),
             tls: tls.clone(),
             stop: stop.clone(),
             status: status.clone(),
         };
         match std::thread::Builder::new().name("cdp link".to_owned()).spawn(move || link.run()) {
-            Ok(thread) => drop(running.insert(key, Link { stop, status, thread })),
+            Ok(thread) => drop(running.insert(key, Link { stop, limit_bytes_per_s, status, thread })),
             Err(error) => tracing::error!(%error, "starting a link's thread"),
         }
     }
@@ -153,7 +161,7 @@ fn match_replicas(store: &Arc<Store>, tls: &Tls, running: &Mutex<BTreeMap<Key, L
 struct Feeder {
     volume: Arc<Volume>,
     address: String,
-    limit_bytes_per_s: u64,
+    limit_bytes_per_s: Arc<AtomicU64>,
     tls: Tls,
     stop: Arc<AtomicBool>,
     status: Arc<Mutex<LinkStatus>>,
@@ -213,13 +221,20 @@ impl Feeder {
             Ok(greeted) => greeted,
             Err(fault) => return fault,
         };
+        if let Err(error) = self.volume.note_replica_site(&self.address, &peer) {
+            return Fault::from(error);
+        }
         self.with_status(|status| {
             status.peer = peer;
             status.state = LinkState::Joining;
             status.connections += 1;
         });
-        let mut drive =
-            Drive { socket: &socket, tls, began: Instant::now(), limit_bytes_per_s: self.limit_bytes_per_s };
+        let mut drive = Drive {
+            socket: &socket,
+            tls,
+            began: Instant::now(),
+            limit_bytes_per_s: self.limit_bytes_per_s.clone(),
+        };
         let mut sender = Sender::new(self.volume.clone(), &self.address, 0);
         sender.restrict_codings(codings);
         let mut rate = Rate::new();

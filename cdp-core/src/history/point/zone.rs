@@ -47,6 +47,12 @@ impl Zone {
         Some(Day(date))
     }
 
+    /// The minute of the local day, 0 … 1439; `None` beyond what the calendar has.
+    pub fn minute_of_day(&self, at: Timestamp) -> Option<u16> {
+        let time = self.0.to_datetime(library(at)?).time();
+        u16::try_from(i32::from(time.hour()) * 60 + i32::from(time.minute())).ok()
+    }
+
     /// What a civil time means here. `None`: before 1970, or beyond what a timestamp holds.
     pub(super) fn read(&self, day: Day, time: TimeOfDay) -> Option<Reading> {
         let civil = civil(day, time);
