@@ -264,6 +264,7 @@ impl Store {
     /// Legal states after a crash: the copy, whole, or the volume.
     pub fn finish_copy(&self, name: &str, mut copy: ReplicaCopy) -> Result<Arc<Volume>> {
         let _changing = self.changing.lock().expect("no panics under this lock");
+        let _naming = self.naming.lock().expect("no panics under this lock");
         validate_volume_name(name)?;
         let files = &*self.shared.files;
         let volumes_dir = self.path.join(VOLUMES_DIR);
