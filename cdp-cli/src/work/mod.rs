@@ -435,7 +435,7 @@ pub fn run(site: &Site, tz: Option<&str>, request: &Request, watch: &mut Watch<'
         Request::AddReplica(add) => Response::Replicas(replicas::add(site, add)?),
         Request::Replicas { volume } => Response::Replicas(replicas::list(site, volume.as_deref())?),
         Request::LimitReplica { volume, address, limit } => {
-            Response::Replicas(replicas::limit(site, &volume, &address, &limit)?)
+            Response::Replicas(replicas::limit(site, volume, address, limit)?)
         }
         Request::Copies { drop } => Response::Copies(replicas::copies(site, drop.as_deref())?),
         Request::RemoveReplica { volume, address } => {
