@@ -238,6 +238,9 @@ impl Receiver {
             Standing::Same | Standing::Fenced => Ok(()),
             Standing::Above => Err(self.fenced(volume)),
             Standing::SplitBrain => {
+                // The other side has to stop, too.
+                let epoch = volume.epochs().newest();
+                control::send(&mut self.writer, &mut self.out, &WireEpoch::from(&epoch));
                 let text = format!(
                     "volume {} has two epochs of number {}: there were two primaries at once, both histories are kept",
                     volume.name(),

@@ -138,7 +138,9 @@ pub fn demote(site: &Site, request: &Demote, watch: &mut Watch<'_>) -> Result<Ve
         }
         close_connections(site, &volumes)?;
     }
-    let ends = volumes.iter().map(|volume| volume.demote()).collect::<Result<Vec<_>>>()?;
+    let parts: Vec<&Volume> = volumes.iter().map(|volume| &**volume).collect();
+    let through = Volume::demote_all(&parts)?;
+    let ends = volumes.iter().map(|volume| volume.tip());
     drop(bars);
     let until = request.drain_s.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     let mut demoted = Vec::with_capacity(volumes.len());
@@ -146,7 +148,10 @@ pub fn demote(site: &Site, request: &Demote, watch: &mut Watch<'_>) -> Result<Ve
         let has_all = || {
             let replicas = volume.replicas().into_iter();
             replicas
-                .filter(|replica| replica.is_acknowledged && replica.held >= lsn)
+                // Also of the instant: a group is promoted at one that is complete for all its members.
+                .filter(|replica| {
+                    replica.is_acknowledged && replica.held >= lsn && replica.complete >= through
+                })
                 .map(|r| r.address)
                 .next()
         };

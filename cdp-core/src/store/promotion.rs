@@ -82,8 +82,8 @@ impl Promotion {
 }
 
 impl Store {
-    /// What a promotion would do: the epoch that would begin on each volume. Each epoch is above all that its volume
-    /// had or heard of, and above `heard`, which somebody heard of elsewhere.
+    /// What a promotion would do: the epoch that would begin on each volume. Its number is above all
+    /// that any of them had or heard of, and above `heard`, which somebody heard of elsewhere.
     ///
     /// # Errors
     /// `Refused`: a volume is the primary already.
@@ -98,12 +98,17 @@ impl Store {
                 Role::Replica { .. } => heard,
                 Role::Fenced { by, .. } => heard.max(by),
             };
+            let elsewhere = volume.elsewhere().map_or(heard, |other| other.epochs.newest().number);
+            let fenced_by = fenced_by.max(elsewhere);
             let newest = volume.epochs().newest().number.max(fenced_by);
             let number = newest.0.checked_add(1).map(EpochNumber).ok_or_else(|| {
                 Error::new(Kind::Invalid, format!("volume {} has had all epochs there can be", volume.name()))
             })?;
             planned.push(Member { volume: volume.clone(), number, to: *to });
         }
+        // One number for all: what is in step stays in step.
+        let number = planned.iter().map(|member| member.number).max().unwrap_or(EpochNumber(1));
+        planned.iter_mut().for_each(|member| member.number = number);
         Ok(planned)
     }
 

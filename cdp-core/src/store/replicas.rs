@@ -70,7 +70,7 @@ impl Origin {
             marker_interval_ns: self.marker_interval_ns,
             held: None,
             parent: None,
-            role: Role::Replica { since: now },
+            role: Role::Replica { since: now, ended: None },
             cut: None,
             orphan: None,
         };

@@ -102,9 +102,20 @@ impl Store {
             volume.receive_from_here()?;
             return Ok(Resynced { common: join.common, orphan: None });
         }
-        let common = volume.stands_at(join.common)?;
-        // The other site goes on from there with an epoch of its own, which says so.
-        if other.epochs.chain_at(join.common) != Some(common.chain) {
+        let common = volume.stands_at(join.common).map_err(|error| match error.kind() {
+            Kind::OutOfRange => {
+                let context = format!(
+                    "the last record that both sites have of volume {name} is {:?}, and it was thinned away here",
+                    join.common
+                );
+                Error::new(Kind::Refused, context)
+                    .hint("keep it as it is under another name, and make a new replica by a first copy")
+            }
+            _ => error,
+        })?;
+        // Where the other site goes on from there with an epoch of its own, that says what it had. Where it is this site
+        // that began one, the link looks before it appends the first record, and the tail is kept by then.
+        if other.epochs.chain_at(join.common).is_some_and(|chain| chain != common.chain) {
             let context = format!(
                 "volume {name}: the sites differ at {:?}, which both should have alike: one of them is not what it was",
                 join.common

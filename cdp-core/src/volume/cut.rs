@@ -166,6 +166,9 @@ impl Volume {
         if let Some(frozen) = part.frozen.get().filter(|frozen| frozen.last.lsn == lsn) {
             return Ok(frozen.last);
         }
+        if part.segment.fold.is_some() {
+            return Err(gone());
+        }
         let found = scan::scan(&part.segment, part.before, lsn, &mut |_| {})
             .at(|| format!("reading {}", part.segment.path.display()))?;
         if found.position.lsn != lsn {

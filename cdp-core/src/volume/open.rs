@@ -229,7 +229,7 @@ pub fn open_on(
     if let Some(at) = identity.cut {
         cut::carry_out(shared, dir, &identity, begin, at)?;
         identity.cut = None;
-        identity.role = Role::Replica { since: shared.clock.now() };
+        identity.role = Role::Replica { since: shared.clock.now(), ended: None };
         write_manifest(shared, dir, &identity)?;
     }
     if identity.parent.is_some() != parent.is_some() {

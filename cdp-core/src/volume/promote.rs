@@ -130,6 +130,8 @@ fn append_all(members: &[Member], id: u128, asked: &str) -> Result<()> {
         if let Some(appender) = &**lock {
             member.volume.shared.clock.pass(appender.position.timestamp);
         }
+        // Nor within what it said to be complete.
+        member.volume.shared.clock.pass(member.volume.source_complete());
     }
     let how = How { group: id, asked: asked.to_owned() };
     for (member, lock) in members.iter().zip(&mut locks) {

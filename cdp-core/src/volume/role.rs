@@ -37,6 +37,9 @@ pub enum Role {
     Replica {
         /// Since when.
         since: Timestamp,
+        /// It was a primary until then, and this is its newest record of that time: as long as it has no newer one, all
+        /// that happened up to `since` is here.
+        ended: Option<Lsn>,
     },
     /// Nothing: another site has a higher epoch, or the same one under another id, and what this one has beyond the
     /// fork is still to be kept aside.
@@ -64,7 +67,12 @@ impl Role {
     pub(super) fn put(&self, manifest: &mut Manifest) {
         match self {
             Role::Primary => return,
-            Role::Replica { since } => manifest.set("role_ns", since.0),
+            Role::Replica { since, ended } => {
+                manifest.set("role_ns", since.0);
+                if let Some(lsn) = ended {
+                    manifest.set("ended_lsn", lsn.0);
+                }
+            }
             Role::Fenced { since, by, why } => {
                 manifest.set("role_ns", since.0);
                 manifest.set("fenced_by", by.0);
@@ -78,7 +86,7 @@ impl Role {
     pub(super) fn from(manifest: &Manifest) -> Option<Role> {
         let since = Timestamp(manifest.get("role_ns")?);
         match manifest.values.get("role")?.as_str() {
-            "replica" => Some(Role::Replica { since }),
+            "replica" => Some(Role::Replica { since, ended: manifest.get("ended_lsn").map(Lsn) }),
             "fenced" => Some(Role::Fenced {
                 since,
                 by: EpochNumber(manifest.get("fenced_by")?),
@@ -168,29 +176,52 @@ impl Volume {
         }
     }
 
-    /// The primary becomes a replica: takes no more writes from now on, and everything it took is durable, as is its
-    /// new role, when this returns. Gives its newest record: what another site must have before it goes on without
-    /// losing a write. A replica stays one.
+    /// [`Volume::demote_all`] of one; gives its newest record.
+    pub fn demote(&self) -> Result<(Lsn, Timestamp)> {
+        Volume::demote_all(&[self])?;
+        Ok(self.tip())
+    }
+
+    /// Primaries become replicas: they take no more writes from now on, and everything they took is durable, as are their
+    /// new roles, when this returns. Gives an instant that is later than all they took, and the same for all: up to it
+    /// another site must be complete before it goes on without losing a write. A replica stays one. They are in rising
+    /// order of their ids, each once.
     ///
     /// # Errors
-    /// A fenced volume stays fenced. If it cannot be made durable the volume is the primary again.
-    pub fn demote(&self) -> Result<(Lsn, Timestamp)> {
-        let _changing = self.role.changing.lock().expect("no panics under this lock");
-        match self.role() {
-            Role::Primary => {}
-            Role::Replica { .. } => return Ok(self.tip()),
-            Role::Fenced { .. } => {}
+    /// A fenced volume stays fenced. Of what cannot be made durable each is the primary again; others may be demoted.
+    pub fn demote_all(volumes: &[&Volume]) -> Result<Timestamp> {
+        assert!(
+            volumes.windows(2).all(|pair| pair[0].identity.id < pair[1].identity.id),
+            "locks are taken in the order of ids"
+        );
+        let _changing: Vec<_> = volumes
+            .iter()
+            .map(|volume| volume.role.changing.lock().expect("no panics under this lock"))
+            .collect();
+        let primaries: Vec<&&Volume> = volumes.iter().filter(|volume| !volume.is_replica()).collect();
+        primaries.iter().try_for_each(|volume| volume.refuse_unless_writable())?;
+        primaries.iter().for_each(|volume| volume.stop_writes());
+        let mut outcome = Ok(());
+        for volume in &primaries {
+            outcome = outcome.and_then(|()| volume.sync_through(volume.tip_lsn()));
         }
-        self.refuse_unless_writable()?;
-        self.stop_writes();
-        let role = Role::Replica { since: self.shared.clock.now() };
-        let settled = self
-            .sync_through(self.tip_lsn())
-            .and_then(|()| self.change_manifest(|manifest| manifest.role = role.clone()));
-        // Where the file says replica all the same, the next opening makes it one: nobody was told, no write is lost.
-        self.enter(if settled.is_ok() { role } else { Role::Primary });
-        settled?;
-        Ok(self.tip())
+        let mut through = Timestamp(0);
+        for volume in volumes {
+            let clock = &volume.shared.clock;
+            // Later than all of them, also where an older record is of another site with a faster clock.
+            clock.pass(volume.tip().1);
+            through = through.max(clock.now());
+            clock.pass(through);
+        }
+        for volume in &primaries {
+            let role = Role::Replica { since: through, ended: Some(volume.tip_lsn()) };
+            let settled =
+                outcome.and_then(|()| volume.change_manifest(|manifest| manifest.role = role.clone()));
+            // Where the file says replica all the same, the next opening makes it one: nobody was told, no write is lost.
+            volume.enter(if settled.is_ok() { role } else { Role::Primary });
+            outcome = settled;
+        }
+        outcome.map(|()| volumes.iter().map(|volume| volume.complete_through().1).min().unwrap_or(through))
     }
 
     /// Another site has a higher epoch, or the same one under another id: no write is answered from now on. Durable when
@@ -212,7 +243,7 @@ impl Volume {
     /// A fenced volume that has nothing that another site has not goes on as a replica. Durable when this returns.
     pub(crate) fn receive_from_here(&self) -> Result<()> {
         let _changing = self.role.changing.lock().expect("no panics under this lock");
-        let role = Role::Replica { since: self.shared.clock.now() };
+        let role = Role::Replica { since: self.shared.clock.now(), ended: None };
         self.change_manifest(|manifest| manifest.role = role.clone())?;
         self.enter(role);
         Ok(())

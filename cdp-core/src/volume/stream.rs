@@ -8,6 +8,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
 
 use super::parts::{OpenPart, part_of};
+use super::pins::PinGuard;
+use super::role::Role;
 use super::{Volume, read_visible};
 use crate::device::{Device, Read};
 use crate::error::{Error, IoContext, Kind, Result};
@@ -185,6 +187,14 @@ enum Learnt {
     Marker(Lsn, Timestamp, MarkerPayload),
 }
 
+/// What foreign records that may be appended bring with them.
+struct Foreign {
+    learnt: Vec<Learnt>,
+    epochs: Epochs,
+    // The states that they set the volume back to.
+    _pins: Vec<PinGuard>,
+}
+
 impl Volume {
     /// An instant up to which everything has happened, and the newest record then: no record above it gets a
     /// timestamp up to this one. At a replica: what its origin said, once it is durable here.
@@ -193,7 +203,11 @@ impl Volume {
         let tip = self.tip_lsn();
         if self.is_replica() {
             let newest = append.as_ref().map_or(Timestamp(0), |appender| appender.position.timestamp);
-            return (tip, self.source_complete().max(newest));
+            let own = match self.role() {
+                Role::Replica { since, ended } if ended == Some(tip) => since,
+                _ => Timestamp(0),
+            };
+            return (tip, self.source_complete().max(newest).max(own));
         }
         let now = self.shared.clock.now();
         self.shared.clock.pass(now);
@@ -279,7 +293,7 @@ impl Volume {
             return Err(Error::new(Kind::Invalid, format!("{context} does not fit into a segment")));
         }
         let records = &records[..count];
-        let (learnt, epochs) = self.check_foreign(appender.position, records)?;
+        let Foreign { learnt, epochs, _pins } = self.check_foreign(appender.position, records)?;
         let newest = records[count - 1].header.timestamp;
         let parts = self.part_list();
         let open = parts.last().expect("an open volume has an open part");
@@ -311,12 +325,13 @@ impl Volume {
     }
 
     /// Everything that outside bytes could be wrong about, before anything is written.
-    fn check_foreign(&self, before: Position, records: &[Verbatim]) -> Result<(Vec<Learnt>, Epochs)> {
+    fn check_foreign(&self, before: Position, records: &[Verbatim]) -> Result<Foreign> {
         let mut position = before;
         let mut course = self.course();
         let mut epochs = self.epochs();
         let mut size_bytes = self.size_bytes();
         let mut learnt = Vec::new();
+        let mut pins = Vec::new();
         for Verbatim { header, payload, .. } in records {
             let wrong = |why: &str| {
                 let context = format!("{:?} for volume {}: {why}", header.lsn, self.name());
@@ -345,16 +360,19 @@ impl Volume {
                     let Some(turn) = Turn::decode(header.kind, payload) else {
                         return wrong("what it turns the volume to cannot be read");
                     };
-                    if let Turn::Rollback { to, .. } = turn
-                        && to < self.oldest().0
-                    {
-                        let context = format!(
-                            "{:?} sets volume {} back to {to:?}, which is not here any more",
-                            header.lsn,
-                            self.name()
-                        );
-                        return Err(Error::new(Kind::OutOfRange, context)
-                            .hint("remove this replica and let it be copied again"));
+                    if let Turn::Rollback { to, .. } = turn {
+                        // Held until the record says that it is needed. This site's retention is its own: the state
+                        // may be gone here that the other site still had.
+                        let pin = self.pin(to, "a rollback of the other site").map_err(|error| {
+                            let context = format!(
+                                "{:?} sets volume {} back to {to:?}, which is not here any more",
+                                header.lsn,
+                                self.name()
+                            );
+                            Error::new(error.kind(), context)
+                                .hint("remove this replica and let it be copied again")
+                        })?;
+                        pins.push(pin);
                     }
                     let turn = TurnAt { lsn: header.lsn, at: header.timestamp, turn };
                     size_bytes = turn.turn.size_bytes();
@@ -372,6 +390,6 @@ impl Volume {
                 _ => {}
             }
         }
-        Ok((learnt, epochs))
+        Ok(Foreign { learnt, epochs, _pins: pins })
     }
 }

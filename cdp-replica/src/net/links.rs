@@ -48,6 +48,7 @@ pub struct LinkInfo {
 }
 
 struct Link {
+    volume: Arc<Volume>,
     stop: Arc<AtomicBool>,
     limit_bytes_per_s: Arc<AtomicU64>,
     status: Arc<Mutex<LinkStatus>>,
@@ -129,11 +130,13 @@ fn match_replicas(store: &Arc<Store>, tls: &Tls, running: &Mutex<BTreeMap<Key, L
     }
     let mut running = running.lock().expect("no panics under this lock");
     running.retain(|key, link| {
-        if !wanted.contains_key(key) {
+        // A volume that was opened anew, by a resync say, is another one: the old one hears of nothing any more.
+        let is_wanted = wanted.get(key).is_some_and(|(volume, _)| Arc::ptr_eq(volume, &link.volume));
+        if !is_wanted {
             // It ends by itself; nobody waits for it.
             link.stop.store(true, Ordering::Relaxed);
         }
-        wanted.contains_key(key) && !link.thread.is_finished()
+        is_wanted && !link.thread.is_finished()
     });
     for (key, (volume, limit)) in wanted {
         if let Some(link) = running.get(&key) {
@@ -144,7 +147,7 @@ fn match_replicas(store: &Arc<Store>, tls: &Tls, running: &Mutex<BTreeMap<Key, L
         let (stop, status) = (Arc::new(AtomicBool::new(false)), Arc::<Mutex<LinkStatus>>::default());
         let address = key.1.clone();
         let link = Feeder {
-            volume,
+            volume: volume.clone(),
             address,
             limit_bytes_per_s: limit_bytes_per_s.clone(),
             tls: tls.clone(),
@@ -152,7 +155,7 @@ fn match_replicas(store: &Arc<Store>, tls: &Tls, running: &Mutex<BTreeMap<Key, L
             status: status.clone(),
         };
         match std::thread::Builder::new().name("cdp link".to_owned()).spawn(move || link.run()) {
-            Ok(thread) => drop(running.insert(key, Link { stop, limit_bytes_per_s, status, thread })),
+            Ok(thread) => drop(running.insert(key, Link { volume, stop, limit_bytes_per_s, status, thread })),
             Err(error) => tracing::error!(%error, "starting a link's thread"),
         }
     }

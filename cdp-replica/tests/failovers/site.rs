@@ -1,0 +1,275 @@
+//! One site: its disk, its clock, its store while it is up, and what all of it has to show.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use cdp_core::device::{Device, Read};
+use cdp_core::ids::*;
+use cdp_core::io::sim::{Chance, PowerLoss, SimClock, SimDisk};
+use cdp_core::store::{OpenOptions, Store};
+use cdp_core::view::View;
+use cdp_core::volume::Volume;
+use cdp_replica::receiver::Feeding;
+
+use crate::model::{BLOCKS, Entry, Log, bytes_of};
+
+const STORE: &str = "/store";
+
+/// A volume's copy at this site.
+pub struct Copy {
+    pub log: Log,
+    /// Records that may follow, in this order, of something that was broken off.
+    pub pending: Vec<Entry>,
+    /// What no power cut may take.
+    pub durable: Lsn,
+    /// A resync was broken off that cuts it there.
+    pub cut: Option<Lsn>,
+}
+
+impl Copy {
+    pub fn new(size: u64) -> Copy {
+        Copy { log: Log::new(size), pending: Vec::new(), durable: Lsn::ZERO, cut: None }
+    }
+}
+
+/// What was set aside of a losing history, and has to stay.
+pub struct Orphan {
+    pub name: String,
+    pub log: Log,
+    pub fork: Lsn,
+}
+
+pub struct Site {
+    pub name: &'static str,
+    pub disk: SimDisk,
+    pub clock: SimClock,
+    pub store: Option<Arc<Store>>,
+    pub feeding: Arc<Feeding>,
+    pub copies: BTreeMap<&'static str, Copy>,
+    pub orphans: Vec<Orphan>,
+    /// Without power for so many steps.
+    pub dark: u64,
+    pub crashes: u64,
+}
+
+impl Site {
+    pub fn new(name: &'static str, seed: u64) -> Site {
+        let (disk, clock) = (SimDisk::new(seed), SimClock::new(seed));
+        Store::create(&disk, &clock, Path::new(STORE)).unwrap();
+        let mut site = Site {
+            name,
+            disk,
+            clock,
+            store: None,
+            feeding: Arc::default(),
+            copies: BTreeMap::new(),
+            orphans: Vec::new(),
+            dark: 0,
+            crashes: 0,
+        };
+        site.open(&mut Chance::new(seed)).unwrap();
+        site
+    }
+
+    pub fn volume(&self, name: &str) -> Option<Arc<Volume>> {
+        self.store.as_ref()?.volume(name).ok()
+    }
+
+    /// All volumes that have a copy here, in the order of their ids.
+    pub fn volumes(&self) -> Vec<Arc<Volume>> {
+        let mut volumes: Vec<_> = self.copies.keys().filter_map(|name| self.volume(name)).collect();
+        volumes.sort_by_key(|volume| volume.identity().id);
+        volumes
+    }
+
+    pub fn copy(&mut self, name: &str) -> &mut Copy {
+        self.copies.get_mut(name).unwrap_or_else(|| panic!("no copy of {name}"))
+    }
+
+    pub fn note_durable(&mut self) {
+        for volume in self.volumes() {
+            let copy = self.copy(volume.name());
+            copy.durable = copy.durable.max(volume.durable_lsn().min(copy.log.tip()));
+        }
+    }
+
+    /// Nothing runs any more, and with the power goes what was not synced.
+    pub fn crash(&mut self, chance: &mut Chance, power: bool) {
+        self.note_durable();
+        self.store = None;
+        self.disk.clear_crash();
+        self.disk.set_capacity(None);
+        self.disk = match power {
+            true => self.disk.crash_power_with(PowerLoss::seeded(chance.bits())),
+            false => self.disk.crash_process(),
+        };
+        if !power {
+            for copy in self.copies.values_mut() {
+                copy.durable = copy.log.tip();
+            }
+        }
+        self.crashes += 1;
+    }
+
+    /// Starts it, however often it dies on the way.
+    pub fn open(&mut self, chance: &mut Chance) -> Result<(), String> {
+        loop {
+            let options = OpenOptions { holder: "a test", ..OpenOptions::default() };
+            let files = Arc::new(self.disk.clone());
+            let opened = Store::open_with(files, Arc::new(self.clock.clone()), Path::new(STORE), &options);
+            if self.disk.is_crashed() {
+                drop(opened);
+                self.disk.clear_crash();
+                self.disk = match chance.percent(50) {
+                    true => self.disk.crash_power_with(PowerLoss::seeded(chance.bits())),
+                    false => self.disk.crash_process(),
+                };
+                continue;
+            }
+            let store = opened.map_err(|error| format!("{}: opening: {error:?}", self.name))?;
+            if !store.failed().is_empty() {
+                return Err(format!("{}: {:?}", self.name, store.failed()));
+            }
+            self.store = Some(Arc::new(store));
+            self.feeding = Arc::default();
+            return self.recovered();
+        }
+    }
+
+    /// After a start: what was durable is there, and nothing that nobody wrote.
+    fn recovered(&mut self) -> Result<(), String> {
+        let site = self.name;
+        let volumes: BTreeMap<_, _> = self.copies.keys().map(|name| (*name, self.volume(name))).collect();
+        for (name, copy) in &mut self.copies {
+            let Some(volume) = &volumes[name] else {
+                return Err(format!("{site}: {name} is gone"));
+            };
+            let tip = volume.tip_lsn();
+            if copy.cut == Some(tip) && volume.is_replica() {
+                copy.log.cut(tip);
+                copy.durable = tip;
+            }
+            copy.cut = None;
+            if tip < copy.durable {
+                return Err(format!("{site}: {name} stands at {tip:?} after a crash, {:?} was durable", copy.durable));
+            }
+            copy.log.cut(tip.min(copy.log.tip()));
+            take_pending(copy, tip).map_err(|error| format!("{site}: {name} after a crash: {error}"))?;
+        }
+        Ok(())
+    }
+
+    /// After something was done: its records, and no others, are there.
+    pub fn absorb(&mut self) -> Result<(), String> {
+        let site = self.name;
+        for volume in self.volumes() {
+            let name = volume.name();
+            let (tip, copy) = (volume.tip_lsn(), self.copies.get_mut(name).expect("of a copy"));
+            if tip < copy.log.tip() {
+                return Err(format!("{site}: {name} went back to {tip:?} from {:?}", copy.log.tip()));
+            }
+            take_pending(copy, tip).map_err(|error| format!("{site}: {name}: {error}"))?;
+        }
+        Ok(())
+    }
+
+    /// Looks at some states of a copy, or at all of them.
+    pub fn check(&self, name: &str, chance: &mut Chance, all: bool) -> Result<u64, String> {
+        let Some(volume) = self.volume(name) else { return Ok(0) };
+        let copy = &self.copies[name];
+        let (tip, oldest) = (volume.tip_lsn(), volume.oldest().0);
+        if tip != copy.log.tip() {
+            return Err(format!("{}: {name} stands at {tip:?}, not at {:?}", self.name, copy.log.tip()));
+        }
+        let mut lsns: Vec<Lsn> = match all {
+            true => (oldest.0..=tip.0).map(Lsn).collect(),
+            false => (0..2).map(|_| Lsn(oldest.0 + chance.below(tip.0 + 1 - oldest.0))).collect(),
+        };
+        lsns.push(tip);
+        let mut seen = 0;
+        for lsn in lsns {
+            if volume.keeps(lsn) {
+                seen += 1;
+                shows(&volume, lsn, copy.log.at(lsn)).map_err(|what| {
+                    let base = volume.base_point().lsn;
+                    let segments: Vec<_> = volume
+                        .part_list()
+                        .iter()
+                        .map(|part| {
+                            let fold = if part.segment.fold.is_some() { " fold" } else { "" };
+                            format!("{}..{}{fold}", part.segment.header.first_lsn.0, part.last_lsn().0)
+                        })
+                        .collect();
+                    let wrong: Vec<_> = (oldest.0..=tip.0)
+                        .filter(|lsn| volume.keeps(Lsn(*lsn)) && shows(&volume, Lsn(*lsn), copy.log.at(Lsn(*lsn))).is_err())
+                        .collect();
+                    let role = volume.role().word();
+                    let turns: Vec<_> = volume.course().turns().iter().map(|turn| format!("{} {:?}", turn.lsn.0, turn.turn)).collect();
+                    format!("{}, {role}, {base:?} {oldest:?} to {tip:?}, {segments:?}, {turns:?}, wrong {wrong:?}: {what}", self.name)
+                })?;
+            }
+        }
+        let size = volume.size_bytes();
+        if size != copy.log.newest().size {
+            return Err(format!("{}: {name} has {size} bytes", self.name));
+        }
+        Ok(seen)
+    }
+
+    /// Each orphan has exactly what was written behind its fork.
+    pub fn check_orphans(&self) -> Result<(), String> {
+        for orphan in &self.orphans {
+            let Some(volume) = self.volume(&orphan.name) else {
+                return Err(format!("{}: {} is gone", self.name, orphan.name));
+            };
+            let (oldest, tip) = (volume.oldest().0, volume.tip_lsn());
+            if oldest > orphan.fork || tip < orphan.log.tip() {
+                return Err(format!(
+                    "{}: {} has {oldest:?} to {tip:?}, the fork is at {:?} and the tail ends at {:?}",
+                    self.name,
+                    orphan.name,
+                    orphan.fork,
+                    orphan.log.tip()
+                ));
+            }
+            for lsn in (oldest.0..=orphan.log.tip().0).map(Lsn).filter(|lsn| volume.keeps(*lsn)) {
+                shows(&volume, lsn, orphan.log.at(lsn)).map_err(|what| format!("{}: {what}", self.name))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn take_pending(copy: &mut Copy, tip: Lsn) -> Result<(), String> {
+    let mut pending = std::mem::take(&mut copy.pending).into_iter();
+    while copy.log.tip() < tip {
+        let Some(entry) = pending.next() else {
+            return Err(format!("nobody wrote {:?}", copy.log.tip().next()));
+        };
+        copy.log.push(entry);
+    }
+    Ok(())
+}
+
+/// Whether the state after a record is the one it should be.
+pub fn shows(volume: &Arc<Volume>, lsn: Lsn, entry: &Entry) -> Result<(), String> {
+    let name = volume.name();
+    let view = View::open(volume.clone(), lsn, "a check").map_err(|error| format!("{name}: {error:?}"))?;
+    let mut bytes = vec![0; (BLOCKS * BLOCK_BYTES) as usize];
+    let mut reads = [Read { offset: 0, buffer: &mut bytes, result: Ok(()) }];
+    view.read(&mut reads);
+    let [read] = reads;
+    read.result.map_err(|error| format!("{name} at {lsn:?}: {error:?}"))?;
+    let wanted = bytes_of(entry.sectors.iter().copied());
+    if let Some(at) = (0..bytes.len()).find(|at| bytes[*at] != wanted[*at]) {
+        let sector = at / 512;
+        let there = u32::from_le_bytes(bytes[sector * 512..sector * 512 + 4].try_into().expect("four bytes"));
+        let wanted = entry.sectors[sector];
+        return Err(format!("{name} at {lsn:?}: sector {sector} holds {there}, not {wanted}"));
+    }
+    if volume.size_at(lsn) != entry.size {
+        return Err(format!("{name} at {lsn:?} has {} bytes, not {}", volume.size_at(lsn), entry.size));
+    }
+    Ok(())
+}
