@@ -450,6 +450,12 @@ pub struct Serve {
     /// Run PROGRAM when somebody should act; the reasons are its argument
     #[arg(long, value_name = "PROGRAM")]
     pub on_alarm: Option<PathBuf>,
+    /// Run `PROGRAM promote` when volumes become primaries here, by whatever road
+    #[arg(long, value_name = "PROGRAM")]
+    pub on_promote: Option<PathBuf>,
+    /// Run `PROGRAM demote` when volumes are primaries no more: demoted, or fenced by another site
+    #[arg(long, value_name = "PROGRAM")]
+    pub on_demote: Option<PathBuf>,
     /// Take replicas of other sites' volumes on this address
     #[arg(long, value_name = "ADDR:PORT", conflicts_with = "stdio")]
     pub replica_listen: Option<SocketAddr>,

@@ -30,6 +30,8 @@ struct FileKeys {
     insecure_plaintext: Option<bool>,
     io_uring: Option<bool>,
     on_alarm: Option<PathBuf>,
+    on_promote: Option<PathBuf>,
+    on_demote: Option<PathBuf>,
     clone_cap: Option<String>,
     index_memory: Option<String>,
     replica_listen: Option<SocketAddr>,
@@ -74,6 +76,10 @@ pub struct Config {
     pub io_uring: bool,
     /// Run when the verdict turns bad.
     pub on_alarm: Option<PathBuf>,
+    /// Run when volumes become primaries.
+    pub on_promote: Option<PathBuf>,
+    /// Run when volumes are primaries no more.
+    pub on_demote: Option<PathBuf>,
     /// What a throw-away clone may hold, in bytes.
     pub clone_cap_bytes: u64,
     /// What is proved on a schedule.
@@ -141,6 +147,8 @@ impl Config {
             insecure_plaintext: keys.insecure_plaintext.unwrap_or(false),
             io_uring: keys.io_uring.unwrap_or(true) && !overrides.no_io_uring,
             on_alarm: keys.on_alarm,
+            on_promote: keys.on_promote,
+            on_demote: keys.on_demote,
             clone_cap_bytes,
             index_memory_bytes,
             replica_listen: keys.replica_listen,
@@ -178,7 +186,7 @@ fn read(path: &Path) -> Result<FileKeys> {
     let text = std::fs::read_to_string(path).at(place)?;
     toml::from_str(&text).map_err(|error| {
         Error::new(Kind::Invalid, format!("{}: {}", path.display(), error.to_string().trim_end()))
-            .hint("keys: store, socket, listen, insecure_plaintext, io_uring, on_alarm, clone_cap, index_memory, replica_listen, pki, lag_alarm, [volume.NAME.prove]")
+            .hint("keys: store, socket, listen, insecure_plaintext, io_uring, on_alarm, on_promote, on_demote, clone_cap, index_memory, replica_listen, pki, lag_alarm, [volume.NAME.prove]")
     })
 }
 

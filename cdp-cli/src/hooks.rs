@@ -1,9 +1,10 @@
-//! Quiesce and thaw: programs of the user around an application marker. Each has a time limit; thaw always runs.
+//! Programs of the user: quiesce and thaw around an application marker, and those that follow a change of roles. Each has a
+//! time limit; thaw always runs.
 
 use std::ffi::OsString;
 use std::io::Read;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -77,47 +78,65 @@ impl Hooks {
         }
     }
 
-    fn run(&self, program: &PathBuf, action: &str, interrupts: Option<&Interrupts>) -> Result<String> {
-        let name = || format!("the {action} hook {}", program.display());
-        let mut command = Command::new(program);
-        command.arg(action).envs(self.environment.iter().cloned()).stdin(Stdio::null());
-        // A group of its own: Ctrl-C is ours to handle, and a hook that hangs is killed with its children.
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
-        let mut child = command.spawn().at(|| format!("starting {}", name()))?;
-        let output = Output::collect(&mut child);
-        let until = Instant::now() + self.timeout;
-        let ended = loop {
-            match child.try_wait().at(|| format!("waiting for {}", name()))? {
-                Some(status) if status.success() => break Ok(()),
-                Some(status) => break Err(Error::new(Kind::Io, format!("{} failed: {status}", name()))),
-                None if interrupts.is_some_and(Interrupts::came) => {
-                    kill(&mut child);
-                    break Err(Error::new(Kind::Closed, format!("interrupted during {}", name())));
-                }
-                None if Instant::now() >= until => {
-                    kill(&mut child);
-                    let context = format!("{} took longer than {:?} and was killed", name(), self.timeout);
-                    break Err(Error::new(Kind::Io, context).hint("--timeout gives it more time"));
-                }
-                None => std::thread::sleep(POLL),
-            }
-        };
-        let text = output.text();
-        ended.map(|()| text.clone()).map_err(|error| match text.trim() {
-            "" => error,
-            text => {
-                let hint = error.hint_text().map(str::to_owned);
-                let error = Error::new(
-                    error.kind(),
-                    format!("{}; it said: {text}", crate::report::Report::of(&error).message),
-                );
-                match hint {
-                    Some(hint) => error.hint(hint),
-                    None => error,
-                }
-            }
-        })
+    fn run(&self, program: &Path, action: &str, interrupts: Option<&Interrupts>) -> Result<String> {
+        let limit = Limit { time: self.timeout, hint: "--timeout gives it more time" };
+        run_program(program, action, &self.environment, &limit, interrupts)
     }
+}
+
+/// How long a program may take.
+pub struct Limit<'a> {
+    /// So long; then it is killed, with its children.
+    pub time: Duration,
+    /// What to do about one that needs longer.
+    pub hint: &'a str,
+}
+
+/// Runs `PROGRAM ACTION`; gives what it printed. An error says what it printed, too.
+pub fn run_program(
+    program: &Path,
+    action: &str,
+    environment: &[(&'static str, OsString)],
+    limit: &Limit<'_>,
+    interrupts: Option<&Interrupts>,
+) -> Result<String> {
+    let name = || format!("the {action} hook {}", program.display());
+    let mut command = Command::new(program);
+    command.arg(action).envs(environment.iter().cloned()).stdin(Stdio::null());
+    // A group of its own: Ctrl-C is ours to handle, and a hook that hangs is killed with its children.
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    let mut child = command.spawn().at(|| format!("starting {}", name()))?;
+    let output = Output::collect(&mut child);
+    let until = Instant::now() + limit.time;
+    let ended = loop {
+        match child.try_wait().at(|| format!("waiting for {}", name()))? {
+            Some(status) if status.success() => break Ok(()),
+            Some(status) => break Err(Error::new(Kind::Io, format!("{} failed: {status}", name()))),
+            None if interrupts.is_some_and(Interrupts::came) => {
+                kill(&mut child);
+                break Err(Error::new(Kind::Closed, format!("interrupted during {}", name())));
+            }
+            None if Instant::now() >= until => {
+                kill(&mut child);
+                let context = format!("{} took longer than {:?} and was killed", name(), limit.time);
+                break Err(Error::new(Kind::Io, context).hint(limit.hint));
+            }
+            None => std::thread::sleep(POLL),
+        }
+    };
+    let text = output.text();
+    ended.map(|()| text.clone()).map_err(|error| match text.trim() {
+        "" => error,
+        text => {
+            let hint = error.hint_text().map(str::to_owned);
+            let said = format!("{}; it said: {text}", crate::report::Report::of(&error).message);
+            let error = Error::new(error.kind(), said);
+            match hint {
+                Some(hint) => error.hint(hint),
+                None => error,
+            }
+        }
+    })
 }
 
 fn kill(child: &mut Child) {

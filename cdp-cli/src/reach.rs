@@ -62,6 +62,7 @@ impl Reach {
             endpoints: endpoints.clone(),
             clones,
             replication: Default::default(),
+            roles: Default::default(),
         };
         let site = Arc::new(Site { server: Some(Arc::new(serving)), ..site });
         let reach = Reach { way: Way::Own(Own { site, control: None, dir }), endpoints };

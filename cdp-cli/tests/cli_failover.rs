@@ -137,3 +137,51 @@ fn there_and_back_again() {
     server_a.stop();
     server_b.stop();
 }
+
+/// Clients follow an address that a program moves: it must be told of each change of roles, whichever road it came by, also
+/// of one that the server slept through; and whoever asked for the change must hear what the program said.
+#[test]
+fn programs_are_told_of_changed_roles() {
+    use std::os::unix::fs::PermissionsExt;
+    let home = Home::new();
+    let program = home.path("mover");
+    let log = home.path("told");
+    let text = format!(
+        "#!/bin/sh\necho \"$1 $CDP_VOLUMES $CDP_EPOCH\" >>{}\necho \"moved for $1\"\n[ ! -e {} ]\n",
+        log.display(),
+        home.path("broken").display()
+    );
+    std::fs::write(&program, text).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let told = || std::fs::read_to_string(&log).unwrap_or_default();
+    let program = program.to_str().unwrap();
+    let options = ["--on-promote", program, "--on-demote", program];
+    assert_eq!(home.run(&["create", "disk", "--size", "64M"]).code, 0);
+
+    let server = home.serve(&options);
+    let demoted = home.json(&["demote", "disk"]);
+    assert_eq!(demoted[0]["hooks"][0]["output"], "moved for demote\n", "{demoted}");
+    assert_eq!(told(), "demote disk 1\n", "what there was at the start is not news");
+    let ran = home.run(&["failover", "disk"]);
+    assert!(ran.code == 0 && ran.out.contains("promote: moved for promote"), "{ran:?}");
+    assert_eq!(told(), "demote disk 1\npromote disk 2\n");
+    // It cannot do its work: the roles change all the same, and that is said.
+    std::fs::write(home.path("broken"), "").unwrap();
+    let ran = home.run(&["demote", "disk"]);
+    assert!(ran.code == 1 && ran.err.contains("moved for demote"), "{ran:?}");
+    assert_eq!(role(&home), "replica");
+    std::fs::remove_file(home.path("broken")).unwrap();
+    server.stop();
+
+    // Nobody was there to be told.
+    assert_eq!(home.run(&["failover", "disk"]).code, 0);
+    assert!(!told().contains("promote disk 3"), "{}", told());
+    let server = home.serve(&options);
+    wait_until("it is told", || told().ends_with("promote disk 3\n"));
+    server.stop();
+    let before = told();
+    let server = home.serve(&options);
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(told(), before, "nothing has changed");
+    server.stop();
+}

@@ -1,11 +1,12 @@
 //! `cdp failover`, `demote` and `resync`.
 
-use cdp_core::error::Result;
+use cdp_core::error::{Error, Kind, Result};
 
 use super::Context;
 use crate::cli;
 use crate::door::{Door, unexpected};
 use crate::report;
+use crate::serve::roles::HookRun;
 use crate::work::{Demote, Failover, Request, Response, Resync};
 
 /// Promotes.
@@ -29,9 +30,25 @@ pub fn failover(context: &Context, arguments: &cli::Failover) -> Result<u8> {
                 line.volume, line.epoch, line.to_utc, line.to_lsn, line.complete_utc
             )
         };
-        volumes.iter().map(line).collect::<Vec<_>>().join("\n")
+        let hooks = volumes.iter().flat_map(|volume| &volume.hooks).map(said);
+        volumes.iter().map(line).chain(hooks).collect::<Vec<_>>().join("\n")
     });
-    Ok(report::DONE)
+    done(volumes.iter().flat_map(|volume| &volume.hooks))
+}
+
+fn said(hook: &HookRun) -> String {
+    let output = hook.output.trim();
+    format!("{} {}{}{output}", hook.program.display(), hook.action, if output.is_empty() { "" } else { ": " })
+}
+
+/// The roles have changed, but somebody who should know of it may not.
+fn done<'a>(hooks: impl Iterator<Item = &'a HookRun>) -> Result<u8> {
+    let failed: Vec<&str> = hooks.filter_map(|hook| hook.error.as_deref()).collect();
+    match failed.is_empty() {
+        true => Ok(report::DONE),
+        false => Err(Error::new(Kind::Io, failed.join("; "))
+            .hint("the roles have changed all the same: do by hand what the program should have done")),
+    }
 }
 
 /// Steps down.
@@ -51,9 +68,10 @@ pub fn demote(context: &Context, arguments: &cli::Demote) -> Result<u8> {
                 line.volume, line.lsn, line.utc
             )
         };
-        volumes.iter().map(line).collect::<Vec<_>>().join("\n")
+        let hooks = volumes.iter().flat_map(|volume| &volume.hooks).map(said);
+        volumes.iter().map(line).chain(hooks).collect::<Vec<_>>().join("\n")
     });
-    Ok(report::DONE)
+    done(volumes.iter().flat_map(|volume| &volume.hooks))
 }
 
 /// Makes two histories one.

@@ -15,6 +15,8 @@ pub fn run(context: &Context, arguments: &Serve) -> Result<u8> {
         listen: arguments.listen.or(context.config.listen),
         insecure_plaintext: arguments.insecure_plaintext || context.config.insecure_plaintext,
         on_alarm: arguments.on_alarm.clone().or_else(|| context.config.on_alarm.clone()),
+        on_promote: arguments.on_promote.clone().or_else(|| context.config.on_promote.clone()),
+        on_demote: arguments.on_demote.clone().or_else(|| context.config.on_demote.clone()),
         replica_listen: arguments.replica_listen.or(context.config.replica_listen),
         pki: arguments.pki.clone().or_else(|| context.config.pki.clone()),
         ..context.config.clone()

@@ -20,6 +20,8 @@ const TICK: Duration = Duration::from_millis(10);
 const MAINTAIN: Duration = Duration::from_millis(250);
 /// Between two rounds of the slow ones while a journal is full and makes room.
 const PRESSED: Duration = Duration::from_millis(2);
+/// Between two looks who is a primary, where a program is to be told.
+const ROLES: Duration = Duration::from_millis(100);
 /// Between two looks at the verdict.
 const LOOK: Duration = Duration::from_secs(2);
 /// So long the alarm's program may take.
@@ -41,6 +43,10 @@ impl Keeper {
         if !plans.is_empty() {
             let (site, stopped) = (site.clone(), stop.clone());
             keeper.spawn("cdp prove", move || prove::run(&site, &plans, &stopped))?;
+        }
+        if site.server.as_ref().is_some_and(|server| server.roles.is_wanted()) {
+            let (site, stopped) = (site.clone(), stop.clone());
+            keeper.spawn("cdp roles", move || watch_roles(&site, &stopped))?;
         }
         keeper.spawn("cdp maintain", move || maintain(&site, on_alarm.as_deref(), &stop))?;
         Ok(keeper)
@@ -87,6 +93,15 @@ fn tick(store: &Store, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         said.tell(&store.tick());
         std::thread::sleep(TICK);
+    }
+}
+
+fn watch_roles(site: &Site, stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
+        if let Some(server) = &site.server {
+            server.roles.look(&site.store);
+        }
+        std::thread::sleep(ROLES);
     }
 }
 

@@ -7,6 +7,7 @@ pub mod keeper;
 pub mod prove;
 pub mod ready;
 pub mod replication;
+pub mod roles;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -29,6 +30,7 @@ use control::Control;
 use exports::StoreExports;
 use keeper::Keeper;
 use replication::Replication;
+use roles::RoleHooks;
 
 /// Name of the Unix socket in the store.
 const SOCKET_FILE: &str = "nbd.sock";
@@ -163,7 +165,8 @@ impl Running {
         if let Some(address) = &endpoints.replica {
             news.push(format!("taking replicas of other sites on {address}"));
         }
-        let serving = Serving { nbd, since: SystemTime::now(), endpoints, clones, replication };
+        let roles = RoleHooks::start(config, &store)?;
+        let serving = Serving { nbd, since: SystemTime::now(), endpoints, clones, replication, roles };
         let site = Arc::new(Site { store, server: Some(Arc::new(serving)) });
         let keeper = Some(Keeper::start(site.clone(), config.on_alarm.clone(), config.prove.clone())?);
         let control = Some(Control::start(site.clone())?);

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::points;
 use super::rewind::{LEAVE_TIME, clients, in_use};
 use super::{Progress, Site, Watch};
+use crate::serve::roles::HookRun;
 
 /// How often it is looked whether the replicas have everything.
 const DRAIN_POLL: Duration = Duration::from_millis(50);
@@ -44,6 +45,9 @@ pub struct FailedOver {
     pub complete_utc: String,
     /// It was done.
     pub done: bool,
+    /// Of the first volume: the programs that were told.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hooks: Vec<HookRun>,
 }
 
 /// Promotes a volume, or all members of a group, at one instant.
@@ -85,6 +89,7 @@ pub fn failover(site: &Site, request: &Failover, zone: &Zone) -> Result<Vec<Fail
             tip_lsn: volume.tip_lsn().0,
             complete_utc: format_utc(at.unwrap_or_default()),
             done: false,
+            hooks: Vec::new(),
         });
     }
     if request.dry_run {
@@ -97,7 +102,15 @@ pub fn failover(site: &Site, request: &Failover, zone: &Zone) -> Result<Vec<Fail
         line.tip_lsn = promoted.epoch.start.previous().0;
         line.done = true;
     }
+    if let Some(first) = lines.first_mut() {
+        first.hooks = tell(site);
+    }
     Ok(lines)
+}
+
+/// Whoever wants to know of changed roles is told.
+fn tell(site: &Site) -> Vec<HookRun> {
+    site.server.as_ref().map_or_else(Vec::new, |server| server.roles.look(&site.store))
 }
 
 /// A volume or a group to demote.
@@ -122,6 +135,9 @@ pub struct Demoted {
     pub utc: String,
     /// A replica that has all of it.
     pub drained_to: Option<String>,
+    /// Of the first volume: the programs that were told.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hooks: Vec<HookRun>,
 }
 
 /// Ends writing on a volume, or on all members of a group, so that another site can go on without losing a write.
@@ -142,6 +158,8 @@ pub fn demote(site: &Site, request: &Demote, watch: &mut Watch<'_>) -> Result<Ve
     let through = Volume::demote_all(&parts)?;
     let ends = volumes.iter().map(|volume| volume.tip());
     drop(bars);
+    // Before the wait: whoever moves an address takes it away now.
+    let mut hooks = tell(site);
     let until = request.drain_s.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     let mut demoted = Vec::with_capacity(volumes.len());
     for (volume, (lsn, at)) in volumes.iter().zip(ends) {
@@ -175,6 +193,7 @@ pub fn demote(site: &Site, request: &Demote, watch: &mut Watch<'_>) -> Result<Ve
             lsn: lsn.0,
             utc: format_utc(at),
             drained_to,
+            hooks: std::mem::take(&mut hooks),
         });
     }
     Ok(demoted)

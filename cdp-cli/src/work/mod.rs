@@ -71,6 +71,8 @@ pub struct Serving {
     pub clones: Arc<shared::SharedClones>,
     /// Its part in replication.
     pub replication: crate::serve::replication::Replication,
+    /// Who is told of changed roles.
+    pub roles: crate::serve::roles::RoleHooks,
 }
 
 /// Where a server listens.

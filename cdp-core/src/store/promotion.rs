@@ -86,8 +86,20 @@ impl Store {
     /// that any of them had or heard of, and above `heard`, which somebody heard of elsewhere.
     ///
     /// # Errors
-    /// `Refused`: a volume is the primary already.
+    /// `Refused`: a volume is the primary already; some members are fenced and others are not.
     pub fn plan_promotion(&self, members: &[(Arc<Volume>, Lsn)], heard: EpochNumber) -> Result<Vec<Member>> {
+        let is_fenced = |(volume, _): &&(Arc<Volume>, Lsn)| matches!(volume.role(), Role::Fenced { .. });
+        let fenced = members.iter().filter(is_fenced).count();
+        if fenced > 0 && fenced < members.len() {
+            let names: Vec<&str> =
+                members.iter().filter(is_fenced).map(|(volume, _)| volume.name()).collect();
+            let context = format!(
+                "{} stands where another site's history parted from this one, and other members go on with that history: there is no instant of all",
+                names.join(", ")
+            );
+            return Err(Error::new(Kind::Refused, context)
+                .hint("`cdp resync` them first; or promote each volume by itself, as it is"));
+        }
         let mut planned = Vec::with_capacity(members.len());
         for (volume, to) in members {
             let fenced_by = match volume.role() {

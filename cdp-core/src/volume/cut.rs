@@ -181,7 +181,12 @@ impl Volume {
     /// The newest state, not above `fork` and not older than what is kept, on which a volume can stand that has the
     /// records behind it: what each state from the fork on sees of the records up to there is what that state sees.
     pub(crate) fn base_of_orphan(&self, fork: Lsn) -> Result<Lsn> {
-        let (course, tip, oldest) = (self.course(), self.tip_lsn(), self.oldest().0);
+        let (course, tip) = (self.course(), self.tip_lsn());
+        // What was thinned is not there record by record: the orphan begins behind it.
+        let parts = self.parts.list();
+        let thinned =
+            parts.iter().filter(|part| part.segment.fold.is_some()).map(|part| part.last_lsn()).max();
+        let oldest = self.oldest().0.max(thinned.unwrap_or_default());
         let mut states = vec![course.visible(tip)];
         let mut candidates = vec![fork, oldest];
         for turn in course.turns() {
@@ -192,7 +197,7 @@ impl Volume {
                 candidates.extend([to, turn.lsn, turn.lsn.previous()]);
             }
         }
-        candidates.retain(|lsn| (oldest..=fork).contains(lsn));
+        candidates.retain(|lsn| (oldest..=fork).contains(lsn) && self.keeps(*lsn));
         candidates.sort();
         let rests = |lsn: &Lsn| {
             // Between the candidate and the fork as well: rollbacks there are records of the orphan, too.

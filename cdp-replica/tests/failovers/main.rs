@@ -56,6 +56,9 @@ fn no_failover_loses_or_mixes_anything() {
     if seeds.end - seeds.start >= SEEDS {
         assert!(met.failovers > 200 && met.drained > 20 && met.resyncs > 100 && met.orphans > 50, "{met:?}");
         assert!(met.to_points > 10 && met.crashes > 1000 && met.cuts > 100 && met.flips > 100, "{met:?}");
-        assert!(met.bases_moved > 10 && met.folds > 10 && met.rollbacks > 100 && met.refused_full > 20, "{met:?}");
+        assert!(
+            met.bases_moved > 10 && met.folds > 10 && met.rollbacks > 100 && met.refused_full > 20,
+            "{met:?}"
+        );
     }
 }

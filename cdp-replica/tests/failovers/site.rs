@@ -23,13 +23,15 @@ pub struct Copy {
     pub pending: Vec<Entry>,
     /// What no power cut may take.
     pub durable: Lsn,
+    /// What is there after the death of the process, which has just happened.
+    pub staged: Lsn,
     /// A resync was broken off that cuts it there.
     pub cut: Option<Lsn>,
 }
 
 impl Copy {
     pub fn new(size: u64) -> Copy {
-        Copy { log: Log::new(size), pending: Vec::new(), durable: Lsn::ZERO, cut: None }
+        Copy { log: Log::new(size), pending: Vec::new(), durable: Lsn::ZERO, staged: Lsn::ZERO, cut: None }
     }
 }
 
@@ -106,7 +108,7 @@ impl Site {
         };
         if !power {
             for copy in self.copies.values_mut() {
-                copy.durable = copy.log.tip();
+                copy.staged = copy.log.tip();
             }
         }
         self.crashes += 1;
@@ -122,7 +124,10 @@ impl Site {
                 drop(opened);
                 self.disk.clear_crash();
                 self.disk = match chance.percent(50) {
-                    true => self.disk.crash_power_with(PowerLoss::seeded(chance.bits())),
+                    true => {
+                        self.copies.values_mut().for_each(|copy| copy.staged = Lsn::ZERO);
+                        self.disk.crash_power_with(PowerLoss::seeded(chance.bits()))
+                    }
                     false => self.disk.crash_process(),
                 };
                 continue;
@@ -148,11 +153,15 @@ impl Site {
             let tip = volume.tip_lsn();
             if copy.cut == Some(tip) && volume.is_replica() {
                 copy.log.cut(tip);
-                copy.durable = tip;
+                (copy.durable, copy.staged) = (tip, tip);
             }
             copy.cut = None;
+            copy.durable = copy.durable.max(std::mem::take(&mut copy.staged));
             if tip < copy.durable {
-                return Err(format!("{site}: {name} stands at {tip:?} after a crash, {:?} was durable", copy.durable));
+                return Err(format!(
+                    "{site}: {name} stands at {tip:?} after a crash, {:?} was durable",
+                    copy.durable
+                ));
             }
             copy.log.cut(tip.min(copy.log.tip()));
             take_pending(copy, tip).map_err(|error| format!("{site}: {name} after a crash: {error}"))?;

@@ -93,11 +93,12 @@ impl Wire {
         if let Some(receiver) = &mut self.receiver {
             let site = &mut sites[1 - self.from];
             let known = site.volume(self.name).is_some();
-            if known {
+            if known && !site.disk.is_crashed() {
                 // Whatever it appends is what the sender had.
                 let copy = site.copy(self.name);
                 if copy.log.is_prefix_of(&self.source) {
-                    let rest = (copy.log.tip().0 + 1..=self.source.tip().0).map(|lsn| self.source.at(Lsn(lsn)).clone());
+                    let rest = (copy.log.tip().0 + 1..=self.source.tip().0)
+                        .map(|lsn| self.source.at(Lsn(lsn)).clone());
                     copy.pending = rest.collect();
                 }
             }
@@ -134,7 +135,8 @@ impl Wire {
         if self.stalled || sites.iter().any(|site| site.disk.is_crashed()) {
             return;
         }
-        let (there, back): (Vec<u8>, Vec<u8>) = (self.there.drain(..).collect(), self.back.drain(..).collect());
+        let (there, back): (Vec<u8>, Vec<u8>) =
+            (self.there.drain(..).collect(), self.back.drain(..).collect());
         if let Some(sender) = &mut self.sender {
             let _ = sender.receive(&back, now_ns);
         }

@@ -82,7 +82,6 @@ pub enum Keeping {
 }
 
 pub struct World {
-
     pub chance: Chance,
     sites: [Site; 2],
     names: &'static [&'static str],
@@ -383,7 +382,11 @@ impl World {
         if self.chance.percent(25) && volume.flush().is_ok() {
             let tip = volume.tip_lsn();
             if self.is_up(site) && volume.durable_lsn() < tip {
-                broken!("{}: flushed, and {:?} of {tip:?} is durable", self.sites[site].name, volume.durable_lsn());
+                broken!(
+                    "{}: flushed, and {:?} of {tip:?} is durable",
+                    self.sites[site].name,
+                    volume.durable_lsn()
+                );
             }
         }
         self.settle(site)
@@ -429,7 +432,8 @@ impl World {
                 self.settle(site)?;
             }
             errors.retain(|error| error.kind() != Kind::NoSpace);
-            let is_short = store.volumes().iter().any(|volume| volume.health() != cdp_core::volume::Health::Good);
+            let is_short =
+                store.volumes().iter().any(|volume| volume.health() != cdp_core::volume::Health::Good);
             if !errors.is_empty() && self.is_up(site) && !is_short {
                 broken!("{}: {errors:?}", self.sites[site].name);
             }
@@ -493,7 +497,9 @@ impl World {
     /// What a replica needs is gone: it is removed, and begins with a first copy.
     fn copy_anew(&mut self, site: usize, name: &'static str) -> Outcome {
         let Some(store) = self.sites[site].store.clone() else { return Ok(()) };
-        if self.sites[site].volume(name).is_none_or(|volume| volume.is_primary()) || !self.make_independent(site) {
+        if self.sites[site].volume(name).is_none_or(|volume| volume.is_primary())
+            || !self.make_independent(site)
+        {
             return Ok(());
         }
         self.say(|| format!("{} begins {name} anew", self.sites[site].name));
@@ -595,7 +601,12 @@ impl World {
             if let Some(next) = whole.get(lsn.next())
                 && Some(next.id) < newest
             {
-                broken!("{}: {} at {lsn:?} lacks {}, and another member has {newest:?}", here.name, volume.name(), next.id);
+                broken!(
+                    "{}: {} at {lsn:?} lacks {}, and another member has {newest:?}",
+                    here.name,
+                    volume.name(),
+                    next.id
+                );
             }
         }
         Ok(())
@@ -616,8 +627,10 @@ impl World {
             };
         }
         self.say(|| {
-            let states: Vec<_> =
-                members.iter().map(|(volume, to)| format!("{} {:?} of {:?}", volume.name(), to, volume.tip_lsn())).collect();
+            let states: Vec<_> = members
+                .iter()
+                .map(|(volume, to)| format!("{} {:?} of {:?}", volume.name(), to, volume.tip_lsn()))
+                .collect();
             format!("failover at {}: {}", self.sites[site].name, states.join(", "))
         });
         let name = if members.len() == 1 { members[0].0.name() } else { "all" };
@@ -625,11 +638,16 @@ impl World {
             members.iter().map(|(volume, _)| self.sites[site].copy(volume.name()).pending.clone()).collect();
         let done = store.promote(name, members, EpochNumber(0), "a test");
         if self.is_up(site) {
-            let half = done.is_err() && members.iter().any(|(volume, _)| volume.tip_lsn() > self.sites[site].copies[volume.name()].log.tip());
+            let half = done.is_err()
+                && members
+                    .iter()
+                    .any(|(volume, _)| volume.tip_lsn() > self.sites[site].copies[volume.name()].log.tip());
             self.sites[site].absorb()?;
             if half {
                 // What is missing follows at the next try, or the next opening.
-                let Ok(()) = self.finish_half(site, members, &pending) else { broken!("a promotion stays half done") };
+                let Ok(()) = self.finish_half(site, members, &pending) else {
+                    broken!("a promotion stays half done")
+                };
                 return Ok(false);
             }
         }
@@ -639,7 +657,11 @@ impl World {
                 for (volume, to) in members {
                     let log = &self.sites[site].copies[volume.name()].log;
                     if !volume.is_primary() || log.newest().sectors != log.at(*to).sectors {
-                        broken!("{}: {} is promoted and shows another state", self.sites[site].name, volume.name());
+                        broken!(
+                            "{}: {} is promoted and shows another state",
+                            self.sites[site].name,
+                            volume.name()
+                        );
                     }
                     let address = address(&self.sites[1 - site]);
                     let _ = volume.add_replica(&address, 0, self.gives_way());
@@ -648,7 +670,11 @@ impl World {
             Err(_) => {
                 self.met.failed_failovers += 1;
                 if self.is_up(site) && members.iter().any(|(volume, _)| volume.is_primary()) {
-                    broken!("{}: a promotion that failed left a primary: {:?}", self.sites[site].name, done.err());
+                    broken!(
+                        "{}: a promotion that failed left a primary: {:?}",
+                        self.sites[site].name,
+                        done.err()
+                    );
                 }
                 self.say(|| format!("it failed: {:?}", done.as_ref().err()));
             }
@@ -659,14 +685,23 @@ impl World {
         if !is_done && self.sites[site].store.is_some() {
             let primaries = self.sites[site].volumes().iter().filter(|volume| volume.is_primary()).count();
             if primaries != 0 && primaries != self.names.len() {
-                broken!("{}: {primaries} of {} volumes are promoted", self.sites[site].name, self.names.len());
+                broken!(
+                    "{}: {primaries} of {} volumes are promoted",
+                    self.sites[site].name,
+                    self.names.len()
+                );
             }
         }
         Ok(is_done)
     }
 
     /// A full disk stopped it between two members: with room, and a restart, it is finished.
-    fn finish_half(&mut self, site: usize, members: &[(Arc<Volume>, Lsn)], pending: &[Vec<Entry>]) -> Outcome {
+    fn finish_half(
+        &mut self,
+        site: usize,
+        members: &[(Arc<Volume>, Lsn)],
+        pending: &[Vec<Entry>],
+    ) -> Outcome {
         for ((volume, _), pending) in members.iter().zip(pending) {
             let copy = self.sites[site].copy(volume.name());
             let newest = copy.log.newest().id;
@@ -752,7 +787,8 @@ impl World {
             if !self.is_up(site) {
                 return Ok(());
             }
-            let (Some(volume), Some(store)) = (self.sites[site].volume(name), self.sites[site].store.clone()) else {
+            let (Some(volume), Some(store)) = (self.sites[site].volume(name), self.sites[site].store.clone())
+            else {
                 continue;
             };
             let Some(other) = volume.elsewhere() else { continue };
@@ -781,7 +817,9 @@ impl World {
             if join.common != fork {
                 broken!("{name} parts behind {fork:?}, and resync says {:?}", join.common);
             }
-            self.say(|| format!("{} resyncs {name} behind {fork:?} of {:?}", self.sites[site].name, before.tip()));
+            self.say(|| {
+                format!("{} resyncs {name} behind {fork:?} of {:?}", self.sites[site].name, before.tip())
+            });
             self.sites[site].note_durable();
             self.sites[site].copy(name).cut = Some(fork);
             drop(volume);
@@ -896,6 +934,9 @@ impl World {
             self.sites[site].dark = 0;
             self.sites[site].disk.clear_crash();
             self.sites[site].disk.set_capacity(None);
+            if self.is_up(site) {
+                self.crash(site, false);
+            }
         }
         self.restart()?;
         let mut said = String::new();
@@ -903,6 +944,13 @@ impl World {
             // Where a disk was full there is room again.
             self.upkeep()?;
             self.empty_trash()?;
+            for site in 0..2 {
+                let address = address(&self.sites[1 - site]);
+                for volume in self.sites[site].volumes().iter().filter(|volume| volume.replicas().is_empty())
+                {
+                    let _ = volume.add_replica(&address, 0, self.gives_way());
+                }
+            }
             for name in self.names {
                 for from in 0..2 {
                     said = self.converse(from, name)?.unwrap_or(said);
@@ -924,7 +972,12 @@ impl World {
             .flat_map(|site| site.volumes().into_iter().map(move |volume| (site.name, volume)))
             .map(|(site, volume)| {
                 let (role, epoch) = (volume.role(), volume.epochs().newest());
-                format!("{site} {}: {role:?}, {epoch:?}, {:?}, {:?}", volume.name(), volume.tip_lsn(), volume.health())
+                format!(
+                    "{site} {}: {role:?}, {epoch:?}, {:?}, {:?}",
+                    volume.name(),
+                    volume.tip_lsn(),
+                    volume.health()
+                )
             })
             .collect();
         broken!("they do not become one: {states:#?}; {said}")
@@ -987,7 +1040,8 @@ impl World {
                 self.met.states += self.sites[site].check(name, &mut self.chance, true)?;
                 let volume = self.sites[site].volume(name).expect("it is there");
                 self.met.bases_moved += u64::from(volume.base_point().lsn > Lsn::ZERO);
-                self.met.folds += volume.part_list().iter().filter(|part| part.segment.fold.is_some()).count() as u64;
+                self.met.folds +=
+                    volume.part_list().iter().filter(|part| part.segment.fold.is_some()).count() as u64;
             }
             self.sites[site].check_orphans()?;
         }

@@ -47,3 +47,25 @@ class Sites:
             yield
         finally:
             self.heal()
+
+
+class Lan(Sites):
+    """Two sites and a network that clients are on: both sites have an address there, and one more may move between them."""
+
+    OF_A, OF_B, OF_CLIENT, MOVING = "10.78.0.1", "10.78.0.2", "10.78.0.9", "10.78.0.100"
+
+    def __init__(self, story):
+        super().__init__(story)
+        client = self.names["c"] = f"cdp-{os.getpid()}-c"
+        story.run("ip", "netns", "add", client)
+        story.on_exit(lambda: story.run("ip", "netns", "del", client, check=False))
+        self._in(client, "ip", "link", "add", "lan", "type", "bridge")
+        for site, address in (("a", self.OF_A), ("b", self.OF_B)):
+            name = self.names[site]
+            self._in(name, "ip", "link", "add", "lan", "type", "veth", "peer", "name", f"to-{site}", "netns", client)
+            self._in(name, "ip", "addr", "add", f"{address}/24", "dev", "lan")
+            self._in(name, "ip", "link", "set", "lan", "up")
+            self._in(client, "ip", "link", "set", f"to-{site}", "master", "lan", "up")
+        self._in(client, "ip", "addr", "add", f"{self.OF_CLIENT}/24", "dev", "lan")
+        self._in(client, "ip", "link", "set", "lan", "up")
+        self._in(client, "ip", "link", "set", "lo", "up")

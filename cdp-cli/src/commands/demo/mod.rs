@@ -46,6 +46,8 @@ pub fn run(context: &Context) -> Result<u8> {
         socket: None,
         listen: None,
         on_alarm: None,
+        on_promote: None,
+        on_demote: None,
         ..context.config.clone()
     };
     prepare(&config)?;
