@@ -1,7 +1,14 @@
 //! Failovers, seeded: both sites with simulated disks and clocks, a network that cuts, stalls, doubles and flips, people
 //! who promote, step down and resync at any moment, and a naive model of what every copy has to show.
 
+/// Ends a history that is not as it should be.
+macro_rules! broken {
+    ($($text:tt)*) => { return Err(format!($($text)*)) };
+}
+
+mod judge;
 mod model;
+mod people;
 mod site;
 mod wire;
 mod world;

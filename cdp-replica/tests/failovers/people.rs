@@ -1,0 +1,416 @@
+//! What people do at the two sites, wise or not: promote, step down, resync, begin a replica anew.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use cdp_core::history::epochs::Standing;
+use cdp_core::history::point::Timeline;
+use cdp_core::ids::*;
+use cdp_core::io::Files;
+use cdp_core::volume::Volume;
+
+use crate::model::{Entry, Log};
+use crate::site::Orphan;
+use crate::wire::address;
+use crate::world::{Outcome, World};
+
+impl World {
+    pub fn begin_anew(&mut self) -> Outcome {
+        for (site, name) in std::mem::take(&mut self.behind) {
+            if self.is_up(site) {
+                self.copy_anew(site, name)?;
+            }
+        }
+        self.empty_trash()
+    }
+
+    /// What a replica needs is gone: it is removed, and begins with a first copy.
+    pub fn copy_anew(&mut self, site: usize, name: &'static str) -> Outcome {
+        let Some(store) = self.sites[site].store.clone() else { return Ok(()) };
+        if self.sites[site].volume(name).is_none_or(|volume| volume.is_primary())
+            || !self.make_independent(site)
+        {
+            return Ok(());
+        }
+        self.say(|| format!("{} begins {name} anew", self.sites[site].name));
+        self.wires.clear();
+        let gone = store.delete_volume(name);
+        drop(store);
+        if gone.is_ok() {
+            // From here on it is nobody's; a crash leaves it in the trash, where it is looked for again.
+            self.sites[site].copies.remove(name);
+            self.met.first_copies += 1;
+        }
+        Ok(())
+    }
+
+    /// What was removed is in the way until it is gone for good.
+    pub fn empty_trash(&mut self) -> Outcome {
+        for site in 0..2 {
+            let is_all = self.sites[site].copies.len() == self.names.len();
+            let trash = Path::new("/store/trash");
+            let trashed = self.sites[site].disk.list(trash).unwrap_or_default();
+            if is_all || trashed.is_empty() || !self.is_up(site) || !self.make_independent(site) {
+                continue;
+            }
+            self.wires.clear();
+            self.sites[site].crash(&mut self.chance, false);
+            for dir in trashed {
+                self.sites[site].disk.remove_dir_all(&trash.join(dir.name)).unwrap();
+            }
+            self.sites[site].open(&mut self.chance)?;
+        }
+        Ok(())
+    }
+
+    /// Orphans read from the volume they were; whether none does any more.
+    pub fn make_independent(&mut self, site: usize) -> bool {
+        let Some(store) = self.sites[site].store.clone() else { return false };
+        let names: Vec<String> = self.sites[site].orphans.iter().map(|orphan| orphan.name.clone()).collect();
+        names.iter().all(|orphan| store.hydrate_volume(orphan, &mut |_, _| Ok(())).is_ok())
+    }
+
+    /// An operator does something, wise or not.
+    pub fn somebody_acts(&mut self) -> Outcome {
+        let site = self.chance.below(2) as usize;
+        match self.chance.below(10) {
+            0..4 => self.failover(site),
+            4..6 => self.planned(site),
+            _ => self.resync(site),
+        }
+    }
+
+    /// Promotes all volumes of a site that are none yet.
+    pub fn failover(&mut self, site: usize) -> Outcome {
+        if !self.is_up(site) {
+            return Ok(());
+        }
+        let volumes = self.sites[site].volumes();
+        if volumes.len() < self.names.len() || volumes.iter().any(|volume| volume.is_primary()) {
+            return Ok(());
+        }
+        let complete: Vec<Timestamp> = volumes.iter().map(|volume| volume.complete_through().1).collect();
+        let newest = complete.iter().copied().min().expect("there is one");
+        let how = self.chance.below(4);
+        let instant = match how {
+            // Some instant that somebody picks.
+            0 => {
+                let (oldest, tip) = (volumes[0].oldest().0, volumes[0].tip_lsn());
+                let lsn = Lsn(oldest.0 + self.chance.below(tip.0 + 1 - oldest.0));
+                volumes[0].timestamp_of(lsn).ok()
+            }
+            _ => Some(newest),
+        };
+        let Some(instant) = instant else { return Ok(()) };
+        let mut members = Vec::new();
+        for volume in &volumes {
+            match volume.lsn_at(instant) {
+                Ok(lsn) => members.push((volume.clone(), lsn)),
+                Err(_) => return Ok(()),
+            }
+        }
+        self.is_consistent(site, &members)?;
+        let done = self.promote(site, &members)?;
+        self.met.to_points += u64::from(done && how == 0);
+        Ok(())
+    }
+
+    /// Of two writes, one of which was begun when the other was answered, no instant shows only the later one.
+    pub fn is_consistent(&self, site: usize, members: &[(Arc<Volume>, Lsn)]) -> Outcome {
+        let (here, there) = (&self.sites[site], &self.sites[1 - site]);
+        let newest = members.iter().map(|(volume, lsn)| here.copies[volume.name()].log.at(*lsn).id).max();
+        for (volume, lsn) in members {
+            let Some(whole) = there.copies.get(volume.name()) else { return Ok(()) };
+            if !here.copies[volume.name()].log.is_prefix_of(&whole.log) {
+                return Ok(());
+            }
+            let _ = (volume, lsn);
+        }
+        for (volume, lsn) in members {
+            let whole = &there.copies[volume.name()].log;
+            if let Some(next) = whole.get(lsn.next())
+                && Some(next.id) < newest
+            {
+                broken!(
+                    "{}: {} at {lsn:?} lacks {}, and another member has {newest:?}",
+                    here.name,
+                    volume.name(),
+                    next.id
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether it was done.
+    pub fn promote(&mut self, site: usize, members: &[(Arc<Volume>, Lsn)]) -> Outcome<bool> {
+        let store = self.sites[site].store.clone().expect("it is up");
+        for (volume, to) in members {
+            let name = volume.name();
+            let (epoch, marker) = (self.idle(site, name), self.idle(site, name));
+            let id = self.next_id();
+            let copy = self.sites[site].copy(name);
+            let target = Entry { id, ..copy.log.at(*to).clone() };
+            copy.pending = match *to == copy.log.tip() {
+                true => vec![epoch],
+                false => vec![epoch, marker, target],
+            };
+        }
+        self.say(|| {
+            let states: Vec<_> = members
+                .iter()
+                .map(|(volume, to)| format!("{} {:?} of {:?}", volume.name(), to, volume.tip_lsn()))
+                .collect();
+            format!("failover at {}: {}", self.sites[site].name, states.join(", "))
+        });
+        let name = if members.len() == 1 { members[0].0.name() } else { "all" };
+        let pending: Vec<Vec<Entry>> =
+            members.iter().map(|(volume, _)| self.sites[site].copy(volume.name()).pending.clone()).collect();
+        let done = store.promote(name, members, EpochNumber(0), "a test");
+        if self.is_up(site) {
+            let half = done.is_err()
+                && members
+                    .iter()
+                    .any(|(volume, _)| volume.tip_lsn() > self.sites[site].copies[volume.name()].log.tip());
+            self.sites[site].absorb()?;
+            if half {
+                // What is missing follows at the next try, or the next opening.
+                let Ok(()) = self.finish_half(site, members, &pending) else {
+                    broken!("a promotion stays half done")
+                };
+                return Ok(false);
+            }
+        }
+        match &done {
+            Ok(_) => {
+                self.met.failovers += 1;
+                for (volume, to) in members {
+                    let log = &self.sites[site].copies[volume.name()].log;
+                    if !volume.is_primary() || log.newest().sectors != log.at(*to).sectors {
+                        broken!(
+                            "{}: {} is promoted and shows another state",
+                            self.sites[site].name,
+                            volume.name()
+                        );
+                    }
+                    let address = address(&self.sites[1 - site]);
+                    let _ = volume.add_replica(&address, 0, self.gives_way());
+                }
+            }
+            Err(_) => {
+                self.met.failed_failovers += 1;
+                if self.is_up(site) && members.iter().any(|(volume, _)| volume.is_primary()) {
+                    broken!(
+                        "{}: a promotion that failed left a primary: {:?}",
+                        self.sites[site].name,
+                        done.err()
+                    );
+                }
+                self.say(|| format!("it failed: {:?}", done.as_ref().err()));
+            }
+        }
+        let is_done = done.is_ok();
+        drop((done, store));
+        self.restart()?;
+        if !is_done && self.sites[site].store.is_some() {
+            let primaries = self.sites[site].volumes().iter().filter(|volume| volume.is_primary()).count();
+            if primaries != 0 && primaries != self.names.len() {
+                broken!(
+                    "{}: {primaries} of {} volumes are promoted",
+                    self.sites[site].name,
+                    self.names.len()
+                );
+            }
+        }
+        Ok(is_done)
+    }
+
+    /// A full disk stopped it between two members: with room, and a restart, it is finished.
+    pub fn finish_half(
+        &mut self,
+        site: usize,
+        members: &[(Arc<Volume>, Lsn)],
+        pending: &[Vec<Entry>],
+    ) -> Outcome {
+        for ((volume, _), pending) in members.iter().zip(pending) {
+            let copy = self.sites[site].copy(volume.name());
+            let newest = copy.log.newest().id;
+            copy.pending = pending.iter().filter(|entry| entry.id > newest).cloned().collect();
+        }
+        self.crash(site, false);
+        self.sites[site].open(&mut self.chance)
+    }
+
+    /// Drain, demote, promote: nobody's write may be lost.
+    pub fn planned(&mut self, site: usize) -> Outcome {
+        if !self.is_up(site) {
+            return Ok(());
+        }
+        let volumes = self.sites[site].volumes();
+        if volumes.len() < self.names.len() || !volumes.iter().all(|volume| volume.is_primary()) {
+            return Ok(());
+        }
+        self.met.planned += 1;
+        self.say(|| format!("{} steps down", self.sites[site].name));
+        let parts: Vec<&Volume> = volumes.iter().map(|volume| &**volume).collect();
+        let Ok(through) = Volume::demote_all(&parts) else { return self.restart() };
+        let ends: Vec<(&str, Lsn, u64)> = volumes
+            .iter()
+            .map(|volume| {
+                let name = *self.names.iter().find(|name| **name == volume.name()).expect("one of them");
+                (name, volume.tip_lsn(), self.sites[site].copy(name).log.newest().id)
+            })
+            .collect();
+        drop(volumes);
+        let other = 1 - site;
+        let has_all = |world: &World| {
+            ends.iter().all(|(name, lsn, _)| {
+                let Some(volume) = world.sites[site].volume(name) else { return false };
+                volume.replicas().iter().any(|replica| {
+                    replica.is_acknowledged && replica.held >= *lsn && replica.complete >= through
+                })
+            })
+        };
+        for _ in 0..60 {
+            if has_all(self) {
+                break;
+            }
+            self.step()?;
+        }
+        if !has_all(self) || !self.is_up(other) {
+            // Back where it was, or over there with a loss, or nothing for now.
+            return match self.chance.below(3) {
+                0 => self.failover(site),
+                1 => self.failover(other),
+                _ => Ok(()),
+            };
+        }
+        // Acknowledged means durable there.
+        for (name, lsn, id) in &ends {
+            let log = &self.sites[other].copy(name).log;
+            if log.get(*lsn).is_none_or(|entry| entry.id != *id) {
+                broken!("{name} is drained, and the other site does not have {lsn:?}");
+            }
+        }
+        let volumes = self.sites[other].volumes();
+        let complete = volumes.iter().map(|volume| volume.complete_through().1).min().expect("there is one");
+        let mut members = Vec::new();
+        for volume in volumes {
+            let Ok(lsn) = volume.lsn_at(complete) else { return Ok(()) };
+            members.push((volume, lsn));
+        }
+        for (volume, lsn) in &members {
+            let log = &self.sites[other].copies[volume.name()].log;
+            if log.at(*lsn).sectors != log.newest().sectors {
+                broken!("a planned failover would lose what {} has behind {lsn:?}", volume.name());
+            }
+        }
+        if self.promote(other, &members)? {
+            self.met.drained += 1;
+        }
+        Ok(())
+    }
+
+    /// A site that lost sets aside what only it has.
+    pub fn resync(&mut self, site: usize) -> Outcome {
+        for name in self.names {
+            if !self.is_up(site) {
+                return Ok(());
+            }
+            let (Some(volume), Some(store)) = (self.sites[site].volume(name), self.sites[site].store.clone())
+            else {
+                continue;
+            };
+            let Some(other) = volume.elsewhere() else { continue };
+            let ours = volume.epochs().newest().number;
+            if other.epochs.newest().number < ours || self.sites[1 - site].copies.get(name).is_none() {
+                continue;
+            }
+            let join = match store.plan_resync(&volume, &other) {
+                Ok(join) => join,
+                Err(error) => {
+                    self.met.refused_resyncs += 1;
+                    self.met.split_brains += u64::from(error.to_string().contains("two primaries"));
+                    let is_gone = error.hint_text().is_some_and(|hint| hint.contains("first copy"));
+                    drop(volume);
+                    if is_gone {
+                        self.copy_anew(site, name)?;
+                    }
+                    continue;
+                }
+            };
+            if join.standing == Standing::Same {
+                continue;
+            }
+            let before = self.sites[site].copies[name].log.clone();
+            let fork = before.common(&self.sites[1 - site].copies[name].log);
+            if join.common != fork {
+                broken!("{name} parts behind {fork:?}, and resync says {:?}", join.common);
+            }
+            self.say(|| {
+                format!("{} resyncs {name} behind {fork:?} of {:?}", self.sites[site].name, before.tip())
+            });
+            self.sites[site].note_durable();
+            self.sites[site].copy(name).cut = Some(fork);
+            drop(volume);
+            let known: Vec<String> = store.volumes().iter().map(|volume| volume.name().to_owned()).collect();
+            let done = store.resync(name, &other);
+            drop(store);
+            let failed = match done {
+                Ok(done) => {
+                    self.met.resyncs += 1;
+                    let is_tail = before.tip() > fork;
+                    if done.orphan.is_some() != is_tail || done.common != fork {
+                        broken!("{name}: resynced at {:?}, orphan {}", done.common, done.orphan.is_some());
+                    }
+                    None
+                }
+                Err(error) => Some(error),
+            };
+            if self.is_up(site) {
+                let copy = self.sites[site].copy(name);
+                copy.cut = None;
+                if failed.is_none() {
+                    copy.log.cut(fork);
+                    copy.durable = copy.durable.min(fork);
+                }
+            } else {
+                let power = self.chance.percent(50);
+                self.crash(site, power);
+                self.sites[site].open(&mut self.chance)?;
+            }
+            self.find_orphans(site, name, &known, before, fork)?;
+            if let Some(error) = failed {
+                self.say(|| format!("it failed: {error:?}"));
+                if error.hint_text().is_some_and(|hint| hint.contains("first copy")) {
+                    self.copy_anew(site, name)?;
+                    continue;
+                }
+            }
+            self.sites[site].check(name, &mut self.chance, false)?;
+        }
+        Ok(())
+    }
+
+    pub fn find_orphans(
+        &mut self,
+        site: usize,
+        name: &str,
+        known: &[String],
+        log: Log,
+        fork: Lsn,
+    ) -> Outcome {
+        let store = self.sites[site].store.clone().expect("it is up");
+        for volume in store.volumes() {
+            if !known.iter().any(|known| known == volume.name()) {
+                if !volume.name().starts_with(&format!("{name}-orphan-")) {
+                    broken!("{}: what is {}?", self.sites[site].name, volume.name());
+                }
+                self.met.orphans += 1;
+                let name = volume.name().to_owned();
+                self.sites[site].orphans.push(Orphan { name, log: log.clone(), fork });
+            }
+        }
+        self.sites[site].check_orphans()
+    }
+}
