@@ -7,7 +7,7 @@ use cdp_core::ids::*;
 use cdp_core::volume::Volume;
 
 use crate::wire::{Wire, address};
-use crate::world::{Outcome, World};
+use crate::world::{Keeping, Outcome, World};
 
 impl World {
     /// Everything that must hold at every instant.
@@ -77,6 +77,12 @@ impl World {
             // Where a disk was full there is room again.
             self.upkeep()?;
             self.empty_trash()?;
+            if self.keeping == Keeping::DropOldest {
+                // What an orphan reads from holds the journal at its cap.
+                for site in 0..2 {
+                    self.make_independent(site);
+                }
+            }
             for site in 0..2 {
                 let address = address(&self.sites[1 - site]);
                 for volume in self.sites[site].volumes().iter().filter(|volume| volume.replicas().is_empty())
