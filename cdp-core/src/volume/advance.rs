@@ -400,7 +400,10 @@ impl Volume {
         self.remove_run_of(&part);
         let path = &part.segment.path;
         let bytes = part.segment.file.len().at(|| format!("measuring {}", path.display()))?;
-        if wanted && !is_read && part.segment.fold.is_none() {
+        // One that was cut short grows to its full size again.
+        let fits = self.journal_bytes().saturating_sub(bytes) + self.identity.segment_bytes
+            <= self.journal_cap_bytes()?;
+        if wanted && fits && !is_read && part.segment.fold.is_none() {
             self.recycle(&part, bytes)?;
         } else {
             files.remove(path).at(|| format!("removing {}", path.display()))?;

@@ -92,7 +92,8 @@ impl Volume {
         let full = self.pool.lock().expect("no panics under this lock").segment_bytes();
         for brick in gone {
             scene.journal_bytes = scene.journal_bytes.saturating_sub(brick.bytes()?);
-            if scene.ready == 0 && brick.is_whole() {
+            let fits = scene.journal_bytes + full <= scene.cap_bytes;
+            if scene.ready == 0 && fits && brick.is_whole() {
                 scene.journal_bytes += full;
                 scene.ready = 1;
             }

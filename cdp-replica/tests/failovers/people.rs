@@ -323,7 +323,7 @@ impl World {
             };
             let Some(other) = volume.elsewhere() else { continue };
             let ours = volume.epochs().newest().number;
-            if other.epochs.newest().number < ours || self.sites[1 - site].copies.get(name).is_none() {
+            if other.epochs.newest().number < ours || !self.sites[1 - site].copies.contains_key(name) {
                 continue;
             }
             let join = match store.plan_resync(&volume, &other) {
