@@ -14,6 +14,9 @@ mod wire;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 
 use world::{Met, World};
 
@@ -43,21 +46,32 @@ fn history(seed: u64) -> Result<Met, String> {
 /// what only the losing site had is not there any more.
 #[test]
 fn no_failover_loses_or_mixes_anything() {
-    let mut met = Met::default();
     let seeds = match number("CDP_SIM_SEED") {
         Some(seed) => seed..seed + 1,
         None => 0..number("CDP_SEEDS").unwrap_or(SEEDS),
     };
-    let mut broken = Vec::new();
-    for seed in seeds.clone() {
-        match history(seed) {
-            Ok(one) => met.add(&one),
-            Err(what) => {
-                println!("seed {seed}: {what}");
-                broken.push(seed);
-            }
+    let next = AtomicU64::new(seeds.start);
+    let told: Mutex<(Met, Vec<u64>)> = Mutex::default();
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                while let seed = next.fetch_add(1, Ordering::Relaxed)
+                    && seed < seeds.end
+                {
+                    let one = history(seed);
+                    let mut told = told.lock().unwrap();
+                    match one {
+                        Ok(one) => told.0.add(&one),
+                        Err(what) => {
+                            println!("seed {seed}: {what}");
+                            told.1.push(seed);
+                        }
+                    }
+                }
+            });
         }
-    }
+    });
+    let (met, broken) = told.into_inner().unwrap();
     println!("{met:#?}");
     assert!(broken.is_empty(), "broken with seeds {broken:?}: CDP_SIM_SEED=N repeats one");
     if seeds.end - seeds.start >= SEEDS {
