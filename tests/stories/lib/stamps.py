@@ -123,7 +123,15 @@ class Region:
         bad = next(i for i in range(self.blocks) if got[i * BLOCK : (i + 1) * BLOCK] != newest[i * BLOCK : (i + 1) * BLOCK])
         found = struct.unpack("<QQQQ", bytes(got[bad * BLOCK : bad * BLOCK + 32]))
         text = f"{what}: region {self.identity}, block {self.first + bad}: want a state after {list(choices)} requests"
-        want(False, f"{text} (newest stamp {self.image(choices[-1])[bad]}), found {found}")
+        differ = [i for i in range(self.blocks) if got[i * BLOCK : (i + 1) * BLOCK] != newest[i * BLOCK : (i + 1) * BLOCK]]
+        there = self._numbers(got)
+        told = [
+            (place + 1, o.number, o.kind, o.first, o.count, o.durable, o.after is not None)
+            for place, o in enumerate(self.operations)
+            if o.first <= self.first + bad < o.first + o.count or o.number == found[2]
+        ]
+        more = f"{len(differ)} blocks differ: {[(self.first + i, there[i], self.image(choices[-1])[i]) for i in differ[:40]]}; who touched it: {told[-8:]}"
+        want(False, f"{text} (newest stamp {self.image(choices[-1])[bad]}), found {found}; {more}")
 
     def settle(self, got, dead):
         """After a restart of a server that was dead at `dead`: everything answered is there, and the request nobody
