@@ -293,7 +293,8 @@ impl Intake {
         // Rarely asked for anything but the end.
         let end = end_of(&self.volume)?;
         let at = if end.lsn == durable { end } else { self.volume.position_at(durable)? };
-        let complete = self.volume.source().map_or(Timestamp(0), |source| source.complete);
+        // Not what a crash could take: the other site gives up what it has once all is acknowledged.
+        let complete = self.volume.durable_complete();
         let oldest = self.volume.oldest();
         Ok(Ack {
             durable_lsn: durable.0,

@@ -1,7 +1,7 @@
 //! Of a replica: which site its records come from, and the instant up to which it is known to have all of them.
 //!
 //! Stands in the manifest `source` of the volume's directory. Without it, whoever may send at all may be the first to.
-//! An instant that a crash takes costs nothing but a longer wait: the newest record's own is always complete.
+//! A crash may take the newest instant, never one that was acknowledged: a planned failover counts on it.
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -17,7 +17,8 @@ use crate::io::{Files, read_file, replace_file};
 pub const SOURCE_FILE: &str = "source";
 const KIND: &str = "cdp-source";
 const VERSION: u32 = 1;
-/// The instant is written so often at most, in nanoseconds, and only where it is so far beyond the newest record.
+/// An instant that moves on is written so often at most, in nanoseconds, and only where it is so far beyond the newest
+/// record.
 const WRITE_NS: u64 = 1_000_000_000;
 
 /// Where a replica's records come from.
@@ -97,6 +98,11 @@ impl Volume {
         state.source.as_ref().map_or(Timestamp(0), |source| source.complete)
     }
 
+    /// The part of it that a crash does not take; what may be acknowledged. Of the newest durable record it is known anyway.
+    pub fn durable_complete(&self) -> Timestamp {
+        self.source.lock().expect("no panics under this lock").written.0
+    }
+
     /// Takes records of this site only, from now on. Durable when this returns.
     pub fn set_source(&self, peer: &str) -> Result<()> {
         let mut state = self.source.lock().expect("no panics under this lock");
@@ -104,21 +110,24 @@ impl Volume {
         let source = Source { peer: peer.to_owned(), complete };
         self.write_source(&source)?;
         state.source = Some(source);
+        state.written.0 = complete;
         Ok(())
     }
 
     /// Notes that every record with a timestamp up to `complete` is here and durable, the newest of them from `newest`.
     /// Written down once a second at most, and not at all while records keep coming: of the newest durable one it is
-    /// known anyway.
+    /// known anyway. But at once when it is told again: the source has been demoted, and whoever drains it waits for this.
     pub fn note_complete(&self, complete: Timestamp, newest: Timestamp) -> Result<()> {
         let now_ns = self.shared.clock.elapsed_ns();
         let mut state = self.source.lock().expect("no panics under this lock");
         state.fed = Some(self.role_changes());
         let (written, written_at_ns) = state.written;
         let Some(source) = state.source.as_mut() else { return Ok(()) };
+        // Not above it: its clock may have gone back with a crash of the source.
+        let is_last = written < complete && complete <= source.complete;
         source.complete = source.complete.max(complete);
         let is_near = source.complete.0.saturating_sub(newest.max(written).0) < WRITE_NS;
-        if is_near || now_ns.saturating_sub(written_at_ns) < WRITE_NS {
+        if !is_last && (is_near || now_ns.saturating_sub(written_at_ns) < WRITE_NS) {
             return Ok(());
         }
         let source = source.clone();
