@@ -70,7 +70,7 @@ pub fn failover(site: &Site, request: &Failover, zone: &Zone) -> Result<Vec<Fail
         None => {
             let instant = complete.iter().map(|(at, _)| *at).min().unwrap_or_default();
             let member = |volume: Arc<Volume>| {
-                let lsn = volume.lsn_at(instant)?;
+                let lsn = volume.lsn_at_common(instant)?;
                 Ok((volume, lsn))
             };
             complete.iter().map(|(_, volume)| member(volume.clone())).collect::<Result<_>>()?

@@ -16,6 +16,7 @@ use super::rollback::How;
 use crate::error::{Error, Kind, Result};
 use crate::format::epoch::Epoch;
 use crate::format::turn::Turn;
+use crate::history::point::{Timeline, format_utc};
 use crate::ids::*;
 
 /// A volume that is to be the primary.
@@ -60,6 +61,29 @@ impl Member {
         let newest = course.newest_rollback().map(|newest| &newest.turn);
         self.to == epoch.start.previous() && epoch.id == id
             || matches!(newest, Some(Turn::Rollback { group, .. }) if *group == id)
+    }
+}
+
+impl Volume {
+    /// The newest record up to an instant at which all members of a group are to go on.
+    ///
+    /// # Errors
+    /// `OutOfRange`: the history here begins later, as that of a member does that was copied anew; its oldest state is not
+    /// that of the instant.
+    pub fn lsn_at_common(&self, at: Timestamp) -> Result<Lsn> {
+        let (_, begins) = self.oldest();
+        if at < begins {
+            let context = format!(
+                "volume {} has nothing older than {}, and the other members are complete only through {}",
+                self.name(),
+                format_utc(begins),
+                format_utc(at)
+            );
+            return Err(Error::new(Kind::OutOfRange, context).hint(
+                "wait until they have caught up, fail over single volumes, or name a point with --to",
+            ));
+        }
+        self.lsn_at(at)
     }
 }
 

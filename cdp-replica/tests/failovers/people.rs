@@ -104,7 +104,7 @@ impl World {
         let Some(instant) = instant else { return Ok(()) };
         let mut members = Vec::new();
         for volume in &volumes {
-            match volume.lsn_at(instant) {
+            match volume.lsn_at_common(instant) {
                 Ok(lsn) => members.push((volume.clone(), lsn)),
                 Err(_) => return Ok(()),
             }
@@ -301,7 +301,7 @@ impl World {
         let complete = volumes.iter().map(|volume| volume.complete_through().1).min().expect("there is one");
         let mut members = Vec::new();
         for volume in volumes {
-            let Ok(lsn) = volume.lsn_at(complete) else { return Ok(()) };
+            let Ok(lsn) = volume.lsn_at_common(complete) else { return Ok(()) };
             members.push((volume, lsn));
         }
         for (volume, lsn) in &members {
