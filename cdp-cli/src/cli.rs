@@ -483,6 +483,9 @@ pub enum ReplicaCommand {
         /// writes; `cdp status` says so then
         #[arg(long)]
         give_up_when_full: bool,
+        /// How what goes there is compressed: zstd is smaller and takes more of the processor [default: lz4]
+        #[arg(long, value_name = "lz4|zstd|none")]
+        codec: Option<String>,
     },
     /// Say how the replicas are doing
     #[command(after_help = "Example:\n  cdp replica list --json")]
@@ -503,6 +506,18 @@ pub enum ReplicaCommand {
         /// So many bytes a second at most, always or at times of the day on this machine's clocks; none for no limit
         #[arg(value_name = "LIMIT")]
         limit: String,
+    },
+    /// Change how what goes to a replica is compressed, at once
+    #[command(after_help = "Example:\n  cdp replica codec vm1 second-site.example:10811 zstd")]
+    Codec {
+        /// Which volume or group
+        volume: String,
+        /// The other site
+        #[arg(value_name = "HOST:PORT")]
+        address: String,
+        /// lz4; zstd, which is smaller and takes more of the processor; or none
+        #[arg(value_name = "lz4|zstd|none")]
+        codec: String,
     },
     /// At a second site: first copies that are not whole, of volumes that are no replicas yet
     ///

@@ -167,7 +167,9 @@ fn a_disk_from_an_image_is_copied_while_it_is_in_use() {
     let a = sites.serve_a();
     let b = sites.serve_b("127.0.0.1:0");
     let address = address_of(&b);
-    assert_eq!(sites.a.run(&["replica", "add", "vm", &address, "--limit", "4MiB/s"]).code, 0);
+    let add = ["replica", "add", "vm", &address, "--limit", "4MiB/s", "--codec"];
+    assert_ne!(sites.a.run(&[&add[..], &["zip"]].concat()).code, 0);
+    assert_eq!(sites.a.json(&[&add[..], &["none"]].concat())[0]["codec"], "none");
     let mut disk = a.connect("vm").unwrap();
     let until = Instant::now() + PATIENCE;
     loop {
@@ -181,6 +183,9 @@ fn a_disk_from_an_image_is_copied_while_it_is_in_use() {
         std::thread::sleep(Duration::from_millis(5));
     }
     drop(b);
+    // The link begins anew with it, where the copy was.
+    let changed = sites.a.json(&["replica", "codec", "vm", &address, "zstd"]);
+    assert_eq!(changed[0]["codec"], "zstd", "{changed}");
     let b = sites.serve_b(&address);
     for block in 0..200u64 {
         put(&mut disk, block * 8192, &[block as u8; 300]).unwrap();

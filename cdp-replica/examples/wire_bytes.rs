@@ -18,13 +18,16 @@ use cdp_replica::receiver::Receiver;
 use cdp_replica::sender::Sender;
 use cdp_replica::status::LinkStatus;
 
-const SETS: [(&str, u32); 6] = [
+const SETS: [(&str, u32); 9] = [
     ("as they are", 0),
     ("LZ4", 1),
+    ("zstd", 2),
     ("sectors", 4),
     ("sectors, LZ4", 1 | 4),
+    ("sectors, zstd", 2 | 4),
     ("sectors, XOR", 4 | 8),
     ("sectors, XOR, LZ4", 1 | 4 | 8),
+    ("sectors, XOR, zstd", 2 | 4 | 8),
 ];
 const STEP_NS: u64 = 5_000_000;
 

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use cdp_core::device::{Content, Device, Read};
 use cdp_core::error::Kind;
+use cdp_core::format::codec::Codec;
 use cdp_core::format::epoch::Epoch;
 use cdp_core::format::record::{Chain, RECORD_HEADER_BYTES};
 use cdp_core::history::epochs::Standing;
@@ -26,7 +27,8 @@ use crate::fault::{Fault, FaultKind};
 use crate::limits::*;
 use crate::status::{LinkState, LinkStatus};
 use crate::wire::control::{
-    self, Ack, CODING_DIFFERENCES, CODING_LZ4, CODING_SECTORS, Complete, Hello, Open, Start, State, WireEpoch,
+    self, Ack, CODING_DIFFERENCES, CODING_LZ4, CODING_SECTORS, CODING_ZSTD, Complete, Hello, Open, Start,
+    State, WireEpoch,
 };
 use crate::wire::copy;
 use crate::wire::frame::{FrameReader, FrameType, FrameWriter};
@@ -86,6 +88,15 @@ pub struct Sender {
     // Codings that may be used, of those that the other side can undo.
     codings: u32,
     journal_bytes: u64,
+}
+
+/// The densest that may be used: who allows zstd wants it.
+fn body_codec(codings: u32) -> Codec {
+    match codings {
+        _ if codings & CODING_ZSTD != 0 => Codec::Zstd,
+        _ if codings & CODING_LZ4 != 0 => Codec::Lz4,
+        _ => Codec::None,
+    }
 }
 
 impl Sender {
@@ -177,7 +188,7 @@ impl Sender {
                 let hello = control::read::<Hello>(body)?;
                 control::check_hello(&hello)?;
                 let codings = hello.codings & self.codings;
-                self.writer.lz4 = codings & CODING_LZ4 != 0;
+                self.writer.codec = body_codec(codings);
                 self.coder.is_on = codings & CODING_SECTORS != 0;
                 self.coder.differences = codings & CODING_DIFFERENCES != 0;
                 self.open();

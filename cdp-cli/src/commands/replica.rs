@@ -17,10 +17,13 @@ use crate::work::{Request, Response};
 /// Adds, lists, removes.
 pub fn run(context: &Context, command: ReplicaCommand) -> Result<u8> {
     let request = match command {
-        ReplicaCommand::Add { volume, address, limit, give_up_when_full } => {
-            Request::AddReplica(AddReplica { volume, address, limit, gives_way: give_up_when_full })
+        ReplicaCommand::Add { volume, address, limit, give_up_when_full, codec } => {
+            Request::AddReplica(AddReplica { volume, address, limit, gives_way: give_up_when_full, codec })
         }
         ReplicaCommand::Limit { volume, address, limit } => Request::LimitReplica { volume, address, limit },
+        ReplicaCommand::Codec { volume, address, codec } => {
+            Request::CompressReplica { volume, address, codec }
+        }
         ReplicaCommand::List { volume } => Request::Replicas { volume },
         ReplicaCommand::Copies { drop } => return copies(context, drop),
         ReplicaCommand::Remove { volume, address } => Request::RemoveReplica { volume, address },

@@ -251,6 +251,15 @@ pub enum Request {
         /// The limit as it is typed.
         limit: String,
     },
+    /// Compress what goes to a replica so.
+    CompressReplica {
+        /// The volume.
+        volume: String,
+        /// Where the replica is.
+        address: String,
+        /// `lz4`, `zstd` or `none`.
+        codec: String,
+    },
     /// The first copies that are not whole.
     Copies {
         /// One that is removed before, by name or id.
@@ -438,6 +447,9 @@ pub fn run(site: &Site, tz: Option<&str>, request: &Request, watch: &mut Watch<'
         Request::Replicas { volume } => Response::Replicas(replicas::list(site, volume.as_deref())?),
         Request::LimitReplica { volume, address, limit } => {
             Response::Replicas(replicas::limit(site, volume, address, limit)?)
+        }
+        Request::CompressReplica { volume, address, codec } => {
+            Response::Replicas(replicas::compress(site, volume, address, codec)?)
         }
         Request::Copies { drop } => Response::Copies(replicas::copies(site, drop.as_deref())?),
         Request::RemoveReplica { volume, address } => {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use cdp_core::error::{Error, Kind, Result};
+use cdp_core::format::codec::Codec;
 use cdp_core::history::point::{Timeline, format_duration, format_utc};
 use cdp_core::ids::{Lsn, Timestamp};
 use cdp_core::store::copies::UnfinishedCopy;
@@ -34,6 +35,9 @@ pub struct AddReplica {
     /// It is given up where the journal is full and its oldest history may go.
     #[serde(default)]
     pub gives_way: bool,
+    /// `lz4`, `zstd` or `none`; without it what is usual.
+    #[serde(default)]
+    pub codec: Option<String>,
 }
 
 /// A replica of a volume.
@@ -78,6 +82,9 @@ pub struct ReplicaStatus {
     /// The limit as it is typed, with its times of day; nothing without one.
     #[serde(default)]
     pub limit: Option<String>,
+    /// How what goes there is compressed: `lz4`, `zstd` or `none`.
+    #[serde(default)]
+    pub codec: String,
     /// From this lag on somebody should act, in nanoseconds.
     #[serde(default)]
     pub lag_alarm_ns: u64,
@@ -150,6 +157,7 @@ pub fn copies(site: &Site, drop: Option<&str>) -> Result<Vec<CopyLine>> {
 /// Adds one, to a volume or to all members of a group. Of a group it is added to all of them or to none.
 pub fn add(site: &Site, add: &AddReplica) -> Result<Vec<ReplicaStatus>> {
     let limit = add.limit.as_deref().map(rates::parse).transpose()?.unwrap_or_default();
+    let codec = add.codec.as_deref().map(parse_codec).transpose()?;
     let mut added: Vec<Arc<Volume>> = Vec::new();
     for volume in site.store.members(&add.volume)? {
         if let Err(error) = volume.add_replica(&add.address, limit.clone(), add.gives_way) {
@@ -159,6 +167,9 @@ pub fn add(site: &Site, add: &AddReplica) -> Result<Vec<ReplicaStatus>> {
             return Err(error);
         }
         added.push(volume);
+    }
+    for volume in added.iter().filter(|_| codec.is_some()) {
+        volume.compress_replica(&add.address, codec.unwrap_or_default())?;
     }
     list(site, Some(&add.volume))
 }
@@ -172,6 +183,17 @@ pub fn remove(site: &Site, name: &str, address: &str) -> Result<Vec<ReplicaStatu
 pub fn limit(site: &Site, name: &str, address: &str, limit: &str) -> Result<Vec<ReplicaStatus>> {
     let limit = rates::parse(limit)?;
     on_members(site, name, |volume| volume.limit_replica(address, limit.clone()))
+}
+
+/// Compresses so from now on; gives the replicas of the volume or group.
+pub fn compress(site: &Site, name: &str, address: &str, codec: &str) -> Result<Vec<ReplicaStatus>> {
+    let codec = parse_codec(codec)?;
+    on_members(site, name, |volume| volume.compress_replica(address, codec))
+}
+
+fn parse_codec(word: &str) -> Result<Codec> {
+    Codec::from_word(word)
+        .ok_or_else(|| Error::new(Kind::Invalid, format!("{word:?} is not lz4, zstd or none")))
 }
 
 /// Members that do not have it are left alone, unless none has it.
@@ -294,6 +316,7 @@ fn of_replica(site: &Site, volume: &Volume, replica: &Replica, link: Option<Link
         sent_journal_bytes: link.journal_bytes,
         limit_bytes_per_s: replica.limit.at(site.store.clock().now()),
         limit: Some(&replica.limit).filter(|limit| **limit != RateLimit::default()).map(rates::format),
+        codec: replica.codec.to_string(),
         lag_alarm_ns: lag_alarm_ns(site),
         gives_way: replica.gives_way,
     }

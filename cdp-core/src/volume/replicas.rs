@@ -12,6 +12,7 @@ use super::pins::PinGuard;
 use super::rate::RateLimit;
 use super::role::Role;
 use crate::error::{Error, IoContext, Kind, Result};
+use crate::format::codec::Codec;
 use crate::format::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::history::retention::AtCap;
 use crate::ids::{Lsn, Timestamp};
@@ -43,6 +44,8 @@ pub struct Replica {
     pub gave_up: Option<String>,
     /// So fast at most.
     pub limit: RateLimit,
+    /// What goes to it is compressed so, if the other side can undo it; else less.
+    pub codec: Codec,
     /// The site there, as its certificate says, once it was met.
     pub site: Option<String>,
     /// Where the oldest history may go for new writes, what it still needs may go too: it is given up then.
@@ -72,6 +75,7 @@ impl ReplicaList {
             set("acknowledged", u8::from(replica.is_acknowledged).to_string());
             set("complete_ns", replica.complete.0.to_string());
             set("limit_bytes_per_s", replica.limit.encode());
+            set("codec", replica.codec.to_string());
             set("gives_way", u8::from(replica.gives_way).to_string());
             if let Some(why) = &replica.gave_up {
                 set("gave_up", why.replace('\n', " "));
@@ -95,6 +99,10 @@ impl ReplicaList {
                 is_acknowledged: manifest.get::<u8>(&key("acknowledged"))? != 0,
                 complete: Timestamp(manifest.get(&key("complete_ns"))?),
                 gave_up: manifest.get(&key("gave_up")),
+                codec: match manifest.get::<String>(&key("codec")) {
+                    None => Codec::default(),
+                    Some(word) => Codec::from_word(&word)?,
+                },
                 limit: RateLimit::decode(&manifest.get::<String>(&key("limit_bytes_per_s"))?)?,
                 site: manifest.get(&key("site")),
                 gives_way: manifest.get::<u8>(&key("gives_way")).unwrap_or(0) != 0,
@@ -173,6 +181,7 @@ impl Volume {
             complete: Timestamp(0),
             gave_up: None,
             limit: limit.into(),
+            codec: Codec::default(),
             site: None,
             gives_way,
         };
@@ -238,7 +247,7 @@ impl Volume {
         {
             return Ok(fed.replica.held);
         }
-        fed.pin = Some(self.pin(durable, &holder(address))?);
+        fed.pin = Some(self.pin_all_above(durable, &holder(address))?);
         fed.replica.held = durable;
         fed.replica.is_acknowledged = false;
         fed.replica.gave_up = None;
@@ -274,17 +283,25 @@ impl Volume {
 
     /// Sends so fast at most from now on. Durable when this returns.
     pub fn limit_replica(&self, address: &str, limit: RateLimit) -> Result<()> {
+        self.change_replica(address, |replica| replica.limit = limit)
+    }
+
+    /// Compresses what goes to it so from the next connection on. Durable when this returns.
+    pub fn compress_replica(&self, address: &str, codec: Codec) -> Result<()> {
+        self.change_replica(address, |replica| replica.codec = codec)
+    }
+
+    fn change_replica(&self, address: &str, change: impl FnOnce(&mut Replica)) -> Result<()> {
         let mut list = self.replicas.lock().expect("no panics under this lock");
-        let Some(fed) = list.fed.iter_mut().find(|fed| fed.replica.address == address) else {
+        let Some(at) = list.fed.iter().position(|fed| fed.replica.address == address) else {
             let context = format!("volume {} has no replica at {address}", self.name());
             return Err(Error::new(Kind::NotFound, context));
         };
-        let before = std::mem::replace(&mut fed.replica.limit, limit);
+        let before = list.fed[at].replica.clone();
+        change(&mut list.fed[at].replica);
         let written = self.write_replicas(&list);
-        if written.is_err()
-            && let Some(fed) = list.fed.iter_mut().find(|fed| fed.replica.address == address)
-        {
-            fed.replica.limit = before;
+        if written.is_err() {
+            list.fed[at].replica = before;
         }
         written
     }

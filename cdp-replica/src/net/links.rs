@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use cdp_core::error::{IoContext, Result};
+use cdp_core::format::codec::Codec;
 use cdp_core::ids::VolumeId;
 use cdp_core::store::Store;
 use cdp_core::volume::Volume;
@@ -17,7 +18,7 @@ use super::tls::Tls;
 use crate::fault::{Fault, FaultKind};
 use crate::sender::Sender;
 use crate::status::{LinkState, LinkStatus};
-use crate::wire::control::{CODING_DIFFERENCES, CODING_SECTORS};
+use crate::wire::control::{CODING_DIFFERENCES, CODING_LZ4, CODING_SECTORS, CODING_ZSTD};
 
 /// Between two looks which replicas there are.
 const LOOK: Duration = Duration::from_millis(200);
@@ -51,6 +52,7 @@ struct Link {
     volume: Arc<Volume>,
     stop: Arc<AtomicBool>,
     limit_bytes_per_s: Arc<AtomicU64>,
+    codec: Codec,
     status: Arc<Mutex<LinkStatus>>,
     thread: JoinHandle<()>,
 }
@@ -117,7 +119,7 @@ impl Drop for Links {
 /// Starts links that are missing and ends those that are not wanted any more.
 fn match_replicas(store: &Arc<Store>, tls: &Tls, running: &Mutex<BTreeMap<Key, Link>>) {
     let now = store.clock().now();
-    let mut wanted: BTreeMap<Key, (Arc<Volume>, u64)> = BTreeMap::new();
+    let mut wanted: BTreeMap<Key, (Arc<Volume>, u64, Codec)> = BTreeMap::new();
     for volume in store.volumes() {
         for replica in volume.replicas() {
             if volume.replica_rests(&replica).is_some() {
@@ -125,20 +127,23 @@ fn match_replicas(store: &Arc<Store>, tls: &Tls, running: &Mutex<BTreeMap<Key, L
                 continue;
             }
             let key = (volume.identity().id, replica.address.clone());
-            wanted.insert(key, (volume.clone(), replica.limit.at(now)));
+            wanted.insert(key, (volume.clone(), replica.limit.at(now), replica.codec));
         }
     }
     let mut running = running.lock().expect("no panics under this lock");
     running.retain(|key, link| {
         // A volume that was opened anew, by a resync say, is another one: the old one hears of nothing any more.
-        let is_wanted = wanted.get(key).is_some_and(|(volume, _)| Arc::ptr_eq(volume, &link.volume));
+        // One that is to compress otherwise begins anew.
+        let is_wanted = wanted
+            .get(key)
+            .is_some_and(|(volume, _, codec)| Arc::ptr_eq(volume, &link.volume) && *codec == link.codec);
         if !is_wanted {
             // It ends by itself; nobody waits for it.
             link.stop.store(true, Ordering::Relaxed);
         }
         is_wanted && !link.thread.is_finished()
     });
-    for (key, (volume, limit)) in wanted {
+    for (key, (volume, limit, codec)) in wanted {
         if let Some(link) = running.get(&key) {
             link.limit_bytes_per_s.store(limit, Ordering::Relaxed);
             continue;
@@ -150,12 +155,15 @@ fn match_replicas(store: &Arc<Store>, tls: &Tls, running: &Mutex<BTreeMap<Key, L
             volume: volume.clone(),
             address,
             limit_bytes_per_s: limit_bytes_per_s.clone(),
+            codec,
             tls: tls.clone(),
             stop: stop.clone(),
             status: status.clone(),
         };
         match std::thread::Builder::new().name("cdp link".to_owned()).spawn(move || link.run()) {
-            Ok(thread) => drop(running.insert(key, Link { volume, stop, limit_bytes_per_s, status, thread })),
+            Ok(thread) => {
+                running.insert(key, Link { volume, stop, limit_bytes_per_s, codec, status, thread });
+            }
             Err(error) => tracing::error!(%error, "starting a link's thread"),
         }
     }
@@ -165,6 +173,7 @@ struct Feeder {
     volume: Arc<Volume>,
     address: String,
     limit_bytes_per_s: Arc<AtomicU64>,
+    codec: Codec,
     tls: Tls,
     stop: Arc<AtomicBool>,
     status: Arc<Mutex<LinkStatus>>,
@@ -174,7 +183,12 @@ impl Feeder {
     fn run(&self) {
         let mut wait = RETRY;
         let mut said = None;
-        let mut codings = u32::MAX;
+        let mut codings = match self.codec {
+            Codec::None => !(CODING_LZ4 | CODING_ZSTD),
+            Codec::Lz4 => !CODING_ZSTD,
+            // The other side may be of an earlier version.
+            Codec::Zstd => u32::MAX,
+        };
         while !self.stop.load(Ordering::Relaxed) {
             let began = Instant::now();
             let fault = self.feed(codings);

@@ -15,6 +15,8 @@ use crate::limits::{CONTROL_BYTES_MAX, ERROR_TEXT_BYTES, NAME_BYTES_MAX};
 pub const VERSIONS: (u16, u16) = (1, 1);
 /// Bit of [`Hello::codings`]: bodies in LZ4.
 pub const CODING_LZ4: u32 = 1;
+/// Bit of [`Hello::codings`]: bodies in zstd.
+pub const CODING_ZSTD: u32 = 2;
 /// Bit of [`Hello::codings`]: payloads as the sectors that differ from what their blocks held before, or as zeros.
 pub const CODING_SECTORS: u32 = 4;
 /// Bit of [`Hello::codings`]: such sectors XOR what they were.
@@ -275,7 +277,7 @@ pub fn hello() -> Hello {
     Hello {
         lowest: VERSIONS.0,
         highest: VERSIONS.1,
-        codings: CODING_LZ4 | CODING_SECTORS | CODING_DIFFERENCES,
+        codings: CODING_LZ4 | CODING_ZSTD | CODING_SECTORS | CODING_DIFFERENCES,
         program: concat!("cdp ", env!("CARGO_PKG_VERSION")).to_owned(),
     }
 }

@@ -1,6 +1,7 @@
 //! Frames: what both directions of a connection are rows of. PROTOCOL.md, "Frames".
 
 use cdp_core::format::bytes::{crc32, get_u32, put};
+use cdp_core::format::codec::Codec;
 
 use crate::fault::Fault;
 use crate::limits::{BODY_BYTES_MAX, CONTROL_BYTES_MAX};
@@ -10,8 +11,8 @@ pub const FRAME_HEADER_BYTES: usize = 20;
 const MAGIC: [u8; 4] = *b"CDPL";
 /// Version of the frames and of everything in them.
 pub const VERSION: u8 = 1;
-const CODING_PLAIN: u8 = 0;
-const CODING_LZ4: u8 = 1;
+/// Beyond this level a frame gets hardly smaller, and takes several times as long.
+const ZSTD_LEVEL: i32 = 3;
 /// A body is sent coded if that saves at least one part in so many.
 const SAVED_PARTS_MIN: usize = 8;
 /// After one that did not shrink so many are not tried.
@@ -62,11 +63,17 @@ impl FrameType {
 }
 
 /// Makes frames.
-#[derive(Default)]
 pub struct FrameWriter {
-    /// Whether the other side can undo LZ4.
-    pub lz4: bool,
+    /// What bodies that are laid out by hand are compressed with; the other side can undo it.
+    pub codec: Codec,
     skip: u32,
+}
+
+impl Default for FrameWriter {
+    /// One that compresses nothing: what is said before the other side told what it can undo.
+    fn default() -> FrameWriter {
+        FrameWriter { codec: Codec::None, skip: 0 }
+    }
 }
 
 impl FrameWriter {
@@ -74,20 +81,25 @@ impl FrameWriter {
     pub fn frame(&mut self, out: &mut Vec<u8>, kind: FrameType, body: &[u8]) {
         assert!(body.len() <= if kind.is_bulk() { BODY_BYTES_MAX } else { CONTROL_BYTES_MAX });
         match self.coded(kind, body) {
-            Some(coded) => push(out, kind, CODING_LZ4, &coded),
-            None => push(out, kind, CODING_PLAIN, body),
+            Some(coded) => push(out, kind, self.codec, &coded),
+            None => push(out, kind, Codec::None, body),
         }
     }
 
     fn coded(&mut self, kind: FrameType, body: &[u8]) -> Option<Vec<u8>> {
-        if !self.lz4 || !kind.is_bulk() || body.len() < CODED_BYTES_MIN {
+        if self.codec == Codec::None || !kind.is_bulk() || body.len() < CODED_BYTES_MIN {
             return None;
         }
         if self.skip > 0 {
             self.skip -= 1;
             return None;
         }
-        let coded = lz4_flex::block::compress_prepend_size(body);
+        let packed = match self.codec {
+            Codec::None => return None,
+            Codec::Lz4 => lz4_flex::block::compress(body),
+            Codec::Zstd => zstd::bulk::compress(body, ZSTD_LEVEL).ok()?,
+        };
+        let coded = [&(body.len() as u32).to_le_bytes()[..], &packed].concat();
         if coded.len() <= body.len() - body.len() / SAVED_PARTS_MIN {
             return Some(coded);
         }
@@ -96,12 +108,12 @@ impl FrameWriter {
     }
 }
 
-fn push(out: &mut Vec<u8>, kind: FrameType, coding: u8, body: &[u8]) {
+fn push(out: &mut Vec<u8>, kind: FrameType, coding: Codec, body: &[u8]) {
     let mut header = [0; FRAME_HEADER_BYTES];
     put(&mut header, 0, MAGIC);
     header[4] = VERSION;
     header[5] = kind as u8;
-    header[6] = coding;
+    header[6] = coding.number();
     put(&mut header, 8, (body.len() as u32).to_le_bytes());
     put(&mut header, 12, crc32(body).to_le_bytes());
     let crc = crc32(&header[..16]);
@@ -143,37 +155,40 @@ impl FrameReader {
         let Some(kind) = FrameType::from_u8(header[5]) else {
             return Err(Fault::protocol(format!("a frame of the unknown type {}", header[5])));
         };
-        let (coding, len) = (header[6], get_u32(header, 8) as usize);
+        let (coding, len) = (Codec::from_number(header[6]), get_u32(header, 8) as usize);
         let len_max = if kind.is_bulk() { BODY_BYTES_MAX } else { CONTROL_BYTES_MAX };
-        if len > len_max
-            || coding > CODING_LZ4
-            || header[7] != 0
-            || (coding != CODING_PLAIN && !kind.is_bulk())
-        {
-            return Err(Fault::protocol(format!("a {kind:?} frame of {len} bytes in coding {coding}")));
-        }
+        let is_known = coding.is_some_and(|codec| codec == Codec::None || kind.is_bulk());
+        let (true, Some(codec), 0) = (is_known && len <= len_max, coding, header[7]) else {
+            let text = format!("a {kind:?} frame of {len} bytes in coding {}", header[6]);
+            return Err(Fault::protocol(text));
+        };
         let Some(body) = rest[FRAME_HEADER_BYTES..].get(..len) else { return Ok(None) };
         if get_u32(header, 12) != crc32(body) {
             return Err(Fault::protocol(format!("a {kind:?} frame whose body is not what was sent")));
         }
         let from = self.taken + FRAME_HEADER_BYTES;
         self.taken = from + len;
-        if coding == CODING_PLAIN {
+        if codec == Codec::None {
             return Ok(Some((kind, &self.buffer[from..from + len])));
         }
-        self.plain = undo_lz4(&self.buffer[from..from + len])?;
+        self.plain = undo(codec, &self.buffer[from..from + len])?;
         Ok(Some((kind, &self.plain)))
     }
 }
 
-fn undo_lz4(coded: &[u8]) -> Result<Vec<u8>, Fault> {
-    let wrong = || Fault::protocol("a body that LZ4 cannot have made");
+/// A body as it was; takes no more memory than a body may have, whatever it says.
+fn undo(codec: Codec, coded: &[u8]) -> Result<Vec<u8>, Fault> {
+    let wrong = || Fault::protocol(format!("a body that {codec} cannot have made"));
     let (len, block) = coded.split_first_chunk::<4>().ok_or_else(wrong)?;
     let len = u32::from_le_bytes(*len) as usize;
     if len > BODY_BYTES_MAX {
         return Err(wrong());
     }
     let mut plain = vec![0; len];
-    let written = lz4_flex::block::decompress_into(block, &mut plain).map_err(|_| wrong())?;
+    let written = match codec {
+        Codec::None => return Err(wrong()),
+        Codec::Lz4 => lz4_flex::block::decompress_into(block, &mut plain).map_err(|_| wrong())?,
+        Codec::Zstd => zstd::bulk::decompress_to_buffer(block, &mut plain).map_err(|_| wrong())?,
+    };
     if written != len { Err(wrong()) } else { Ok(plain) }
 }

@@ -18,6 +18,7 @@ use cdp_replica::fault::Fault;
 use cdp_replica::receiver::{Feeding, Receiver};
 use cdp_replica::sender::Sender;
 use cdp_replica::status::LinkStatus;
+use cdp_replica::wire::control::{CODING_LZ4, CODING_ZSTD};
 
 const STORE: &str = "/store";
 const NAME: &str = "disk";
@@ -350,7 +351,9 @@ impl World {
             self.met.copies_resumed += u64::from(begun.is_some_and(|state| state.done_bytes > 0));
         }
         let mut sender = Sender::new(self.a.volume().unwrap(), ADDRESS, self.now_ns);
-        sender.restrict_codings(self.codings);
+        // Either compression, or none.
+        let without = [0, CODING_ZSTD, CODING_ZSTD | CODING_LZ4][self.chance.below(3) as usize];
+        sender.restrict_codings(self.codings & !without);
         let store = self.b.store.clone().unwrap();
         let receiver = Receiver::new(store, self.feeding.clone(), "site-a", self.now_ns);
         self.wire = Some(Wire {
