@@ -244,7 +244,10 @@ impl Volume {
         if !fed.replica.is_acknowledged
             && fed.replica.gave_up.is_none()
             && fed.replica.held >= self.base_point().lsn
+            // Its state may be kept, and what follows it be gone: the log goes on from the end of the copy.
+            && let Ok(pin) = self.pin_all_above(fed.replica.held, &holder(address))
         {
+            fed.pin = Some(pin);
             return Ok(fed.replica.held);
         }
         fed.pin = Some(self.pin_all_above(durable, &holder(address))?);

@@ -48,11 +48,18 @@ impl World {
                 if volume.is_primary()
                     && other.is_replica()
                     && complete > Timestamp(0)
+                    // Of an instant before its oldest state a volume knows no record: its journal may be cut there by now.
+                    && complete >= volume.oldest().1
                     && self.sites[1 - from].copies[name].log.is_prefix_of(whole)
                     && let Ok(through) = volume.lsn_at(complete)
                     && through > other.durable_lsn()
                 {
-                    broken!("{name}: complete through {through:?}, and it has {:?}", other.durable_lsn());
+                    broken!(
+                        "{name}: complete through {through:?} ({complete:?}), and it has {:?}; {:?} is of {:?}",
+                        other.durable_lsn(),
+                        other.durable_lsn().next(),
+                        volume.timestamp_of(other.durable_lsn().next())
+                    );
                 }
             }
         }

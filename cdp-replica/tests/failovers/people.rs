@@ -9,7 +9,7 @@ use cdp_core::ids::*;
 use cdp_core::io::Files;
 use cdp_core::volume::Volume;
 
-use crate::model::{Entry, Log};
+use crate::model::Entry;
 use crate::site::Orphan;
 use crate::wire::address;
 use crate::world::{Outcome, World};
@@ -36,10 +36,14 @@ impl World {
         self.wires.clear();
         let gone = store.delete_volume(name);
         drop(store);
-        if gone.is_ok() {
+        match gone {
             // From here on it is nobody's; a crash leaves it in the trash, where it is looked for again.
-            self.sites[site].copies.remove(name);
-            self.met.first_copies += 1;
+            Ok(()) => {
+                self.sites[site].copies.remove(name);
+                self.sites[site].making.remove(name);
+                self.met.first_copies += 1;
+            }
+            Err(_) => self.sites[site].copy(name).leaving = true,
         }
         Ok(())
     }
@@ -160,6 +164,7 @@ impl World {
                 true => vec![epoch],
                 false => vec![epoch, marker, target],
             };
+            copy.promoting = true;
         }
         self.say(|| {
             let states: Vec<_> = members
@@ -217,6 +222,7 @@ impl World {
         let is_done = done.is_ok();
         drop((done, store));
         self.restart()?;
+        self.sites[site].copies.values_mut().for_each(|copy| copy.promoting = false);
         if !is_done && self.sites[site].store.is_some() {
             let primaries = self.sites[site].volumes().iter().filter(|volume| volume.is_primary()).count();
             if primaries != 0 && primaries != self.names.len() {
@@ -373,8 +379,10 @@ impl World {
                 Err(error) => Some(error),
             };
             if self.is_up(site) {
+                // One that was cut, and found no room to be opened again, is there after a restart.
+                let is_closed = self.sites[site].volume(name).is_none();
                 let copy = self.sites[site].copy(name);
-                copy.cut = None;
+                copy.cut = is_closed.then_some(fork);
                 if failed.is_none() {
                     copy.log.cut(fork);
                     copy.durable = copy.durable.min(fork);
@@ -384,7 +392,8 @@ impl World {
                 self.crash(site, power);
                 self.sites[site].open(&mut self.chance)?;
             }
-            self.find_orphans(site, name, &known, before, fork)?;
+            self.sites[site].parting.insert(name, (before, fork));
+            self.find_orphans(site, &known)?;
             if let Some(error) = failed {
                 self.say(|| format!("it failed: {error:?}"));
                 if error.hint_text().is_some_and(|hint| hint.contains("first copy")) {
@@ -397,24 +406,21 @@ impl World {
         Ok(())
     }
 
-    pub fn find_orphans(
-        &mut self,
-        site: usize,
-        name: &str,
-        known: &[String],
-        log: Log,
-        fork: Lsn,
-    ) -> Outcome {
+    pub fn find_orphans(&mut self, site: usize, known: &[String]) -> Outcome {
         let store = self.sites[site].store.clone().expect("it is up");
         for volume in store.volumes() {
-            if !known.iter().any(|known| known == volume.name()) {
-                if !volume.name().starts_with(&format!("{name}-orphan-")) {
-                    broken!("{}: what is {}?", self.sites[site].name, volume.name());
-                }
-                self.met.orphans += 1;
-                let name = volume.name().to_owned();
-                self.sites[site].orphans.push(Orphan { name, log: log.clone(), fork });
+            let is_old = known.iter().any(|known| known == volume.name());
+            // A member that was closed for want of room, and is open again after a crash.
+            if is_old || self.names.contains(&volume.name()) {
+                continue;
             }
+            let of = self.names.iter().find(|name| volume.name().starts_with(&format!("{name}-orphan-")));
+            let Some((log, fork)) = of.and_then(|name| self.sites[site].parting.get(name).cloned()) else {
+                broken!("{}: what is {}?", self.sites[site].name, volume.name());
+            };
+            self.met.orphans += 1;
+            let name = volume.name().to_owned();
+            self.sites[site].orphans.push(Orphan { name, log, fork });
         }
         self.sites[site].check_orphans()
     }

@@ -15,6 +15,8 @@ use cdp_replica::receiver::Feeding;
 use crate::model::{BLOCKS, Entry, Log, bytes_of};
 
 const STORE: &str = "/store";
+/// What a start takes at least, in nanoseconds.
+const RESTART_NS: u64 = 1000;
 
 /// A volume's copy at this site.
 pub struct Copy {
@@ -27,11 +29,23 @@ pub struct Copy {
     pub staged: Lsn,
     /// A resync was broken off that cuts it there.
     pub cut: Option<Lsn>,
+    /// Its removal was broken off: it may be gone or not.
+    pub leaving: bool,
+    /// A promotion was broken off: whoever finishes it may mark the state before its rollback again.
+    pub promoting: bool,
 }
 
 impl Copy {
     pub fn new(size: u64) -> Copy {
-        Copy { log: Log::new(size), pending: Vec::new(), durable: Lsn::ZERO, staged: Lsn::ZERO, cut: None }
+        Copy {
+            log: Log::new(size),
+            pending: Vec::new(),
+            durable: Lsn::ZERO,
+            staged: Lsn::ZERO,
+            cut: None,
+            leaving: false,
+            promoting: false,
+        }
     }
 }
 
@@ -49,7 +63,11 @@ pub struct Site {
     pub store: Option<Arc<Store>>,
     pub feeding: Arc<Feeding>,
     pub copies: BTreeMap<&'static str, Copy>,
+    /// What a receiver was about to make a volume of: a crash may leave it or not.
+    pub making: BTreeMap<&'static str, Log>,
     pub orphans: Vec<Orphan>,
+    /// Histories that a resync, which failed, was about to set aside behind their forks.
+    pub parting: BTreeMap<&'static str, (Log, Lsn)>,
     /// Without power for so many steps.
     pub dark: u64,
     pub crashes: u64,
@@ -66,7 +84,9 @@ impl Site {
             store: None,
             feeding: Arc::default(),
             copies: BTreeMap::new(),
+            making: BTreeMap::new(),
             orphans: Vec::new(),
+            parting: BTreeMap::new(),
             dark: 0,
             crashes: 0,
         };
@@ -112,6 +132,8 @@ impl Site {
             }
         }
         self.crashes += 1;
+        // A start takes time. Within the same instant a store could give a timestamp again that it told to be complete.
+        self.clock.advance(RESTART_NS);
     }
 
     /// Starts it, however often it dies on the way.
@@ -145,7 +167,19 @@ impl Site {
     /// After a start: what was durable is there, and nothing that nobody wrote.
     fn recovered(&mut self) -> Result<(), String> {
         let site = self.name;
-        let volumes: BTreeMap<_, _> = self.copies.keys().map(|name| (*name, self.volume(name))).collect();
+        for (name, source) in std::mem::take(&mut self.making) {
+            if let Some(volume) = self.volume(name) {
+                let mut copy = Copy::new(source.at(Lsn::ZERO).size);
+                copy.log.follow(&source, volume.tip_lsn());
+                self.copies.insert(name, copy);
+            }
+        }
+        let volumes: BTreeMap<_, _> = self
+            .copies
+            .keys()
+            .map(|name| (*name, self.store.as_ref().and_then(|s| s.volume(name).ok())))
+            .collect();
+        self.copies.retain(|name, copy| !std::mem::take(&mut copy.leaving) || volumes[name].is_some());
         for (name, copy) in &mut self.copies {
             let Some(volume) = &volumes[name] else {
                 return Err(format!("{site}: {name} is gone"));
@@ -164,6 +198,12 @@ impl Site {
                 ));
             }
             copy.log.cut(tip.min(copy.log.tip()));
+            let there = (tip.0 - copy.log.tip().0) as usize;
+            if std::mem::take(&mut copy.promoting) && copy.pending.len() > 1 {
+                while copy.pending.len() < there {
+                    copy.pending.insert(1, copy.pending[1 - usize::from(copy.pending.len() < 3)].clone());
+                }
+            }
             take_pending(copy, tip).map_err(|error| format!("{site}: {name} after a crash: {error}"))?;
         }
         Ok(())

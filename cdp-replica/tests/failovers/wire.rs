@@ -102,6 +102,9 @@ impl Wire {
                     copy.pending = rest.collect();
                 }
             }
+            if !known {
+                site.making.insert(self.name, self.source.clone());
+            }
             let outcome = receiver.receive(&incoming, now_ns).and_then(|()| receiver.poll(now_ns));
             self.back.extend(receiver.output().drain(..));
             if !site.disk.is_crashed() {
@@ -110,6 +113,7 @@ impl Wire {
                     let mut copy = crate::site::Copy::new(self.source.at(Lsn::ZERO).size);
                     copy.log.follow(&self.source, volume.tip_lsn());
                     site.copies.insert(self.name, copy);
+                    site.making.remove(self.name);
                 }
                 site.absorb()?;
             }
