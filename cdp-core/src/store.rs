@@ -42,7 +42,8 @@ use crate::io::{Clock, FilePool, Files, Lock, read_file, replace_file};
 use crate::limits::*;
 use crate::time::StoreClock;
 use crate::volume::epoch::write_epochs;
-use crate::volume::open::{Accept, create_mark, open_on, write_manifest};
+use crate::volume::identity::{create_mark, write_manifest};
+use crate::volume::open::{Accept, open_on};
 use crate::volume::role::Role;
 use crate::volume::{Identity, Shared, Volume};
 

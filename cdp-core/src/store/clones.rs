@@ -14,7 +14,8 @@ use crate::ids::*;
 use crate::view::View;
 use crate::volume::clone::{Parent, Watch};
 use crate::volume::cut::Orphan;
-use crate::volume::open::{Accept, open_on, read_manifest, write_manifest};
+use crate::volume::identity::{read_manifest, write_manifest};
+use crate::volume::open::{Accept, open_on};
 use crate::volume::role::Role;
 use crate::volume::{Health, Identity, Volume};
 

@@ -30,7 +30,8 @@ use crate::journal::mark::MARK_FILE;
 use crate::time::StoreClock;
 use crate::volume::Volume;
 use crate::volume::epoch::write_epochs;
-use crate::volume::open::{Accept, MANIFEST_FILE, create, open_on};
+use crate::volume::identity::{MANIFEST_FILE, create};
+use crate::volume::open::{Accept, open_on};
 
 const COPIES_DIR: &str = "copies";
 const COPY_FILE: &str = "copy";

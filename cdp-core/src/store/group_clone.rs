@@ -24,7 +24,8 @@ use crate::history::point::validate_volume_name;
 use crate::ids::*;
 use crate::io::{read_file, replace_file};
 use crate::view::View;
-use crate::volume::open::{Accept, create_mark, open_on, read_manifest};
+use crate::volume::identity::{create_mark, read_manifest};
+use crate::volume::open::{Accept, open_on};
 use crate::volume::{Identity, Shared, Volume};
 
 const CLONING_FILE: &str = "cloning";

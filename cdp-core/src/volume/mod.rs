@@ -14,6 +14,7 @@ mod doubt;
 pub mod durable;
 pub mod epoch;
 mod gather;
+pub mod identity;
 pub mod ledger;
 pub mod merge;
 mod names;
@@ -57,6 +58,7 @@ use crate::journal::pool::Pool;
 use crate::journal::segment::Segment;
 use crate::reader::Reader;
 use crate::time::StoreClock;
+pub use identity::Identity;
 use parts::Parts;
 
 /// What all volumes of a store share.
@@ -79,37 +81,6 @@ pub struct Shared {
     /// Told of segments that are read because their run is gone: the volume's name, how many segments were looked at,
     /// and how many there are.
     pub rebuilding: fn(&str, usize, usize),
-}
-
-/// What the manifest says. [`Volume::identity`] gives it as it was when the volume was opened.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// Its name in the store.
-    pub name: String,
-    /// Its name everywhere.
-    pub id: VolumeId,
-    /// The size in bytes that it was made with. What it has now, [`Device::size_bytes`] tells; what it had at an
-    /// instant, [`Volume::size_at`].
-    pub first_size_bytes: u64,
-    /// When it was made: the timestamp of LSN 0.
-    pub created: Timestamp,
-    /// Size of its journal segments in bytes.
-    pub segment_bytes: u64,
-    /// How much the journal may take, in bytes; without it, what leaves a tenth of the filesystem free. As of
-    /// the opening: [`Volume::journal_cap_bytes`] knows what holds now.
-    pub journal_cap_bytes: Option<u64>,
-    /// A periodic marker is set so often, in nanoseconds, when something was written; 0 = never.
-    pub marker_interval_ns: u64,
-    /// It was closed to clients, until somebody opens it again. As of the opening: [`Volume::held`] knows.
-    pub held: Option<rollback::Held>,
-    /// Of a clone: whose view its base is. As of the opening: [`Volume::parent`] knows what holds now.
-    pub parent: Option<clone::Parent>,
-    /// Whether it takes writes of its own. As of the opening: [`Volume::role`] knows what holds now.
-    pub role: role::Role,
-    /// The journal is to be cut behind this record before anything else; only while nobody has it open.
-    pub cut: Option<cut::CutAt>,
-    /// Of a volume that holds what only a losing site had: what that is.
-    pub orphan: Option<cut::Orphan>,
 }
 
 /// How a volume is doing.
@@ -326,7 +297,7 @@ impl Volume {
         let mut manifest = self.manifest.lock().expect("no panics under this lock");
         let mut changed = manifest.clone();
         change(&mut changed);
-        open::write_manifest(&self.shared, &self.dir, &changed)?;
+        identity::write_manifest(&self.shared, &self.dir, &changed)?;
         *manifest = changed;
         Ok(())
     }

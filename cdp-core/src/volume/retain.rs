@@ -4,7 +4,7 @@
 //! manifest `history` on the disk, and only then anything is folded or dropped. After a crash anywhere the horizon
 //! is where it was or where it should be; both are at or above the base.
 
-use super::open::RETENTION_FILE;
+use super::identity::RETENTION_FILE;
 
 use super::Volume;
 use super::aging::{self, Scene};

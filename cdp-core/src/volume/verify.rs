@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::open::read_manifest;
+use super::identity::read_manifest;
 use super::parts::{Part, PartIndex};
 use super::upkeep::hash_segment;
 use super::{Health, Volume};
@@ -117,7 +117,7 @@ fn end_of(volume: &Volume, part: &Part) -> u64 {
 
 fn verify_small_files(volume: &Volume, found: &mut Verified) {
     if let Err(error) = read_manifest(&volume.shared, volume.dir()) {
-        found.add_file(&volume.dir().join(super::open::MANIFEST_FILE), 0, error.to_string());
+        found.add_file(&volume.dir().join(super::identity::MANIFEST_FILE), 0, error.to_string());
     }
     let path = volume.dir().join(MARK_FILE);
     let mut good = 0;
