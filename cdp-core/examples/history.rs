@@ -179,7 +179,7 @@ fn processor_ms() -> u64 {
 }
 
 /// Random reads of the live volume and of views, each side warmed until it does not get faster, one after the other.
-fn reads(path: &Path) -> Outcome {
+fn reads(path: &Path, percents: &[u64]) -> Outcome {
     let (_store, volume) = open(path)?;
     let tip = volume.tip_lsn().0;
     let mut state = 0x1234_5678_9abc_def1;
@@ -196,7 +196,7 @@ fn reads(path: &Path) -> Outcome {
         }
         Ok(best)
     };
-    for percent in [100, 99, 90, 75, 50, 25, 10] {
+    for &percent in percents {
         let live = settled(&*volume)?;
         let view = settled(&View::new(volume.clone(), Lsn(tip / 100 * percent)))?;
         println!(
@@ -343,10 +343,11 @@ fn main() -> Outcome {
         ["merge", dir, runs] => merge(&PathBuf::from(dir), runs.parse()?),
         ["measure", dir] => measure(&PathBuf::from(dir)),
         ["open", dir] => reopen(&PathBuf::from(dir)),
-        ["reads", dir] => reads(&PathBuf::from(dir)),
+        ["reads", dir] => reads(&PathBuf::from(dir), &[100, 99, 90, 75, 50, 25, 10]),
+        ["reads", dir, percent] => reads(&PathBuf::from(dir), &[percent.parse()?]),
         ["write", dir] => write(&PathBuf::from(dir)),
         _ => {
-            Err("generate DIR CHANGES [MARKER_EVERY] | merge DIR [RUNS] | measure DIR | open DIR | reads DIR | write DIR"
+            Err("generate DIR CHANGES [MARKER_EVERY] | merge DIR [RUNS] | measure DIR | open DIR | reads DIR [PERCENT] | write DIR"
                 .into())
         }
     }

@@ -5,27 +5,27 @@
 //! only if the sealed segment it was complete through is there, with the same chain value. Any error, panic
 //! or mismatch moves the catalog aside and makes a fresh one; the names are then read from the journal.
 
+mod rows;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use crate::format::bytes::{Cursor, crc32, put_text};
-use crate::format::record::{Chain, RecordKind};
-use crate::format::turn::Turn;
+use crate::format::record::Chain;
 use crate::history::course::TurnAt;
 use crate::ids::*;
+use rows::{
+    KEY_COMPLETE, KEY_NAMES, KEY_TURNS, decode_complete, decode_names, decode_turns, encode_complete,
+    encode_names, encode_turns, is_of_this_version, key, lsn_of, prefix,
+};
 
 const DIR: &str = "catalog";
 /// `sled` takes a multiple of what it is told.
 const CACHE_BYTES: u64 = 4 << 20;
-const VERSION: u8 = 2;
-/// Keys: volume id, then this byte for the completeness value, the next one and the LSN of a name, or the last one
-/// for all rollbacks and resizes.
-const KEY_COMPLETE: u8 = 0;
-const KEY_NAME: u8 = 1;
-const KEY_TURNS: u8 = 2;
 
-/// So many rows are changed at once.
+/// So many names stand in one row: `sled` takes some 2 KiB of memory for each row that it learns at once.
+const NAMES_PER_ROW: usize = 64;
+/// So many rows are removed at once.
 const ROWS_PER_BATCH: usize = 4096;
 
 /// Up to where the catalog knows the names of a volume: the end of a sealed segment.
@@ -118,6 +118,10 @@ impl Catalog {
             let Some(complete) = db.get(key(volume, KEY_COMPLETE, Lsn::ZERO)).ok()? else {
                 return Some(None);
             };
+            // Of an earlier version: it is learnt again.
+            if !is_of_this_version(&complete) {
+                return Some(None);
+            }
             let (complete, names) = decode_complete(&complete)?;
             // One value for all of them: a rollback that is missing would show another disk.
             let Some(turns) = db.get(key(volume, KEY_TURNS, Lsn::ZERO)).ok()? else { return Some(None) };
@@ -137,18 +141,21 @@ impl Catalog {
         visit: &mut dyn FnMut(&CatalogName),
     ) -> Option<bool> {
         self.guarded(|db| {
-            let mut count = 0;
-            for row in db.scan_prefix(prefix(volume, KEY_NAME)) {
+            let (mut count, mut newest) = (0, Lsn::ZERO);
+            for row in db.scan_prefix(prefix(volume, KEY_NAMES)) {
                 let (key, value) = row.ok()?;
-                let name = decode_name(&value)?;
-                if key.as_ref() != self::key(volume, KEY_NAME, name.lsn) {
-                    return None;
+                let first = lsn_of(&key)?;
+                for name in decode_names(&value)? {
+                    if name.lsn < first || name.lsn <= newest {
+                        return None;
+                    }
+                    if name.lsn > known.complete.lsn {
+                        return Some(false);
+                    }
+                    newest = name.lsn;
+                    visit(&name);
+                    count += 1;
                 }
-                if name.lsn > known.complete.lsn {
-                    return Some(false);
-                }
-                visit(&name);
-                count += 1;
             }
             Some(count == known.names)
         })
@@ -160,7 +167,7 @@ impl Catalog {
             // First, so that what is left of the others counts for nothing.
             db.remove(key(volume, KEY_COMPLETE, Lsn::ZERO)).ok()?;
             let mut batch = sled::Batch::default();
-            for (number, row) in (1..).zip(db.scan_prefix(prefix(volume, KEY_NAME))) {
+            for (number, row) in (1..).zip(db.scan_prefix(prefix(volume, KEY_NAMES))) {
                 batch.remove(row.ok()?.0);
                 if number % ROWS_PER_BATCH == 0 {
                     db.apply_batch(std::mem::take(&mut batch)).ok()?;
@@ -170,29 +177,62 @@ impl Catalog {
         });
     }
 
-    /// Learns what is new up to `complete`: names behind those that it knows, those that went, how many there are then, and
-    /// all rollbacks and resizes.
-    pub fn learn(
-        &self,
-        volume: VolumeId,
-        complete: Complete,
-        (names, gone, count): (&[CatalogName], &[Lsn], u64),
-        turns: &[TurnAt],
-    ) {
+    /// Learns what is new up to `complete`: names behind those that it knows, by rising LSN, and all rollbacks and resizes.
+    /// After a crash it knows all of that or what it knew before.
+    pub fn learn(&self, volume: VolumeId, complete: Complete, names: &[CatalogName], turns: &[TurnAt]) {
         self.guarded(|db| {
-            // Before what they are complete through: names behind that count for nothing.
-            for names in names.chunks(ROWS_PER_BATCH) {
-                let mut batch = sled::Batch::default();
-                for name in names.iter().filter(|name| name.lsn <= complete.lsn) {
-                    batch.insert(&key(volume, KEY_NAME, name.lsn)[..], encode_name(name));
-                }
-                db.apply_batch(batch).ok()?;
-            }
+            let known = db.get(key(volume, KEY_COMPLETE, Lsn::ZERO)).ok()?;
+            let before = known.map_or(Some(0), |known| Some(decode_complete(&known)?.1))?;
             let mut batch = sled::Batch::default();
-            for lsn in gone {
-                batch.remove(&key(volume, KEY_NAME, *lsn)[..]);
+            let mut rest = names;
+            if let Some(last) = db.scan_prefix(prefix(volume, KEY_NAMES)).next_back() {
+                // A segment brings a few names: they fill up the row of those before.
+                let (key, value) = last.ok()?;
+                let mut row = decode_names(&value)?;
+                let (now, behind) = rest.split_at(NAMES_PER_ROW.saturating_sub(row.len()).min(rest.len()));
+                row.extend_from_slice(now);
+                rest = behind;
+                if !now.is_empty() {
+                    batch.insert(key, encode_names(&row));
+                }
             }
+            for row in rest.chunks(NAMES_PER_ROW) {
+                batch.insert(&key(volume, KEY_NAMES, row.first()?.lsn)[..], encode_names(row));
+            }
+            let count = before + names.len() as u64;
             batch.insert(&key(volume, KEY_TURNS, Lsn::ZERO)[..], encode_turns(turns, complete));
+            batch.insert(&key(volume, KEY_COMPLETE, Lsn::ZERO)[..], encode_complete(complete, count));
+            db.apply_batch(batch).ok()
+        });
+    }
+
+    /// Learns that these markers went, by rising LSN; those that it does not know are nothing new. After a crash it knows that
+    /// of all of them or of none.
+    pub fn forget_names(&self, volume: VolumeId, gone: &[Lsn]) {
+        self.guarded(|db| {
+            let Some(known) = db.get(key(volume, KEY_COMPLETE, Lsn::ZERO)).ok()? else { return Some(()) };
+            let (complete, mut count) = decode_complete(&known)?;
+            let mut batch = sled::Batch::default();
+            let mut rest = gone;
+            while let Some(first) = rest.first() {
+                let range = key(volume, KEY_NAMES, Lsn::ZERO)..=key(volume, KEY_NAMES, *first);
+                let row = db.range(range).next_back().transpose().ok()?;
+                let Some((key, value)) = row else {
+                    rest = &rest[1..];
+                    continue;
+                };
+                let mut row = decode_names(&value)?;
+                let (had, last) = (row.len(), row.last()?.lsn.max(*first));
+                let behind = rest.partition_point(|lsn| *lsn <= last);
+                row.retain(|name| rest[..behind].binary_search(&name.lsn).is_err());
+                rest = &rest[behind..];
+                count = count.checked_sub((had - row.len()) as u64)?;
+                match row.len() {
+                    0 => batch.remove(key),
+                    left if left < had => batch.insert(key, encode_names(&row)),
+                    _ => {}
+                }
+            }
             batch.insert(&key(volume, KEY_COMPLETE, Lsn::ZERO)[..], encode_complete(complete, count));
             db.apply_batch(batch).ok()
         });
@@ -206,96 +246,4 @@ fn open_db(path: &Path) -> Option<sled::Db> {
     })
     .ok()
     .flatten()
-}
-
-fn prefix(volume: VolumeId, what: u8) -> [u8; 17] {
-    let mut prefix = [what; 17];
-    prefix[..16].copy_from_slice(&volume.0.to_be_bytes());
-    prefix
-}
-
-fn key(volume: VolumeId, what: u8, lsn: Lsn) -> [u8; 25] {
-    let mut key = [0; 25];
-    key[..17].copy_from_slice(&prefix(volume, what));
-    key[17..].copy_from_slice(&lsn.0.to_be_bytes());
-    key
-}
-
-fn sealed(mut body: Vec<u8>) -> Vec<u8> {
-    let crc = crc32(&body);
-    body.extend_from_slice(&crc.to_le_bytes());
-    body
-}
-
-fn unsealed(value: &[u8]) -> Option<Cursor<'_>> {
-    let (body, crc) = value.split_last_chunk::<4>()?;
-    (crc32(body) == u32::from_le_bytes(*crc)).then_some(())?;
-    let mut cursor = Cursor::new(body);
-    (cursor.take(1)? == [VERSION]).then_some(cursor)
-}
-
-fn encode_complete(complete: Complete, names: u64) -> Vec<u8> {
-    let mut body = vec![VERSION];
-    body.extend_from_slice(&complete.segment.0.to_le_bytes());
-    body.extend_from_slice(&complete.lsn.0.to_le_bytes());
-    body.extend_from_slice(&complete.chain.0);
-    body.extend_from_slice(&names.to_le_bytes());
-    sealed(body)
-}
-
-fn decode_complete(value: &[u8]) -> Option<(Complete, u64)> {
-    let mut cursor = unsealed(value)?;
-    let complete = Complete {
-        segment: SegmentId(cursor.u64()?),
-        lsn: Lsn(cursor.u64()?),
-        chain: Chain(cursor.take(16)?.try_into().ok()?),
-    };
-    Some((complete, cursor.u64()?))
-}
-
-fn encode_name(name: &CatalogName) -> Vec<u8> {
-    let mut body = vec![VERSION];
-    body.extend_from_slice(&name.lsn.0.to_le_bytes());
-    body.extend_from_slice(&name.at.0.to_le_bytes());
-    body.push(name.class);
-    put_text(&mut body, &name.name);
-    sealed(body)
-}
-
-fn decode_name(value: &[u8]) -> Option<CatalogName> {
-    let mut cursor = unsealed(value)?;
-    Some(CatalogName {
-        lsn: Lsn(cursor.u64()?),
-        at: Timestamp(cursor.u64()?),
-        class: *cursor.take(1)?.first()?,
-        name: cursor.text()?.to_owned(),
-    })
-}
-
-/// The chain value of the end they are complete through, then for each: LSN, timestamp, kind, length, bytes.
-fn encode_turns(turns: &[TurnAt], complete: Complete) -> Vec<u8> {
-    let mut body = vec![VERSION];
-    body.extend_from_slice(&complete.chain.0);
-    for turn in turns.iter().filter(|turn| turn.lsn <= complete.lsn) {
-        let copy = turn.turn.encode_copy();
-        body.extend_from_slice(&turn.lsn.0.to_le_bytes());
-        body.extend_from_slice(&turn.at.0.to_le_bytes());
-        body.push(turn.turn.kind() as u8);
-        body.extend_from_slice(&(copy.len() as u16).to_le_bytes());
-        body.extend_from_slice(&copy);
-    }
-    sealed(body)
-}
-
-fn decode_turns(value: &[u8], complete: Complete) -> Option<Vec<TurnAt>> {
-    let mut cursor = unsealed(value)?;
-    (cursor.take(16)? == complete.chain.0).then_some(())?;
-    let mut turns = Vec::new();
-    while !cursor.is_empty() {
-        let (lsn, at) = (Lsn(cursor.u64()?), Timestamp(cursor.u64()?));
-        let kind = RecordKind::from_u8(*cursor.take(1)?.first()?)?;
-        let len = usize::from(cursor.u16()?);
-        turns.push(TurnAt { lsn, at, turn: Turn::decode_copy(kind, cursor.take(len)?)? });
-    }
-    Some(turns)
 }

@@ -57,6 +57,9 @@ pub const MERGE_LEVEL_MAX: u8 = 4;
 /// Rows merged in one step of upkeep, between which clients and sealing have their turn.
 pub const MERGE_STEP_ROWS: u64 = 200_000;
 
+/// The catalog learns so many names at once, or those of one segment: bounds the memory that it takes to learn a million.
+pub const LESSON_NAMES_MAX: usize = 8192;
+
 /// After a merge that failed, the next try comes so much later, in nanoseconds.
 pub const MERGE_RETRY_NS: u64 = 10_000_000_000;
 

@@ -8,6 +8,7 @@
 
 mod bloom;
 mod difference;
+mod entries;
 mod keys;
 mod live;
 mod merge;

@@ -1,6 +1,8 @@
 //! The index of a sealed segment, or of several: an immutable file, of which only what is needed is read.
 
+use super::entries::{Entries, EntryPage, FencePage};
 use super::overlay::{self, Part, Walk};
+use super::pages::CachedPage;
 use super::tree::{Candidate, found, is_possible};
 use super::visible::contains;
 use super::{PageCache, Search, Visible, bloom};
@@ -164,7 +166,7 @@ impl Run {
     /// The newest record whose timestamp is not after `timestamp`, if there is one here.
     pub fn lsn_at(&self, timestamp: Timestamp) -> Result<Option<Lsn>> {
         let Some(page_index) = self.timestamps_page_of(timestamp)? else { return Ok(None) };
-        let page = self.page(self.layout.timestamps_page + page_index)?;
+        let page = self.rows_page(self.layout.timestamps_page + page_index)?;
         let before = page_index * Timestamp::PER_PAGE as u64;
         let rows = (self.header.timestamps - before).min(Timestamp::PER_PAGE as u64) as usize;
         let count = before + partition(rows, |slot| row_of::<Timestamp>(&page, slot) <= timestamp) as u64;
@@ -209,7 +211,7 @@ impl Run {
     }
 
     fn row<R: Row>(&self, first_page: u64, row: u64) -> Result<R> {
-        let page = self.page(first_page + row / R::PER_PAGE as u64)?;
+        let page = self.rows_page(first_page + row / R::PER_PAGE as u64)?;
         Ok(row_of(&page, (row % R::PER_PAGE as u64) as usize))
     }
 
@@ -217,17 +219,26 @@ impl Run {
         &self.region[section_at + row * bytes..][..bytes]
     }
 
-    fn page(&self, number: u64) -> Result<Arc<Page>> {
-        self.pages.get(self.cache_run, number, || self.read_page(number))
+    /// A page of another section than the entries.
+    fn rows_page(&self, number: u64) -> Result<RowsPage> {
+        let read = || self.read_page(number).map(CachedPage::Rows);
+        self.pages.get(self.cache_run, number, read).map(RowsPage)
     }
 
-    fn read_page(&self, number: u64) -> Result<Arc<Page>> {
-        let mut page = Arc::new([0; PAGE_BYTES]);
-        let buffer = Arc::make_mut(&mut page);
+    /// The `page_index`-th page of entries.
+    fn entries_page(&self, page_index: u64) -> Result<Entries> {
+        let number = self.layout.entries_page + page_index;
+        let (rows, _) = rows_of_page::<Entry>(self.header.entries, page_index);
+        let read = || Ok(CachedPage::Entries(EntryPage::of(&self.read_page(number)?, rows)));
+        Entries::of(self.pages.get(self.cache_run, number, read)?).ok_or_else(|| self.nonsense())
+    }
+
+    fn read_page(&self, number: u64) -> Result<Page> {
+        let mut page = [0; PAGE_BYTES];
         self.file
-            .read_at(number * PAGE_BYTES as u64, buffer)
+            .read_at(number * PAGE_BYTES as u64, &mut page)
             .at(|| format!("read page {number} of run {}", self.path.display()))?;
-        check_page(buffer, self.header.run_id, number).map_err(|error| at_path(error, &self.path))?;
+        check_page(&page, self.header.run_id, number).map_err(|error| at_path(error, &self.path))?;
         Ok(page)
     }
 
@@ -244,7 +255,7 @@ impl Run {
         }
         let place = bloom::Place::of(blocks, key);
         let per_page = BloomBlock::PER_PAGE as u64;
-        let page = self.page(self.layout.bloom_page + place.block / per_page)?;
+        let page = self.rows_page(self.layout.bloom_page + place.block / per_page)?;
         let at = (place.block % per_page) as usize * BLOOM_BLOCK_BYTES;
         Ok(place.is_set(&page[at..at + BLOOM_BLOCK_BYTES]))
     }
@@ -252,35 +263,43 @@ impl Run {
     /// The last page of entries that begins with `wanted` or before it, counted from the first.
     fn entries_page_of(&self, wanted: Fence) -> Result<Option<u64>> {
         let pages = pages_of::<Entry>(self.header.entries);
-        self.page_of(pages, self.layout.entry_fences_at, self.layout.entry_fences_page, wanted)
+        let at = self.layout.entry_fences_at;
+        if !self.is_merged() {
+            return Ok(self.fence_in_region(pages, at, wanted));
+        }
+        let Some(found) = self.fence_in_region(pages_of::<Fence>(pages), at, wanted) else { return Ok(None) };
+        let (rows, before) = rows_of_page::<Fence>(pages, found);
+        let number = self.layout.entry_fences_page + found;
+        let read = || Ok(CachedPage::Fences(FencePage::of(&self.read_page(number)?, rows)));
+        let within = match &*self.pages.get(self.cache_run, number, read)? {
+            CachedPage::Fences(fences) => fences.count_through(wanted),
+            // Sections share no page.
+            _ => return Err(self.nonsense()),
+        };
+        Ok((before + within as u64).checked_sub(1))
     }
 
     /// The same for timestamps.
     fn timestamps_page_of(&self, wanted: Timestamp) -> Result<Option<u64>> {
         let pages = pages_of::<Timestamp>(self.header.timestamps);
-        self.page_of(pages, self.layout.timestamp_fences_at, self.layout.timestamp_fences_page, wanted)
+        let at = self.layout.timestamp_fences_at;
+        if !self.is_merged() {
+            return Ok(self.fence_in_region(pages, at, wanted));
+        }
+        let Some(found) = self.fence_in_region(pages_of::<Timestamp>(pages), at, wanted) else {
+            return Ok(None);
+        };
+        let (rows, before) = rows_of_page::<Timestamp>(pages, found);
+        let page = self.rows_page(self.layout.timestamp_fences_page + found)?;
+        let within = partition(rows, |slot| row_of::<Timestamp>(&page, slot) <= wanted);
+        Ok((before + within as u64).checked_sub(1))
     }
 
-    /// `pages` is how many fences there are: in the region of a segment's run; of a merged one in pages, of which
-    /// the region has the first fences.
-    fn page_of<F: Row + PartialOrd>(
-        &self,
-        pages: u64,
-        fences_at: usize,
-        fences_page: u64,
-        wanted: F,
-    ) -> Result<Option<u64>> {
-        let in_region = if self.is_merged() { pages_of::<F>(pages) } else { pages };
+    /// The last of `fences` fences that is not behind `wanted`. A segment's run has all of them in the region, a merged one those
+    /// of its pages of fences.
+    fn fence_in_region<F: Row + PartialOrd>(&self, fences: u64, fences_at: usize, wanted: F) -> Option<u64> {
         let fence = |at: usize| F::decode(self.region_row(fences_at, at, F::BYTES));
-        let found = partition(in_region as usize, |at| fence(at) <= wanted).checked_sub(1);
-        let Some(found) = found.map(|found| found as u64).filter(|_| self.is_merged()) else {
-            return Ok(found.map(|found| found as u64));
-        };
-        let page = self.page(fences_page + found)?;
-        let before = found * F::PER_PAGE as u64;
-        let rows = (pages - before).min(F::PER_PAGE as u64) as usize;
-        let within = partition(rows, |slot| row_of::<F>(&page, slot) <= wanted) as u64;
-        Ok((before + within).checked_sub(1))
+        partition(fences as usize, |at| fence(at) <= wanted).checked_sub(1).map(|found| found as u64)
     }
 
     /// Reads pages of entries, or of another section, in a row, past the cache; each is checked.
@@ -329,6 +348,12 @@ fn partition_rows(count: u64, holds: impl Fn(u64) -> Result<bool>) -> Result<u64
     Ok(from)
 }
 
+/// Of a section of so many rows, how many stand in this page, and how many before it.
+fn rows_of_page<R: Row>(rows: u64, page_index: u64) -> (usize, u64) {
+    let before = page_index * R::PER_PAGE as u64;
+    (rows.saturating_sub(before).clamp(1, R::PER_PAGE as u64) as usize, before)
+}
+
 /// The number of leading items of `0..count` for which `holds`, which is false for all that follow.
 fn partition(count: usize, holds: impl Fn(usize) -> bool) -> usize {
     let (mut from, mut to) = (0, count);
@@ -360,25 +385,24 @@ pub(super) struct Reader<'a> {
     held: [Option<Held>; 2],
 }
 
-/// A page of entries, and how many there are in it.
+/// A page of entries.
 struct Held {
     index: u64,
-    page: Arc<Page>,
-    rows: usize,
+    entries: Entries,
 }
 
-impl Held {
-    /// How many of its entries come before all that have `key` and an LSN of at least `lsn_delta` more than the first.
-    fn count_before(&self, key: Key, lsn_delta: u64) -> usize {
-        let (rows, _) = self.page.as_chunks::<{ Entry::BYTES }>();
-        rows[..self.rows].partition_point(|row| Entry::comes_before(row, key, lsn_delta))
-    }
+/// A page of another section.
+struct RowsPage(Arc<CachedPage>);
 
-    /// Whether what comes before does not end with the first or behind the last of its entries, but between.
-    fn tells(&self, key: Key, lsn_delta: u64) -> bool {
-        let (rows, _) = self.page.as_chunks::<{ Entry::BYTES }>();
-        let comes_before = |row| Entry::comes_before(row, key, lsn_delta);
-        comes_before(&rows[0]) && !comes_before(&rows[self.rows - 1])
+impl std::ops::Deref for RowsPage {
+    type Target = Page;
+
+    fn deref(&self) -> &Page {
+        match &*self.0 {
+            CachedPage::Rows(page) => page,
+            // Sections share no page.
+            _ => unreachable!("a page of entries, or of their fences, is asked for as one"),
+        }
     }
 }
 
@@ -396,10 +420,8 @@ impl<'a> Reader<'a> {
         match held {
             Some(held) => Ok(held),
             None => {
-                let page = self.run.page(self.run.layout.entries_page + page_index)?;
-                let before = page_index * Entry::PER_PAGE as u64;
-                let rows = self.run.header.entries.saturating_sub(before).clamp(1, Entry::PER_PAGE as u64);
-                Ok(held.insert(Held { index: page_index, page, rows: rows as usize }))
+                let entries = self.run.entries_page(page_index)?;
+                Ok(held.insert(Held { index: page_index, entries }))
             }
         }
     }
@@ -411,7 +433,7 @@ impl<'a> Reader<'a> {
         }
         let per_page = Entry::PER_PAGE as u64;
         let held = self.page(position / per_page, hand)?;
-        Ok(Some(row_of(&held.page, (position % per_page) as usize)))
+        Ok(Some(held.entries.entry((position % per_page) as usize)))
     }
 
     /// How many entries are not after (`key`, `lsn_delta`); so the position of the first that is.
@@ -426,20 +448,22 @@ impl<'a> Reader<'a> {
 
     /// The position of the first entry with `key` and at least `lsn_delta`, or with a greater key.
     fn position_from(&mut self, key: Key, lsn_delta: u64) -> Result<u64> {
-        let hand = hand_of(key);
-        let page_index = match &self.held[hand] {
-            Some(held) if held.tells(key, lsn_delta) => held.index,
+        let Some(page_index) = self.page_for(key, lsn_delta)? else { return Ok(0) };
+        let held = self.page(page_index, hand_of(key))?;
+        Ok(page_index * Entry::PER_PAGE as u64 + held.entries.count_before(key, lsn_delta) as u64)
+    }
+
+    /// The page in which that position is, or at whose end; `None` if it is the first of all. Of the entries of `key` with less
+    /// than `lsn_delta` the newest is in this page, if there is one.
+    fn page_for(&mut self, key: Key, lsn_delta: u64) -> Result<Option<u64>> {
+        match &self.held[hand_of(key)] {
+            Some(held) if held.entries.tells(key, lsn_delta) => Ok(Some(held.index)),
             _ => {
-                // A page that begins just there does as well as the one before it.
-                let fence = Fence { key, lsn_delta: lsn_delta.min(u64::from(u32::MAX)) as u32 };
-                match self.run.entries_page_of(fence)? {
-                    Some(page_index) => page_index,
-                    None => return Ok(0),
-                }
+                // A page that begins just there does as well as the one before it, unless that has what is looked for.
+                let lsn_delta = lsn_delta.saturating_sub(1).min(u64::from(u32::MAX)) as u32;
+                self.run.entries_page_of(Fence { key, lsn_delta })
             }
-        };
-        let held = self.page(page_index, hand)?;
-        Ok(page_index * Entry::PER_PAGE as u64 + held.count_before(key, lsn_delta) as u64)
+        }
     }
 
     /// The newest entry at `key` with an LSN in `ranges`.
@@ -448,8 +472,14 @@ impl<'a> Reader<'a> {
         for range in ranges.iter().rev() {
             // Ranges overlap the run, so their end is not before its first LSN.
             let delta = u32::try_from(range.1.0.saturating_sub(first)).unwrap_or(u32::MAX);
-            let Some(position) = self.position_after(key, delta)?.checked_sub(1) else { return Ok(None) };
-            let entry = self.entry(position, hand_of(key))?.filter(|entry| entry.key == key);
+            let behind = u64::from(delta) + 1;
+            let Some(page_index) = self.page_for(key, behind)? else { return Ok(None) };
+            let entries = &self.page(page_index, hand_of(key))?.entries;
+            if !entries.may_hold(key) {
+                return Ok(None);
+            }
+            let newest = entries.count_before(key, behind).checked_sub(1);
+            let entry = newest.map(|slot| entries.entry(slot)).filter(|entry| entry.key == key);
             let Some(entry) = entry else { return Ok(None) };
             let lsn = self.run.lsn(&entry);
             if lsn >= range.0 && lsn <= range.1 {

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use crate::catalog::CatalogName;
+use crate::catalog::{CatalogName, Complete};
 use crate::format::bytes::crc32;
 use crate::format::marker::MarkerClass;
 use crate::history::point::MarkerAt;
@@ -37,21 +37,9 @@ pub(super) struct Names {
     text: Vec<u8>,
     // By the checksum of a name, the newest row that has it.
     newest: HashMap<u32, u32>,
-    // What the catalog does not know yet: names behind this record, and those that went.
-    taught: Option<Lsn>,
+    // What the catalog does not know yet: names behind this end, and those that went.
+    taught: Option<Complete>,
     gone: Vec<Lsn>,
-}
-
-/// What the catalog has to learn.
-pub(super) struct Lesson {
-    /// Nothing that it knows of the volume counts any more.
-    pub(super) is_whole: bool,
-    /// Names, oldest first.
-    pub(super) names: Vec<CatalogName>,
-    /// Markers that somebody let go, or that went with their records.
-    pub(super) gone: Vec<Lsn>,
-    /// How many names there are then, all in all.
-    pub(super) count: u64,
 }
 
 impl Names {
@@ -177,36 +165,58 @@ impl Names {
         *self = kept;
     }
 
-    /// What the catalog, which knows what it was taught before, has to learn to be complete through `complete`. It knows that
-    /// from now on.
-    pub(super) fn lesson(&mut self, complete: Lsn) -> Lesson {
-        let is_whole = self.taught.is_none();
-        let known = self.taught.unwrap_or(Lsn::ZERO);
-        let from = self.rows.partition_point(|row| row.lsn <= known);
-        let names = self.rows[from..]
-            .iter()
-            .take_while(|row| row.lsn <= complete)
-            .filter_map(|row| {
-                let (class, name) = (row.class? as u8, self.name(row).to_owned());
-                Some(CatalogName { lsn: row.lsn, at: row.at, class, name })
-            })
-            .collect();
-        let through = complete.max(known);
-        self.taught = Some(through);
-        let all = self.rows.iter().take_while(|row| row.lsn <= through);
-        let count = all.filter(|row| row.class.is_some()).count() as u64;
-        Lesson { is_whole, names, gone: std::mem::take(&mut self.gone), count }
+    /// What the catalog is complete through; `None`: nothing that it says counts.
+    pub(super) fn taught(&self) -> Option<Complete> {
+        self.taught
     }
 
-    /// The catalog knows all of them through this record.
-    pub(super) fn set_taught(&mut self, through: Lsn) {
-        self.taught = Some(through);
+    /// Whether the catalog, complete through this end, has nothing to learn.
+    pub(super) fn is_taught(&self, newest: Complete) -> bool {
+        self.taught == Some(newest) && self.gone.is_empty()
+    }
+
+    /// How many markers there are behind one record up to another, those that somebody let go included.
+    pub(super) fn count_between(&self, behind: Lsn, through: Lsn) -> usize {
+        let rows = |lsn| self.rows.partition_point(|row| row.lsn <= lsn);
+        rows(through).saturating_sub(rows(behind))
+    }
+
+    /// The names that the catalog has to learn to be complete through `complete`, oldest first. It knows them from now on.
+    pub(super) fn lesson(&mut self, complete: Complete) -> Vec<CatalogName> {
+        let known = self.taught.map_or(Lsn::ZERO, |known| known.lsn);
+        self.taught = Some(complete);
+        let from = self.rows.partition_point(|row| row.lsn <= known);
+        let new = self.rows[from..].iter().take_while(|row| row.lsn <= complete.lsn);
+        new.filter_map(|row| {
+            let (class, name) = (row.class? as u8, self.name(row).to_owned());
+            Some(CatalogName { lsn: row.lsn, at: row.at, class, name })
+        })
+        .collect()
+    }
+
+    /// At most so many of the markers that somebody let go, or that went with their records, and that the catalog may still
+    /// know, by rising LSN. It does not know them from now on.
+    pub(super) fn take_gone(&mut self, max: usize) -> Vec<Lsn> {
+        let mut gone = self.gone.split_off(self.gone.len().saturating_sub(max));
+        gone.sort_unstable();
+        gone.dedup();
+        gone
+    }
+
+    /// What the catalog is complete through; `None`: it has to learn all of them.
+    pub(super) fn set_taught(&mut self, complete: Option<Complete>) {
+        self.taught = complete;
+        if complete.is_none() {
+            self.gone = Vec::new();
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::record::Chain;
+    use crate::ids::SegmentId;
     use std::collections::BTreeMap;
 
     /// Whoever asks for a marker by its name must get the newest one that is left, whatever was set, let go and folded
@@ -237,17 +247,22 @@ mod tests {
                     plain = plain.split_off(&through.next());
                 }
                 2 => {
-                    let complete = Lsn(lsn.saturating_sub(random(20)));
-                    let lesson = names.lesson(complete);
-                    if lesson.is_whole {
-                        catalog.clear();
+                    let complete = Complete {
+                        segment: SegmentId(round),
+                        lsn: names.taught().map_or(Lsn::ZERO, |t| t.lsn).max(Lsn(lsn.saturating_sub(20))),
+                        chain: Chain::default(),
+                    };
+                    loop {
+                        let gone = names.take_gone(7);
+                        if gone.is_empty() {
+                            break;
+                        }
+                        assert!(gone.len() <= 7 && gone.is_sorted());
+                        gone.iter().for_each(|gone| drop(catalog.remove(gone)));
                     }
-                    catalog.extend(lesson.names.into_iter().map(|name| (name.lsn, name.name)));
-                    lesson.gone.iter().for_each(|gone| drop(catalog.remove(gone)));
-                    let known: Vec<_> = catalog.keys().filter(|lsn| **lsn <= complete).collect();
-                    let there: Vec<_> = plain.keys().filter(|lsn| **lsn <= complete).collect();
-                    assert_eq!(known, there, "what the catalog knows");
-                    assert_eq!(lesson.count, catalog.len() as u64, "how many it is told");
+                    catalog.extend(names.lesson(complete).into_iter().map(|name| (name.lsn, name.name)));
+                    let there: Vec<_> = plain.keys().filter(|lsn| **lsn <= complete.lsn).collect();
+                    assert_eq!(catalog.keys().collect::<Vec<_>>(), there, "what the catalog knows");
                 }
                 _ => {
                     lsn += 1 + random(3);

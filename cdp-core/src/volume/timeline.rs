@@ -4,16 +4,17 @@ use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::{Arc, MutexGuard};
 
-use super::names::{Lesson, Names};
+use super::lesson::complete_through;
+use super::names::Names;
 use super::parts::{Part, part_of};
 use super::pins::Thinned;
 use super::{Health, Volume};
-use crate::catalog::{CatalogName, Complete};
+use crate::catalog::CatalogName;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::epoch::EpochPayload;
 use crate::format::ledger::Fact;
 use crate::format::marker::{MarkerClass, MarkerPayload};
-use crate::format::record::{RecordHeader, RecordKind, block_crcs, payload_crc};
+use crate::format::record::{RecordHeader, RecordKind};
 use crate::format::run::{MarkerRow, Summary};
 use crate::format::turn::Turn;
 use crate::history::course::TurnAt;
@@ -26,8 +27,6 @@ use crate::planted;
 
 /// A handful: so many markers are named in an error.
 const NAMED_IN_ERRORS: usize = 3;
-/// Longest payload of an event that is read, in bytes.
-const EVENT_BYTES_MAX: u32 = 1 << 20;
 
 /// A record that changes no blocks, as `log` shows it.
 #[derive(Clone, Debug)]
@@ -87,11 +86,10 @@ pub enum EventKind {
     Other(RecordKind),
 }
 
-/// The end of a sealed part, as the catalog names it.
-fn complete_through(part: &Part) -> Option<Complete> {
-    let frozen = part.frozen.get()?;
-    frozen.seal_hash?;
-    Some(Complete { segment: part.segment.header.id, lsn: frozen.last.lsn, chain: frozen.last.chain })
+/// Whether the opening has to know what this record says.
+fn is_learnt(row: &MarkerRow) -> bool {
+    let kinds = [RecordKind::Rollback as u8, RecordKind::Resize as u8, RecordKind::Epoch as u8];
+    row.flags > MarkerClass::Periodic as u8 || kinds.contains(&row.kind)
 }
 
 fn class_from(number: u8) -> MarkerClass {
@@ -232,31 +230,31 @@ impl Volume {
             if self.shared.catalog.names(self.identity.id, &known, &mut take) == Some(true) {
                 known_lsn = known.complete.lsn;
                 turns = known.turns;
-                names.set_taught(known_lsn);
+                names.set_taught(Some(known.complete));
             } else {
                 names = Names::default();
             }
         }
         for part in parts.iter().filter(|part| part.last_lsn() > known_lsn) {
-            for row in part.events()? {
-                if row.flags > MarkerClass::Periodic as u8 {
-                    match self.event_kind(part, &row) {
-                        Ok(EventKind::Marker(marker)) => {
-                            names.insert(row.lsn, row.timestamp, &marker.name, marker.class);
-                        }
-                        Ok(_) => {}
-                        // Its name is lost, the point is not: it is said, and the volume opens.
-                        Err(error) => self.note_error(format!("a marker's name cannot be read: {error}")),
+            let mut rows = part.events()?;
+            rows.retain(|row| is_learnt(row) && row.lsn > known_lsn);
+            self.event_kinds(part, &rows, &mut |row, what| {
+                match what {
+                    Ok(EventKind::Marker(marker)) => {
+                        names.insert(row.lsn, row.timestamp, &marker.name, marker.class);
                     }
-                } else if [RecordKind::Rollback as u8, RecordKind::Resize as u8].contains(&row.kind) {
+                    Ok(EventKind::Turn(turn)) => turns.push(TurnAt { lsn: row.lsn, at: row.timestamp, turn }),
+                    Ok(EventKind::Epoch(begun)) => epochs.push(begun.epoch),
+                    Ok(_) => {}
+                    // Its name is lost, the point is not: it is said, and the volume opens.
+                    Err(error) if row.flags > MarkerClass::Periodic as u8 => {
+                        self.note_error(format!("a marker's name cannot be read: {error}"));
+                    }
                     // Without it nothing behind it can be told: no guess.
-                    let EventKind::Turn(turn) = self.event_kind(part, &row)? else { continue };
-                    turns.push(TurnAt { lsn: row.lsn, at: row.timestamp, turn });
-                } else if row.kind == RecordKind::Epoch as u8 {
-                    let EventKind::Epoch(begun) = self.event_kind(part, &row)? else { continue };
-                    epochs.push(begun.epoch);
+                    Err(error) => return Err(error),
                 }
-            }
+                Ok(())
+            })?;
         }
         if !self.take_epochs(known_lsn.max(self.base_point().lsn), &epochs)? && catalog {
             return Ok(false);
@@ -309,71 +307,6 @@ impl Volume {
     /// Whether this record is a marker with a name.
     pub(super) fn is_kept_name(&self, lsn: Lsn) -> bool {
         self.names.lock().expect("no panics under this lock").contains(lsn)
-    }
-
-    /// Brings the catalog up to the newest sealed segment.
-    pub(super) fn teach_catalog(&self) {
-        // What the catalog is complete through is not looked for in the journal any more.
-        if let Err(error) = self.keep_epochs() {
-            return self.note_error(format!("the epochs cannot be written: {error}"));
-        }
-        let parts = self.parts.list();
-        let Some(complete) = parts.iter().rev().find_map(|part| complete_through(part)) else { return };
-        let Lesson { is_whole, names, gone, count } =
-            self.names.lock().expect("no panics under this lock").lesson(complete.lsn);
-        let turns = self.course.read().expect("no panics under this lock").turns().to_vec();
-        if is_whole {
-            self.shared.catalog.forget(self.identity.id);
-        }
-        self.shared.catalog.learn(self.identity.id, complete, (&names, &gone, count), &turns);
-    }
-
-    fn event_kind(&self, part: &Part, row: &MarkerRow) -> Result<EventKind> {
-        let kind = RecordKind::from_u8(row.kind)
-            .ok_or_else(|| Error::new(Kind::Damaged, format!("event {:?} has no known kind", row.lsn)))?;
-        let mut payload = vec![0; row.payload_bytes.min(EVENT_BYTES_MAX) as usize];
-        if !payload.is_empty() {
-            part.segment
-                .file
-                .read_at(row.block as u64 * BLOCK_BYTES, &mut payload)
-                .at(|| format!("reading {:?}", row.lsn))?;
-        }
-        let damaged = || Error::new(Kind::Damaged, format!("the payload of {:?} is damaged", row.lsn));
-        if matches!(kind, RecordKind::Rollback | RecordKind::Resize) {
-            // It brings checksums of its own, and a second copy.
-            return Turn::decode(kind, &payload).map(EventKind::Turn).ok_or_else(damaged);
-        }
-        if kind == RecordKind::Epoch {
-            // Likewise.
-            return EpochPayload::decode(&payload).map(EventKind::Epoch).ok_or_else(damaged);
-        }
-        let mut crcs = Vec::new();
-        block_crcs(&payload, &mut crcs);
-        if payload_crc(&crcs) != row.payload_crc {
-            return Err(damaged());
-        }
-        Ok(match kind {
-            RecordKind::Marker if payload.is_empty() => EventKind::PeriodicMarker,
-            RecordKind::Marker => EventKind::Marker(MarkerPayload::decode(&payload).ok_or_else(damaged)?),
-            RecordKind::ClockStep => {
-                let (numbers, _) = payload.as_chunks::<8>();
-                let [expected, wall] = numbers else { return Err(damaged()) };
-                EventKind::ClockStep {
-                    expected: Timestamp(u64::from_le_bytes(*expected)),
-                    wall: Timestamp(u64::from_le_bytes(*wall)),
-                }
-            }
-            RecordKind::SessionOpen | RecordKind::SessionClose => {
-                let (number, peer) = payload.split_first_chunk::<4>().ok_or_else(damaged)?;
-                let session = SessionId(u32::from_le_bytes(*number));
-                let peer = String::from_utf8_lossy(peer).into_owned();
-                match kind {
-                    RecordKind::SessionOpen => EventKind::SessionOpen { session, peer },
-                    _ => EventKind::SessionClose { session },
-                }
-            }
-            other => EventKind::Other(other),
-        })
     }
 
     /// Visits events from the newest to the oldest until told to stop. Cheap fields only: names are read on

@@ -191,9 +191,7 @@ impl Volume {
         for part in &waiting[..now] {
             self.seal_part(part, false)?;
         }
-        if now > 0 {
-            self.teach_catalog();
-        }
+        self.teach_catalog();
         self.merge_some()?;
         self.refresh_mark()?;
         // Whoever folds waits until nobody holds an old list.

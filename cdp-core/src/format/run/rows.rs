@@ -32,7 +32,6 @@ pub struct Key(u64);
 pub const REGION_BITS: u32 = 16;
 
 const INDEX_BITS: u32 = 40;
-const KEY_BITS: u32 = 48;
 /// Where the parts of a key stand in the number that it orders by: which of the three groups it belongs to, region and level of
 /// a node within one, level of a larger one.
 const GROUP_AT: u32 = 46;
@@ -48,6 +47,9 @@ const _: () = assert!(LEVEL_AT > REGION_BITS && REGION_AT >= LEVEL_AT + 5);
 const _: () = assert!(LBA_BITS - REGION_BITS + REGION_AT <= GROUP_AT);
 
 impl Key {
+    /// Orders behind all keys that there can be.
+    pub const BEHIND_ALL: Key = Key(u64::MAX);
+
     /// The key of a node; one that lies beyond the largest volume has tree 255.
     pub fn new(tree: u8, index: u64) -> Key {
         let Some(level) = tree.checked_sub(1).map(u32::from) else {
@@ -121,6 +123,11 @@ impl Key {
         Key::new(tree, region << (REGION_BITS - level))
     }
 
+    /// A number that orders as the keys do.
+    pub fn order(self) -> u64 {
+        self.0
+    }
+
     /// What orders right behind it, which need not be a key of anything.
     pub fn place_behind(self) -> Key {
         Key(self.0 + 1)
@@ -156,19 +163,6 @@ pub struct Entry {
     pub block: u32,
     /// CRC-32 of the block's payload; 0 in a range.
     pub crc: u32,
-}
-
-impl Entry {
-    /// Whether the entry that these bytes are comes before all that have `key` and an LSN of at least `lsn_delta` more than the
-    /// run's first. As decoding both and comparing them, for those who search.
-    pub fn comes_before(bytes: &[u8; Entry::BYTES], key: Key, lsn_delta: u64) -> bool {
-        let (value, wanted) = (u64_at(bytes, 0) & ((1 << KEY_BITS) - 1), key.value());
-        if value >> INDEX_BITS == wanted >> INDEX_BITS {
-            // Within a tree the stored number is the order.
-            return (value, u64::from(u32_at(bytes, 6))) < (wanted, lsn_delta);
-        }
-        Key::from_value(value) < key
-    }
 }
 
 /// `block` of a range that became zeros kept as allocated space.
