@@ -114,6 +114,9 @@ pub const BASE_PIECE_BYTES: u64 = 1 << 40;
 /// Blocks of the largest volume; block numbers fit in so many bits.
 pub const LBA_BITS: u32 = 34;
 
+/// Groups of a store.
+pub const GROUPS_MAX: usize = 1024;
+
 const _: () = assert!(VOLUME_BYTES_MAX / BLOCK_BYTES == 1 << LBA_BITS);
 // A record never spans two segments; room for its unaligned edges, headers and the footer.
 const _: () = assert!(REQUEST_BYTES_MAX + 64 * BLOCK_BYTES < SEGMENT_BYTES);

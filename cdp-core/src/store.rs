@@ -15,6 +15,7 @@
 mod clones;
 pub mod copies;
 pub mod group_clone;
+pub mod groups;
 mod operation;
 pub mod promotion;
 mod reopen;
@@ -49,12 +50,10 @@ use crate::volume::{Identity, Shared, Volume};
 
 const STORE_FILE: &str = "store";
 const LOCK_FILE: &str = "lock";
-const GROUPS_FILE: &str = "groups";
 const VOLUMES_DIR: &str = "volumes";
 const TRASH_DIR: &str = "trash";
 const TMP_DIR: &str = "tmp";
 const STORE_KIND: &str = "cdp-store";
-const GROUPS_KIND: &str = "cdp-groups";
 const VERSION: u32 = 1;
 /// A volume that is being made; leftovers are removed when the store is opened.
 const UNFINISHED_PREFIX: &str = ".new-";
@@ -230,7 +229,7 @@ impl Store {
             shared,
             volumes: Mutex::new(BTreeMap::new()),
             failed: Mutex::new(BTreeMap::new()),
-            groups: Mutex::new(read_groups(&*files, path)?),
+            groups: Mutex::new(groups::read_groups(&*files, path)?),
             hidden: Mutex::new(BTreeMap::new()),
             changing: Mutex::new(()),
             naming: Mutex::new(()),
@@ -523,50 +522,6 @@ impl Store {
         self.volume(name)
     }
 
-    /// The groups and their members.
-    pub fn groups(&self) -> BTreeMap<String, Vec<String>> {
-        self.groups.lock().expect("no panics under this lock").clone()
-    }
-
-    /// Makes a group of volumes, or adds volumes to one.
-    pub fn add_to_group(&self, group: &str, members: &[String], create: bool) -> Result<()> {
-        validate_volume_name(group)?;
-        for member in members {
-            self.volume(member)?;
-        }
-        let _naming = self.naming.lock().expect("no panics under this lock");
-        let mut groups = self.groups.lock().expect("no panics under this lock");
-        let mut changed = groups.clone();
-        match (create, changed.contains_key(group)) {
-            (true, true) => {
-                return Err(Error::new(Kind::Exists, format!("there is a group {group:?} already")));
-            }
-            (false, false) => return Err(no_group(group)),
-            (true, false) if self.volumes.lock().expect("no panics under this lock").contains_key(group) => {
-                return Err(Error::new(Kind::Exists, format!("there is a volume named {group:?}")));
-            }
-            _ => {}
-        }
-        let list = changed.entry(group.to_owned()).or_default();
-        for member in members {
-            if !list.contains(member) {
-                list.push(member.clone());
-            }
-        }
-        write_groups(&*self.shared.files, &self.path, &changed)?;
-        *groups = changed;
-        Ok(())
-    }
-
-    /// The volumes that a name stands for: a group's members in the order in which they were added, or one volume.
-    pub fn members(&self, name: &str) -> Result<Vec<Arc<Volume>>> {
-        let members = self.groups.lock().expect("no panics under this lock").get(name).cloned();
-        match members {
-            Some(members) => members.iter().map(|member| self.volume(member)).collect(),
-            None => Ok(vec![self.volume(name)?]),
-        }
-    }
-
     /// Sets a marker on a volume or, at one instant, on all members of a group.
     pub fn mark(&self, name: &str, marker: &MarkerPayload) -> Result<Vec<(Arc<Volume>, Lsn, Timestamp)>> {
         validate_marker_name(&marker.name)?;
@@ -631,11 +586,6 @@ fn in_lock_order<M: Clone, R>(
     Ok(results.into_iter().map(|(_, result)| result).collect())
 }
 
-fn no_group(group: &str) -> Error {
-    Error::new(Kind::NotFound, format!("there is no group {group:?}"))
-        .hint(format!("`cdp group create {group} VOL…` makes one"))
-}
-
 fn make_dir(files: &dyn Files, path: &Path) -> std::io::Result<()> {
     match files.create_dir(path) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
@@ -656,35 +606,4 @@ fn check_options(options: &CreateOptions) -> Result<()> {
         return Err(Error::new(Kind::Invalid, context));
     }
     Ok(())
-}
-
-fn read_groups(files: &dyn Files, path: &Path) -> Result<BTreeMap<String, Vec<String>>> {
-    let path = path.join(GROUPS_FILE);
-    let bytes = match read_file(files, &path, MANIFEST_BYTES_MAX) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(BTreeMap::new()),
-        other => other.at(|| format!("reading {}", path.display()))?,
-    };
-    let manifest = Manifest::decode(&bytes).filter(|m| m.kind == GROUPS_KIND && m.version == VERSION);
-    let manifest = manifest.ok_or_else(|| {
-        Error::new(Kind::Damaged, format!("{} is damaged or of a newer version", path.display()))
-            .hint("remove it and make the groups again; the volumes are not touched")
-    })?;
-    // Names hold no slash, so it separates them.
-    let mut groups = BTreeMap::new();
-    for line in manifest.values.values() {
-        let mut names = line.split('/').map(str::to_owned);
-        groups.insert(names.next().unwrap_or_default(), names.collect());
-    }
-    Ok(groups)
-}
-
-fn write_groups(files: &dyn Files, path: &Path, groups: &BTreeMap<String, Vec<String>>) -> Result<()> {
-    let mut manifest = Manifest::new(GROUPS_KIND, VERSION);
-    for (number, (group, members)) in groups.iter().enumerate() {
-        let names: Vec<&str> =
-            std::iter::once(group.as_str()).chain(members.iter().map(String::as_str)).collect();
-        manifest.set(&format!("group.{number:06}"), names.join("/"));
-    }
-    let path = path.join(GROUPS_FILE);
-    replace_file(files, &path, &manifest.encode()).at(|| format!("writing {}", path.display()))
 }

@@ -29,6 +29,10 @@ pub const BATCH_BYTES: usize = 4 << 20;
 pub const ERROR_TEXT_BYTES: usize = 2048;
 /// Longest name of a program or site, in bytes.
 pub const NAME_BYTES_MAX: usize = 200;
+/// Groups of a volume that are told.
+pub const GROUPS_MAX: usize = 64;
+/// Their members, all together.
+pub const GROUP_MEMBERS_MAX: usize = 4096;
 /// The most blocks in one COPY frame.
 pub const COPY_BLOCKS_MAX: u64 = 256;
 /// A first copy is synced, and what is durable of it acknowledged, so often at most, in nanoseconds.

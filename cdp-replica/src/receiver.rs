@@ -26,7 +26,7 @@ use crate::fault::{Fault, FaultKind};
 use crate::intake::{Intake, end_of};
 use crate::limits::*;
 use crate::syncer::Syncer;
-use crate::wire::control::{self, Ack, Complete, Hello, Open, Start, State, WireEpoch};
+use crate::wire::control::{self, Ack, Complete, Groups, Hello, Open, Start, State, WireEpoch, WireGroup};
 use crate::wire::copy;
 use crate::wire::frame::{FrameReader, FrameType, FrameWriter};
 
@@ -177,7 +177,30 @@ impl Receiver {
                 let Complete { ns } = control::read(body)?;
                 intake.complete(Timestamp(ns))?;
             }
+            (Phase::Receiving(intake), FrameType::Groups) => {
+                let volume = intake.volume.clone();
+                self.learn_groups(&volume, &control::read(body)?)?;
+            }
             _ => return Err(Fault::protocol(format!("a {kind:?} frame out of turn"))),
+        }
+        Ok(())
+    }
+
+    /// The groups that the volume is in at the other site are made here of those members that are here. What stands in the way
+    /// is for people to mend; records go on.
+    fn learn_groups(&self, volume: &Volume, groups: &Groups) -> Result<(), Fault> {
+        for WireGroup { name, members } in &groups.list {
+            let ids: Vec<VolumeId> = members.iter().copied().map(VolumeId).collect();
+            if !ids.contains(&volume.identity().id) {
+                return Err(Fault::protocol(format!(
+                    "a group {name:?} without the volume that it is told of"
+                )));
+            }
+            match self.store.learn_group(&self.peer, name, &ids) {
+                Ok(false) => {}
+                Ok(true) => tracing::info!("the group {name} is as at {}", self.peer),
+                Err(error) => tracing::warn!("{error}"),
+            }
         }
         Ok(())
     }

@@ -27,8 +27,8 @@ use crate::fault::{Fault, FaultKind};
 use crate::limits::*;
 use crate::status::{LinkState, LinkStatus};
 use crate::wire::control::{
-    self, Ack, CODING_DIFFERENCES, CODING_LZ4, CODING_SECTORS, CODING_ZSTD, Complete, Hello, Open, Start,
-    State, WireEpoch,
+    self, Ack, CODING_DIFFERENCES, CODING_LZ4, CODING_SECTORS, CODING_ZSTD, Complete, Control, Groups, Hello,
+    Open, Start, State, TAKES_GROUPS, WireEpoch, WireGroup,
 };
 use crate::wire::copy;
 use crate::wire::frame::{FrameReader, FrameType, FrameWriter};
@@ -88,6 +88,9 @@ pub struct Sender {
     // Codings that may be used, of those that the other side can undo.
     codings: u32,
     journal_bytes: u64,
+    // The groups of the volume: as they are, and as the other side was told; none if it takes none.
+    groups: Groups,
+    groups_told: Option<Groups>,
 }
 
 /// The densest that may be used: who allows zstd wants it.
@@ -114,6 +117,8 @@ impl Sender {
             coder: Coder::default(),
             codings: u32::MAX,
             journal_bytes: 0,
+            groups: Groups::default(),
+            groups_told: None,
         };
         control::send(&mut sender.writer, &mut sender.out, &control::hello());
         sender
@@ -122,6 +127,18 @@ impl Sender {
     /// Uses these codings only, a mask as in [`Hello::codings`]. Before anything was received.
     pub fn restrict_codings(&mut self, mask: u32) {
         self.codings = mask;
+    }
+
+    /// The groups that the volume is a member of, now. What is beyond the bounds of a message is not told.
+    pub fn set_groups(&mut self, groups: &[(String, Vec<VolumeId>)]) {
+        let wire = |(name, members): &(String, Vec<VolumeId>)| WireGroup {
+            name: name.clone(),
+            members: members.iter().map(|id| id.0).collect(),
+        };
+        self.groups = Groups { list: groups.iter().map(wire).collect() };
+        while !self.groups.is_within_bounds() {
+            self.groups.list.pop();
+        }
     }
 
     /// What waits for the socket; whoever writes it takes it from the front.
@@ -191,6 +208,7 @@ impl Sender {
                 self.writer.codec = body_codec(codings);
                 self.coder.is_on = codings & CODING_SECTORS != 0;
                 self.coder.differences = codings & CODING_DIFFERENCES != 0;
+                self.groups_told = (codings & TAKES_GROUPS != 0).then(Groups::default);
                 self.open();
                 self.phase = Phase::Asking;
                 Ok(())
@@ -450,6 +468,13 @@ impl Sender {
             return self.send_copy(now_ns);
         }
         let Phase::Streaming(stream) = &mut self.phase else { return Ok(()) };
+        if let Some(told) = &mut self.groups_told
+            && *told != self.groups
+            && stream.rest.is_none()
+        {
+            control::send(&mut self.writer, &mut self.out, &self.groups);
+            told.clone_from(&self.groups);
+        }
         while self.out.len() < OUTPUT_BYTES {
             let before = self.out.len();
             if let Some(rest) = &mut stream.rest {

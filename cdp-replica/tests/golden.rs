@@ -9,7 +9,9 @@ use cdp_core::format::record::{Chain, RecordHeader, RecordKind, block_crcs, payl
 use cdp_core::ids::*;
 use cdp_core::journal::append::Verbatim;
 use cdp_replica::fault::{Fault, FaultKind};
-use cdp_replica::wire::control::{self, Ack, Complete, Control, Hello, Open, Start, State, WireEpoch};
+use cdp_replica::wire::control::{
+    self, Ack, Complete, Control, Groups, Hello, Open, Start, State, WireEpoch, WireGroup,
+};
 use cdp_replica::wire::copy;
 use cdp_replica::wire::delta::{self, Coding};
 use cdp_replica::wire::frame::{FrameReader, FrameType, FrameWriter};
@@ -89,6 +91,8 @@ fn frames() -> Vec<(&'static str, Vec<u8>)> {
     let copy = Start::Copy { lsn: 5, ns: 6, chain: [3; 16], size_bytes: 1 << 30, from_byte: 4096 };
     let copying = State::Copying { lsn: 5, chain: [3; 16], done_bytes: 4096 };
     let hello = Hello { lowest: 1, highest: 1, codings: 1, program: "cdp 0.1.0".to_owned() };
+    let group = |name: &str, members: &[u128]| WireGroup { name: name.to_owned(), members: members.to_vec() };
+    let groups = Groups { list: vec![group("base", &[0x0011_2233, 7]), group("solo", &[7])] };
     let mut fault = Vec::new();
     let forked = Fault::new(FaultKind::Fork, "a fork");
     control::send_fault(&mut FrameWriter::default(), &mut fault, &forked);
@@ -140,6 +144,7 @@ fn frames() -> Vec<(&'static str, Vec<u8>)> {
         ("complete", frame(&Complete { ns: 1_763_719_200_000_000_000 })),
         ("epoch", frame(&epoch())),
         ("error", fault),
+        ("groups", frame(&groups)),
         ("records", several),
         ("payload", large),
         ("coded", coded),
@@ -260,5 +265,5 @@ fn what_is_sent_is_what_is_read() {
         }
         assert!(!assembler.is_within_record());
     }
-    assert_eq!(kinds.len(), 16);
+    assert_eq!(kinds.len(), 17);
 }

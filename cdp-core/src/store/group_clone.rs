@@ -16,7 +16,8 @@ use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::{Arc, MutexGuard};
 
-use super::{Store, VERSION, VOLUMES_DIR, write_groups};
+use super::groups::write_groups;
+use super::{Store, VERSION, VOLUMES_DIR};
 use crate::device::Device;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::manifest::{MANIFEST_BYTES_MAX, Manifest};

@@ -36,6 +36,8 @@ const LIVED: Duration = Duration::from_secs(5);
 const RATE_TIME: Duration = Duration::from_secs(2);
 
 type Key = (VolumeId, String);
+/// The groups of a volume, as [`Store::groups_of`] gives them.
+type Memberships = Vec<(String, Vec<VolumeId>)>;
 
 /// A link as others see it.
 #[derive(Clone, Debug)]
@@ -53,6 +55,7 @@ struct Link {
     stop: Arc<AtomicBool>,
     limit_bytes_per_s: Arc<AtomicU64>,
     codec: Codec,
+    groups: Arc<Mutex<Memberships>>,
     status: Arc<Mutex<LinkStatus>>,
     thread: JoinHandle<()>,
 }
@@ -146,23 +149,26 @@ fn match_replicas(store: &Arc<Store>, tls: &Tls, running: &Mutex<BTreeMap<Key, L
     for (key, (volume, limit, codec)) in wanted {
         if let Some(link) = running.get(&key) {
             link.limit_bytes_per_s.store(limit, Ordering::Relaxed);
+            *link.groups.lock().expect("no panics under this lock") = store.groups_of(&volume);
             continue;
         }
         let limit_bytes_per_s = Arc::new(AtomicU64::new(limit));
         let (stop, status) = (Arc::new(AtomicBool::new(false)), Arc::<Mutex<LinkStatus>>::default());
+        let groups = Arc::new(Mutex::new(store.groups_of(&volume)));
         let address = key.1.clone();
         let link = Feeder {
             volume: volume.clone(),
             address,
             limit_bytes_per_s: limit_bytes_per_s.clone(),
             codec,
+            groups: groups.clone(),
             tls: tls.clone(),
             stop: stop.clone(),
             status: status.clone(),
         };
         match std::thread::Builder::new().name("cdp link".to_owned()).spawn(move || link.run()) {
             Ok(thread) => {
-                running.insert(key, Link { volume, stop, limit_bytes_per_s, codec, status, thread });
+                running.insert(key, Link { volume, stop, limit_bytes_per_s, codec, groups, status, thread });
             }
             Err(error) => tracing::error!(%error, "starting a link's thread"),
         }
@@ -174,6 +180,7 @@ struct Feeder {
     address: String,
     limit_bytes_per_s: Arc<AtomicU64>,
     codec: Codec,
+    groups: Arc<Mutex<Memberships>>,
     tls: Tls,
     stop: Arc<AtomicBool>,
     status: Arc<Mutex<LinkStatus>>,
@@ -255,8 +262,15 @@ impl Feeder {
         let mut sender = Sender::new(self.volume.clone(), &self.address, 0);
         sender.restrict_codings(codings);
         let mut rate = Rate::new();
+        let mut groups = Memberships::new();
         drive.run(&mut sender, &self.stop, &mut |sender, sent| {
             rate.add(sent);
+            let now = self.groups.lock().expect("no panics under this lock");
+            if *now != groups {
+                groups.clone_from(&now);
+                sender.set_groups(&groups);
+            }
+            drop(now);
             self.with_status(|status| {
                 status.sent_bytes += sent;
                 status.rate_bytes_per_s = rate.bytes_per_s;

@@ -9,7 +9,7 @@ use cdp_core::limits::EPOCHS_MAX;
 
 use super::frame::{FrameType, FrameWriter};
 use crate::fault::{Fault, FaultKind};
-use crate::limits::{CONTROL_BYTES_MAX, ERROR_TEXT_BYTES, NAME_BYTES_MAX};
+use crate::limits::{CONTROL_BYTES_MAX, ERROR_TEXT_BYTES, GROUP_MEMBERS_MAX, GROUPS_MAX, NAME_BYTES_MAX};
 
 /// Protocol versions that this program speaks.
 pub const VERSIONS: (u16, u16) = (1, 1);
@@ -21,6 +21,9 @@ pub const CODING_ZSTD: u32 = 2;
 pub const CODING_SECTORS: u32 = 4;
 /// Bit of [`Hello::codings`]: such sectors XOR what they were.
 pub const CODING_DIFFERENCES: u32 = 8;
+
+/// Bit of [`Hello::codings`]: takes [`Groups`].
+pub const TAKES_GROUPS: u32 = 16;
 
 /// Who speaks.
 #[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
@@ -179,6 +182,22 @@ pub struct Complete {
     pub ns: u64,
 }
 
+/// A group that the volume is a member of.
+#[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
+pub struct WireGroup {
+    /// Its name.
+    pub name: String,
+    /// The ids of its members, in the group's order.
+    pub members: Vec<u128>,
+}
+
+/// The groups that the volume is a member of.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Encode, Decode)]
+pub struct Groups {
+    /// By name.
+    pub list: Vec<WireGroup>,
+}
+
 /// The connection ends.
 #[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
 pub struct Failed {
@@ -225,6 +244,14 @@ impl Control for Ack {
 }
 impl Control for Complete {
     const TYPE: FrameType = FrameType::Complete;
+}
+impl Control for Groups {
+    const TYPE: FrameType = FrameType::Groups;
+    fn is_within_bounds(&self) -> bool {
+        self.list.len() <= GROUPS_MAX
+            && self.list.iter().all(|group| group.name.len() <= NAME_BYTES_MAX)
+            && self.list.iter().map(|group| group.members.len()).sum::<usize>() <= GROUP_MEMBERS_MAX
+    }
 }
 impl Control for WireEpoch {
     const TYPE: FrameType = FrameType::Epoch;
@@ -277,7 +304,7 @@ pub fn hello() -> Hello {
     Hello {
         lowest: VERSIONS.0,
         highest: VERSIONS.1,
-        codings: CODING_LZ4 | CODING_ZSTD | CODING_SECTORS | CODING_DIFFERENCES,
+        codings: CODING_LZ4 | CODING_ZSTD | CODING_SECTORS | CODING_DIFFERENCES | TAKES_GROUPS,
         program: concat!("cdp ", env!("CARGO_PKG_VERSION")).to_owned(),
     }
 }

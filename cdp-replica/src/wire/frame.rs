@@ -46,12 +46,14 @@ pub enum FrameType {
     Epoch = 12,
     /// The connection ends.
     Error = 13,
+    /// The groups of the volume.
+    Groups = 14,
 }
 
 impl FrameType {
     fn from_u8(number: u8) -> Option<FrameType> {
         use FrameType::*;
-        [Hello, Open, State, Start, Records, Payload, Ack, Complete, Copy, Epoch, Error]
+        [Hello, Open, State, Start, Records, Payload, Ack, Complete, Copy, Epoch, Error, Groups]
             .into_iter()
             .find(|kind| *kind as u8 == number)
     }

@@ -7,7 +7,7 @@ use cdp_core::format::record::Chain;
 use cdp_core::ids::Lsn;
 use cdp_replica::fault::Fault;
 use cdp_replica::limits::CODED_FRAME_BYTES_MAX;
-use cdp_replica::wire::control::{self, Ack, Complete, Failed, Hello, Open, Start, State, WireEpoch};
+use cdp_replica::wire::control::{self, Ack, Complete, Failed, Groups, Hello, Open, Start, State, WireEpoch};
 use cdp_replica::wire::copy;
 use cdp_replica::wire::delta::{self, Coding};
 use cdp_replica::wire::frame::{FrameReader, FrameType};
@@ -82,6 +82,7 @@ fn messages(body: &[u8]) {
     let _ = control::read::<Ack>(body);
     let _ = control::read::<Complete>(body);
     let _ = control::read::<WireEpoch>(body);
+    let _ = control::read::<Groups>(body);
     let _ = control::read::<Failed>(body);
     let _ = copy::read(body);
 }

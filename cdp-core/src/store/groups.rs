@@ -1,0 +1,162 @@
+//! Groups: names for several volumes that are marked, set back and failed over as one. One small file of the store.
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::{Store, VERSION, validate_volume_name};
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::format::manifest::{MANIFEST_BYTES_MAX, Manifest};
+use crate::ids::*;
+use crate::io::{Files, read_file, replace_file};
+use crate::limits::GROUPS_MAX;
+use crate::volume::Volume;
+
+const GROUPS_FILE: &str = "groups";
+const GROUPS_KIND: &str = "cdp-groups";
+
+impl Store {
+    /// The groups and their members.
+    pub fn groups(&self) -> BTreeMap<String, Vec<String>> {
+        self.groups.lock().expect("no panics under this lock").clone()
+    }
+
+    /// Makes a group of volumes, or adds volumes to one.
+    pub fn add_to_group(&self, group: &str, members: &[String], create: bool) -> Result<()> {
+        validate_volume_name(group)?;
+        for member in members {
+            self.volume(member)?;
+        }
+        let _naming = self.naming.lock().expect("no panics under this lock");
+        let mut groups = self.groups.lock().expect("no panics under this lock");
+        let mut changed = groups.clone();
+        match (create, changed.contains_key(group)) {
+            (true, true) => {
+                return Err(Error::new(Kind::Exists, format!("there is a group {group:?} already")));
+            }
+            (false, false) => return Err(no_group(group)),
+            (true, false) if self.volumes.lock().expect("no panics under this lock").contains_key(group) => {
+                return Err(Error::new(Kind::Exists, format!("there is a volume named {group:?}")));
+            }
+            _ => {}
+        }
+        let list = changed.entry(group.to_owned()).or_default();
+        for member in members {
+            if !list.contains(member) {
+                list.push(member.clone());
+            }
+        }
+        write_groups(&*self.shared.files, &self.path, &changed)?;
+        *groups = changed;
+        Ok(())
+    }
+
+    /// The volumes that a name stands for: a group's members in the order in which they were added, or one volume.
+    pub fn members(&self, name: &str) -> Result<Vec<Arc<Volume>>> {
+        let members = self.groups.lock().expect("no panics under this lock").get(name).cloned();
+        match members {
+            Some(members) => members.iter().map(|member| self.volume(member)).collect(),
+            None => Ok(vec![self.volume(name)?]),
+        }
+    }
+
+    /// The groups that a volume is a member of, by name, with the ids of their members in the group's order.
+    pub fn groups_of(&self, volume: &Volume) -> Vec<(String, Vec<VolumeId>)> {
+        let groups = self.groups();
+        let volumes = self.volumes.lock().expect("no panics under this lock");
+        let id = |name: &String| volumes.get(name).map(|volume| volume.identity().id);
+        let of_it = groups.iter().filter(|(_, members)| members.iter().any(|name| name == volume.name()));
+        of_it.map(|(group, members)| (group.clone(), members.iter().filter_map(id).collect())).collect()
+    }
+
+    /// Learns how the site `peer` groups what it sends here: those of `ids` that are replicas of it make up `group`, in this
+    /// order. The same group of other volumes stays as it is. Gives whether anything changed.
+    ///
+    /// # Errors
+    /// [`Kind::Exists`] where the name is that of a volume, or of a group with volumes that are not the peer's.
+    pub fn learn_group(&self, peer: &str, group: &str, ids: &[VolumeId]) -> Result<bool> {
+        validate_volume_name(group)?;
+        let is_fed = |volume: &Arc<Volume>| {
+            !volume.is_primary() && volume.source().is_some_and(|source| source.peer == peer)
+        };
+        let here: Vec<String> = ids
+            .iter()
+            .filter_map(|id| self.volume_by_id(*id).filter(is_fed))
+            .map(|volume| volume.name().to_owned())
+            .collect();
+        let _naming = self.naming.lock().expect("no panics under this lock");
+        let mut groups = self.groups.lock().expect("no panics under this lock");
+        let known = groups.get(group);
+        if here.is_empty() || known == Some(&here) {
+            return Ok(false);
+        }
+        let volumes = self.volumes.lock().expect("no panics under this lock").clone();
+        if volumes.contains_key(group) {
+            let context = format!("{peer} has a group {group:?}, and here a volume has that name");
+            return Err(Error::new(Kind::Exists, context));
+        }
+        let own = known.into_iter().flatten().find(|name| !volumes.get(*name).is_some_and(is_fed));
+        if let Some(own) = own {
+            let context = format!(
+                "{peer} has a group {group:?}; the group of that name here has the volume {own:?}, which is not a replica of it, or cannot be opened"
+            );
+            return Err(Error::new(Kind::Exists, context));
+        }
+        let mut changed = groups.clone();
+        changed.insert(group.to_owned(), here);
+        write_groups(&*self.shared.files, &self.path, &changed)?;
+        *groups = changed;
+        Ok(true)
+    }
+}
+
+fn no_group(group: &str) -> Error {
+    Error::new(Kind::NotFound, format!("there is no group {group:?}"))
+        .hint(format!("`cdp group create {group} VOL…` makes one"))
+}
+
+pub(super) fn read_groups(files: &dyn Files, path: &Path) -> Result<BTreeMap<String, Vec<String>>> {
+    let path = path.join(GROUPS_FILE);
+    let bytes = match read_file(files, &path, MANIFEST_BYTES_MAX) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        other => other.at(|| format!("reading {}", path.display()))?,
+    };
+    let manifest = Manifest::decode(&bytes).filter(|m| m.kind == GROUPS_KIND && m.version == VERSION);
+    let manifest = manifest.ok_or_else(|| {
+        Error::new(Kind::Damaged, format!("{} is damaged or of a newer version", path.display()))
+            .hint("remove it and make the groups again; the volumes are not touched")
+    })?;
+    // Names hold no slash, so it separates them.
+    let mut groups = BTreeMap::new();
+    for line in manifest.values.values() {
+        let mut names = line.split('/').map(str::to_owned);
+        groups.insert(names.next().unwrap_or_default(), names.collect());
+    }
+    Ok(groups)
+}
+
+pub(super) fn write_groups(
+    files: &dyn Files,
+    path: &Path,
+    groups: &BTreeMap<String, Vec<String>>,
+) -> Result<()> {
+    let mut manifest = Manifest::new(GROUPS_KIND, VERSION);
+    for (number, (group, members)) in groups.iter().enumerate() {
+        let names: Vec<&str> =
+            std::iter::once(group.as_str()).chain(members.iter().map(String::as_str)).collect();
+        manifest.set(&format!("group.{number:06}"), names.join("/"));
+    }
+    let path = path.join(GROUPS_FILE);
+    let bytes = manifest.encode();
+    if groups.len() > GROUPS_MAX || bytes.len() as u64 > MANIFEST_BYTES_MAX {
+        // Longer ones could not be read again.
+        let context = format!(
+            "a store has at most {GROUPS_MAX} groups in {MANIFEST_BYTES_MAX} bytes; these are {} in {}",
+            groups.len(),
+            bytes.len()
+        );
+        return Err(Error::new(Kind::Invalid, context));
+    }
+    replace_file(files, &path, &bytes).at(|| format!("writing {}", path.display()))
+}
