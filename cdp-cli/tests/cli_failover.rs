@@ -138,6 +138,48 @@ fn there_and_back_again() {
     server_b.stop();
 }
 
+/// A database on several disks moves to the other site and back as planned: one command each, no volume left behind, whatever
+/// order the disks were added in. The group is known there without anybody having made it.
+#[test]
+fn a_group_moves_as_one() {
+    const VOLUMES: [&str; 5] = ["data", "log", "index", "temp", "queue"];
+    let (a, b) = (Home::new(), Home::new());
+    assert_eq!(a.run(&["pki", "init", "authority"]).code, 0);
+    for (home, site) in [(&a, "site-a"), (&b, "site-b")] {
+        let to = home.path("pki");
+        assert_eq!(a.run(&["pki", "issue", "authority", site, "--to", to.to_str().unwrap()]).code, 0);
+    }
+    for name in VOLUMES {
+        assert_eq!(a.run(&["create", name, "--size", "1M"]).code, 0);
+    }
+    assert_eq!(a.run(&[&["group", "create", "db"], &VOLUMES[..]].concat()).code, 0);
+    let servers = [serve(&a, "127.0.0.1:0"), serve(&b, "127.0.0.1:0")];
+    assert_eq!(a.run(&["replica", "add", "db", &address_of(&servers[1])]).code, 0);
+    let step = |from: usize, byte: u8| {
+        let (here, there) = if from == 0 { (&a, &b) } else { (&b, &a) };
+        for (place, name) in VOLUMES.iter().enumerate() {
+            put(&mut servers[from].connect(name).unwrap(), 0, &[byte + place as u8; 4096]).unwrap();
+        }
+        wait_until("the group is known there", || {
+            let planned = there.run(&["--json", "failover", "db", "--dry-run"]);
+            planned.code == 0 && planned.out.matches("\"complete_utc\"").count() == VOLUMES.len()
+        });
+        wait_until("nobody has it open", || here.run(&["demote", "db", "--drain", "20"]).code == 0);
+        let done = there.json(&["failover", "db"]);
+        assert!(done.as_array().unwrap().iter().all(|volume| volume["done"] == true), "{done}");
+        for (place, name) in VOLUMES.iter().enumerate() {
+            assert_eq!(bytes(&servers[1 - from], name)[..4096], [byte + place as u8; 4096], "{name}");
+        }
+    };
+    step(0, 1);
+    // The other site has no link back yet.
+    assert_eq!(b.run(&["replica", "add", "db", &address_of(&servers[0])]).code, 0);
+    step(1, 11);
+    let [server_a, server_b] = servers;
+    server_a.stop();
+    server_b.stop();
+}
+
 /// Clients follow an address that a program moves: it must be told of each change of roles, whichever road it came by, also
 /// of one that the server slept through; and whoever asked for the change must hear what the program said.
 #[test]

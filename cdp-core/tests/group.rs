@@ -10,6 +10,7 @@ use cdp_core::history::point::Timeline;
 use cdp_core::ids::*;
 use cdp_core::io::sim::{SimClock, SimDisk};
 use cdp_core::store::{CreateOptions, Store};
+use cdp_core::volume::Volume;
 
 const STORE: &str = "/store";
 const MEMBERS: usize = 8;
@@ -82,4 +83,20 @@ fn a_marker_is_one_instant_under_load() {
             }
         }
     });
+}
+
+/// A group steps down as a whole in whatever order its volumes were added, which is not that of their random ids.
+#[test]
+fn a_group_steps_down_in_any_order() {
+    let (store, _) = group();
+    let mut volumes = store.members("all").unwrap();
+    for backwards in [false, true] {
+        volumes.sort_by_key(|volume| volume.identity().id);
+        if backwards {
+            volumes.reverse();
+        }
+        let parts: Vec<&Volume> = volumes.iter().map(|volume| &**volume).collect();
+        let through = Volume::demote_all(&parts).unwrap();
+        assert!(volumes.iter().all(|volume| volume.is_replica() && volume.tip().1 <= through), "{through:?}");
+    }
 }

@@ -184,17 +184,15 @@ impl Volume {
 
     /// Primaries become replicas: they take no more writes from now on, and everything they took is durable, as are their
     /// new roles, when this returns. Gives an instant that is later than all they took, and the same for all: up to it
-    /// another site must be complete before it goes on without losing a write. A replica stays one. They are in rising
-    /// order of their ids, each once.
+    /// another site must be complete before it goes on without losing a write. A replica stays one. They are in any order,
+    /// each once.
     ///
     /// # Errors
     /// A fenced volume stays fenced. Of what cannot be made durable each is the primary again; others may be demoted.
     pub fn demote_all(volumes: &[&Volume]) -> Result<Timestamp> {
-        assert!(
-            volumes.windows(2).all(|pair| pair[0].identity.id < pair[1].identity.id),
-            "locks are taken in the order of ids"
-        );
-        let _changing: Vec<_> = volumes
+        let mut in_lock_order = volumes.to_vec();
+        in_lock_order.sort_by_key(|volume| volume.identity.id);
+        let _changing: Vec<_> = in_lock_order
             .iter()
             .map(|volume| volume.role.changing.lock().expect("no panics under this lock"))
             .collect();
