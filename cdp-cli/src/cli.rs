@@ -528,6 +528,26 @@ pub enum ReplicaCommand {
         #[arg(long, value_name = "NAME|ID")]
         drop: Option<String>,
     },
+    /// At a second site: let a replica be copied anew, comparing it with what is here, so that only what differs is sent
+    #[command(after_help = "\
+Examples:
+  cdp replica reseed vm1                          it fell too far behind, and is to catch up
+  cdp replica reseed vm1 --from /mnt/vm1.raw      the first copy came by hand
+  cdp replica reseed vm1 --from vm1-carried
+  cdp replica reseed                              what was asked for and is not done
+
+The first site begins by itself, within ten seconds. Until the new copy is whole the old one stays what it is, and can be
+promoted; then it is called VOL-until-LSN, with every instant it had, until somebody deletes it.")]
+    Reseed {
+        /// Which volume; without one, list what was asked for and is not done
+        volume: Option<String>,
+        /// Compare with a volume, a point of it, or a file (its name has a slash) [default: the volume as it is here]
+        #[arg(long, value_name = "VOL[@POINT]|FILE", requires = "volume")]
+        from: Option<String>,
+        /// Take it back
+        #[arg(long, requires = "volume", conflicts_with = "from")]
+        cancel: bool,
+    },
     /// Send no more to a replica, and keep nothing for it; what it has stays there (`replica copies` there for half a copy)
     #[command(after_help = "Example:\n  cdp replica remove vm1 second-site.example:10811")]
     Remove {

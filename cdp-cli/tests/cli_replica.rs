@@ -1,60 +1,13 @@
 //! A second site as people set it up: certificates, a replica, links and sites that die at any moment.
 
 mod cli;
+mod sites;
 
 use std::time::{Duration, Instant};
 
 use cli::*;
 use serde_json::Value;
-
-/// Two homes with certificates of one authority.
-struct Sites {
-    a: Home,
-    b: Home,
-}
-
-impl Sites {
-    fn new() -> Sites {
-        let (a, b) = (Home::new(), Home::new());
-        assert_eq!(a.run(&["pki", "init", "authority"]).code, 0);
-        for (home, site, right) in [(&a, "site-a", "--primary-only"), (&b, "site-b", "--replica-only")] {
-            let to = home.path("pki");
-            let ran = a.run(&["pki", "issue", "authority", site, right, "--to", to.to_str().unwrap()]);
-            assert_eq!(ran.code, 0, "{ran:?}");
-        }
-        Sites { a, b }
-    }
-
-    fn serve_a(&self) -> Served {
-        self.a.serve(&["--pki", "pki"])
-    }
-
-    fn serve_b(&self, address: &str) -> Served {
-        let until = Instant::now() + PATIENCE;
-        // The port of a server that was killed may be taken for a moment.
-        while std::net::TcpListener::bind(address).is_err() && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        self.b.serve(&["--pki", "pki", "--replica-listen", address])
-    }
-
-    /// Waits until the replica has everything; gives its status.
-    fn caught_up(&self) -> Value {
-        let until = Instant::now() + PATIENCE * 2;
-        loop {
-            let replicas = self.a.json(&["replica", "list"]);
-            if replicas[0]["lag_records"] == 0 && replicas[0]["newest"] != Value::Null {
-                return replicas[0].clone();
-            }
-            assert!(Instant::now() < until, "it does not catch up: {replicas}");
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    }
-}
-
-fn address_of(server: &Served) -> String {
-    server.ready["endpoints"]["replica"].as_str().expect("it listens").to_owned()
-}
+use sites::*;
 
 /// The machine of either site is switched off again and again while somebody writes: the replica catches up by
 /// itself, and at every marker both sites show the same disk.

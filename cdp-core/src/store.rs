@@ -7,6 +7,7 @@
 //! STORE/operation        what is being done to a group, until all members have it
 //! STORE/cloning          which clones of a group become volumes, until all have
 //! STORE/promotion        which volumes are being made primaries, until all are
+//! STORE/seeds/           what the next copies of replicas are compared with
 //! STORE/volumes/NAME/    a volume
 //! STORE/trash/NAME.NS/   a deleted volume, and when it was deleted
 //! STORE/tmp/             nameless files of throw-away clones
@@ -21,6 +22,7 @@ pub mod promotion;
 mod reopen;
 pub mod replicas;
 pub mod resync;
+pub mod seeds;
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -238,6 +240,7 @@ impl Store {
             _lock: lock,
         };
         store.finish_cloning()?;
+        store.settle_reseeds()?;
         store.open_volumes(accept)?;
         // What follows may make room in a journal: not with what clones read from.
         store.note_clones()?;
@@ -342,6 +345,7 @@ impl Store {
             role: Role::Primary,
             cut: None,
             orphan: None,
+            journal_of: None,
         };
         self.make_volume(&identity, fill, None, None)
     }

@@ -9,6 +9,7 @@ pub mod limits;
 pub mod net;
 pub mod pki;
 pub mod receiver;
+mod reseed;
 pub mod sender;
 pub mod status;
 mod syncer;

@@ -35,6 +35,14 @@ pub const GROUPS_MAX: usize = 64;
 pub const GROUP_MEMBERS_MAX: usize = 4096;
 /// The most blocks in one COPY frame.
 pub const COPY_BLOCKS_MAX: u64 = 256;
+/// Blocks of a range that is compared: 1 MiB.
+pub const RANGE_BLOCKS: u64 = 256;
+/// The most ranges in one RANGES frame.
+pub const RANGES_PER_FRAME: usize = 64;
+/// RANGES frames that may be unanswered.
+pub const RANGES_UNANSWERED: usize = 2;
+/// So many ranges are read and hashed before the other side has its turn.
+pub const RANGES_PER_TURN: usize = 8;
 /// A first copy is synced, and what is durable of it acknowledged, so often at most, in nanoseconds.
 pub const COPY_SYNC_NS: u64 = 500_000_000;
 /// Or when so many bytes of it are not.
@@ -64,6 +72,9 @@ const _: () = assert!(RECORDS_PER_FRAME * 120 + 32 + FRAME_PAYLOAD_BYTES < BODY_
 // An epoch takes 44 bytes.
 const _: () = assert!(EPOCHS_MAX * 44 + 4096 < CONTROL_BYTES_MAX);
 const _: () = assert!(COPY_BLOCKS_MAX as usize * 4096 + 16 < BODY_BYTES_MAX);
+// A patch of all blocks fits, and an answer that all ranges differ.
+const _: () = assert!(RANGE_BLOCKS as usize * 4096 + 64 < BODY_BYTES_MAX && RANGE_BLOCKS.is_multiple_of(8));
+const _: () = assert!(RANGES_PER_FRAME * (16 + RANGE_BLOCKS as usize * 16) + 8 < BODY_BYTES_MAX);
 // What waits for a sync fits into the window, or nothing would go on.
 const _: () = assert!(COPY_SYNC_BYTES < COPY_WINDOW_BYTES);
 const _: () = assert!(CONTROL_BYTES_MAX <= BODY_BYTES_MAX);

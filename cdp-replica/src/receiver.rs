@@ -3,6 +3,7 @@
 //! ```text
 //! Greeting ─ HELLO ─▶ Opening ─ OPEN ─▶ Starting ─ START ─▶ Receiving
 //!                                              └─ START ─▶ Copying ─ all of it ─▶ Receiving
+//!                                    (what is here of it is compared, where somebody asked for that)
 //! ```
 //!
 //! There is no message by which the other side could shorten, delete or promote anything.
@@ -19,16 +20,21 @@ use cdp_core::limits::SEGMENT_BYTES;
 use cdp_core::store::Store;
 use cdp_core::store::copies::ReplicaCopy;
 use cdp_core::store::replicas::{Copied, Origin};
+use cdp_core::store::seeds::SeedPlan;
 use cdp_core::volume::Volume;
 use cdp_core::volume::epoch::Elsewhere;
 
 use crate::fault::{Fault, FaultKind};
 use crate::intake::{Intake, end_of};
 use crate::limits::*;
+use crate::reseed::taker::Taker;
 use crate::syncer::Syncer;
-use crate::wire::control::{self, Ack, Complete, Groups, Hello, Open, Start, State, WireEpoch, WireGroup};
+use crate::wire::control::{
+    self, Ack, CODING_RANGES, Complete, Groups, Hello, Open, Start, State, WireEpoch, WireGroup,
+};
 use crate::wire::copy;
 use crate::wire::frame::{FrameReader, FrameType, FrameWriter};
+use crate::wire::ranges::Grid;
 
 /// Which connection feeds which volume: of two for the same one the newer counts.
 #[derive(Default)]
@@ -52,15 +58,27 @@ impl Feeding {
 enum Phase {
     Greeting,
     Opening,
-    // None: it will be made.
-    Starting(String, Box<Origin>, Option<Arc<Volume>>),
+    Starting(Box<Starting>),
     Copying(Box<Copying>),
     Receiving(Box<Intake>),
+}
+
+/// What was told, and is to begin.
+struct Starting {
+    name: String,
+    origin: Origin,
+    // None: it will be made.
+    volume: Option<Arc<Volume>>,
+    // It is copied anew, and compared with what this says.
+    plan: Option<SeedPlan>,
 }
 
 /// A first copy that comes in.
 struct Copying {
     name: String,
+    // Whose place it takes.
+    old: Option<Arc<Volume>>,
+    taker: Option<Taker>,
     volume: VolumeId,
     number: u64,
     // None once it became a volume.
@@ -86,6 +104,8 @@ pub struct Receiver {
     out: Vec<u8>,
     heard_ns: u64,
     syncer: Syncer,
+    // The other side can compare ranges.
+    compares: bool,
 }
 
 impl Receiver {
@@ -101,6 +121,7 @@ impl Receiver {
             out: Vec::new(),
             heard_ns: now_ns,
             syncer: Syncer::Here,
+            compares: false,
         };
         control::send(&mut receiver.writer, &mut receiver.out, &control::hello());
         receiver
@@ -164,11 +185,14 @@ impl Receiver {
             (Phase::Greeting, FrameType::Hello) => {
                 let hello = control::read::<Hello>(body)?;
                 control::check_hello(&hello)?;
+                self.compares = hello.codings & CODING_RANGES != 0;
                 self.phase = Phase::Opening;
             }
             (Phase::Opening, FrameType::Open) => self.open(control::read(body)?)?,
             (Phase::Starting(..), FrameType::Start) => self.start(control::read(body)?)?,
             (Phase::Copying(copying), FrameType::Copy) => copying.take(body)?,
+            (Phase::Copying(copying), FrameType::Ranges) => copying.taker()?.ranges(body)?,
+            (Phase::Copying(copying), FrameType::Patch) => copying.patch(body)?,
             // It lives.
             (Phase::Copying(_), FrameType::Complete) => drop(control::read::<Complete>(body)?),
             (Phase::Receiving(intake), FrameType::Records) => intake.records(body, &self.feeding, now_ns)?,
@@ -218,11 +242,26 @@ impl Receiver {
             copied: None,
             epochs: control::read_epochs(VolumeId(open.volume), &open.epochs)?,
         };
+        self.store.settle_reseed(origin.id)?;
         let volume = self.store.volume_by_id(origin.id);
         if volume.is_none() {
             self.store.refuse_replica(&open.name, origin.id)?;
         }
+        let name = volume.as_ref().map_or(&open.name[..], |volume| volume.name()).to_owned();
+        let plan = match volume.as_ref().is_some_and(|volume| volume.is_primary()) || !self.compares {
+            true => None,
+            false => self
+                .store
+                .seed_plan(&name)?
+                .filter(|plan| plan.replaces == volume.as_ref().map(|_| origin.id)),
+        };
         let state = match &volume {
+            Some(volume) if plan.is_some() => {
+                self.hear(volume, &origin.epochs.newest())?;
+                self.refuse_unless_source(volume)?;
+                self.seeded(origin.id)?
+            }
+            None if plan.is_some() => self.seeded(origin.id)?,
             None => match self.store.copy_state(origin.id)? {
                 Some(state) => State::Copying {
                     lsn: state.copied.lsn.0,
@@ -250,8 +289,18 @@ impl Receiver {
             }
         };
         control::send(&mut self.writer, &mut self.out, &state);
-        self.phase = Phase::Starting(open.name, Box::new(origin), volume);
+        self.phase = Phase::Starting(Box::new(Starting { name, origin, volume, plan }));
         Ok(())
+    }
+
+    /// Something is here to compare with, and perhaps a copy that was begun.
+    fn seeded(&self, id: VolumeId) -> Result<State, Fault> {
+        let begun = self.store.copy_state(id)?;
+        Ok(begun.map_or(State::Seeded { lsn: 0, chain: [0; 16], done_bytes: 0 }, |state| State::Seeded {
+            lsn: state.copied.lsn.0,
+            chain: state.copied.chain.0,
+            done_bytes: Grid::of(state.copied.size_bytes).edge_before(state.done_bytes),
+        }))
     }
 
     /// The other side tells its newest epoch: one with a lower one is told, and refused; one with a higher one is right,
@@ -284,8 +333,12 @@ impl Receiver {
     }
 
     fn refuse_unless_ours(&self, volume: &Volume) -> Result<(), Fault> {
-        let name = volume.name();
         volume.refuse_unless_replica()?;
+        self.refuse_unless_source(volume)
+    }
+
+    fn refuse_unless_source(&self, volume: &Volume) -> Result<(), Fault> {
+        let name = volume.name();
         match volume.source() {
             Some(source) if source.peer != self.peer => {
                 let text = format!(
@@ -299,7 +352,7 @@ impl Receiver {
     }
 
     fn start(&mut self, start: Start) -> Result<(), Fault> {
-        let Phase::Starting(name, origin, volume) = std::mem::replace(&mut self.phase, Phase::Opening) else {
+        let Phase::Starting(starting) = std::mem::replace(&mut self.phase, Phase::Opening) else {
             unreachable!("the caller looked")
         };
         let (from_lsn, chain_before) = match start {
@@ -307,9 +360,18 @@ impl Receiver {
             Start::Copy { lsn, ns, chain, size_bytes, from_byte } => {
                 let (lsn, at) = (Lsn(lsn), Timestamp(ns));
                 let copied = Copied { lsn, at, chain: Chain(chain), size_bytes };
-                return self.start_copy(name, Origin { copied: Some(copied), ..*origin }, volume, from_byte);
+                return self.start_copy(*starting, copied, from_byte, false);
+            }
+            Start::Compare { lsn, ns, chain, size_bytes, from_byte } => {
+                let (lsn, at) = (Lsn(lsn), Timestamp(ns));
+                let copied = Copied { lsn, at, chain: Chain(chain), size_bytes };
+                return self.start_copy(*starting, copied, from_byte, true);
             }
         };
+        let Starting { name, origin, volume, plan } = *starting;
+        if plan.is_some() {
+            return Err(Fault::protocol(format!("volume {name} is to be copied anew, and records came")));
+        }
         let volume = match volume {
             Some(volume) => volume,
             None => self.store.create_replica(&name, &origin, None)?,
@@ -325,25 +387,38 @@ impl Receiver {
 
     fn start_copy(
         &mut self,
-        name: String,
-        origin: Origin,
-        volume: Option<Arc<Volume>>,
+        starting: Starting,
+        copied: Copied,
         from_byte: u64,
+        compares: bool,
     ) -> Result<(), Fault> {
-        if let Some(volume) = volume {
-            let text = format!("volume {} is here, and no copy is wanted", volume.name());
+        let Starting { name, origin, volume, plan } = starting;
+        if plan.is_none() && (volume.is_some() || compares) {
+            let text = format!("volume {name}: no such copy is wanted");
             return Err(Fault::protocol(text));
         }
+        let origin = Origin { copied: Some(copied), ..origin };
         let number = self.feeding.take_over(origin.id);
         let copy = self.store.take_copy(&name, &origin)?;
         let state = copy.state();
-        if from_byte != state.done_bytes {
-            let text = format!("a copy from byte {from_byte} on, and byte {} is next", state.done_bytes);
+        let size_bytes = state.copied.size_bytes;
+        let next = match &plan {
+            // What was told.
+            Some(_) => Grid::of(size_bytes).edge_before(state.done_bytes),
+            None => state.done_bytes,
+        };
+        if from_byte != next {
+            let text = format!("a copy from byte {from_byte} on, and byte {next} is next");
             return Err(Fault::protocol(text));
         }
-        let size_bytes = state.copied.size_bytes;
+        let taker = match plan.filter(|_| compares) {
+            Some(plan) => Some(Taker::new(self.store.open_seed(&plan)?, size_bytes, from_byte)?),
+            None => None,
+        };
         self.phase = Phase::Copying(Box::new(Copying {
             name,
+            old: volume,
+            taker,
             volume: origin.id,
             number,
             copy: Some(copy),
@@ -364,10 +439,16 @@ impl Receiver {
             let text = format!("another connection copies volume {} now", copying.name);
             return Err(Fault::new(FaultKind::Closing, text));
         }
+        if let Some(old) = copying.old.clone().filter(|old| old.is_primary()) {
+            // It was promoted: nothing takes its place.
+            return Err(self.fenced(&old));
+        }
+        copying.compare(&mut self.writer, &mut self.out)?;
         if copying.is_whole
             && let Some(copy) = copying.copy.take()
         {
             let number = copying.number;
+            (copying.taker, copying.old) = (None, None);
             let copied_bytes = copying.size_bytes;
             let volume = self.store.finish_copy(&copying.name, copy)?;
             return self.take_records(volume, number, copied_bytes);
@@ -382,7 +463,7 @@ impl Receiver {
         }
         if now_ns.saturating_sub(copying.acknowledged_at_ns) >= ACK_NS_MAX {
             copying.acknowledged_at_ns = now_ns.max(1);
-            let copied_bytes = copy.state().done_bytes;
+            let copied_bytes = copy.state().done_bytes.min(copying.at);
             let ack = Ack { window_bytes: COPY_WINDOW_BYTES, copied_bytes, ..Ack::default() };
             control::send(&mut self.writer, &mut self.out, &ack);
         }
@@ -425,10 +506,32 @@ impl Receiver {
 }
 
 impl Copying {
+    fn taker(&mut self) -> Result<&mut Taker, Fault> {
+        self.taker.as_mut().ok_or_else(|| Fault::protocol("ranges of what is copied whole"))
+    }
+
+    fn patch(&mut self, body: &[u8]) -> Result<(), Fault> {
+        if let (Some(taker), Some(copy)) = (&mut self.taker, &mut self.copy) {
+            self.unsynced_bytes += taker.patch(body, copy)?;
+            return Ok(());
+        }
+        self.taker().map(drop)
+    }
+
+    /// Of a reseed: some more of what was told.
+    fn compare(&mut self, writer: &mut FrameWriter, out: &mut Vec<u8>) -> Result<(), Fault> {
+        if let (Some(taker), Some(copy)) = (&mut self.taker, &mut self.copy) {
+            self.unsynced_bytes += taker.work(copy, writer, out)?;
+            self.at = taker.at();
+            self.is_whole = taker.is_whole();
+        }
+        Ok(())
+    }
+
     fn take(&mut self, body: &[u8]) -> Result<(), Fault> {
         let (first, blocks) = copy::read(body)?;
         let from = first.0.saturating_mul(BLOCK_BYTES);
-        let copy = self.copy.as_mut().filter(|_| !self.is_whole);
+        let copy = self.copy.as_mut().filter(|_| !self.is_whole && self.taker.is_none());
         let Some(copy) = copy.filter(|_| from >= self.at) else {
             return Err(Fault::protocol(format!(
                 "a copy that goes back to block {first}, or on behind its end"

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! Greeting ─ HELLO ─▶ Asking ─ STATE ─▶ Streaming
-//!                          └─ STATE ─▶ Copying ─ ACK of the whole ─▶ Streaming
+//!                          ├─ STATE ─▶ Copying ─ ACK of the whole ─▶ Streaming
+//!                          └─ STATE ─▶ Comparing ─ ACK of the whole ─▶ Streaming
 //! ```
 //!
 //! Nothing is queued here: what the window or the output has no room for stays in the journal.
@@ -25,10 +26,11 @@ use cdp_core::volume::stream::LogReader;
 use crate::coder::Coder;
 use crate::fault::{Fault, FaultKind};
 use crate::limits::*;
+use crate::reseed::teller::Teller;
 use crate::status::{LinkState, LinkStatus};
 use crate::wire::control::{
-    self, Ack, CODING_DIFFERENCES, CODING_LZ4, CODING_SECTORS, CODING_ZSTD, Complete, Control, Groups, Hello,
-    Open, Start, State, TAKES_GROUPS, WireEpoch, WireGroup,
+    self, Ack, CODING_DIFFERENCES, CODING_LZ4, CODING_RANGES, CODING_SECTORS, CODING_ZSTD, Complete, Control,
+    Groups, Hello, Open, Start, State, TAKES_GROUPS, WireEpoch, WireGroup,
 };
 use crate::wire::copy;
 use crate::wire::frame::{FrameReader, FrameType, FrameWriter};
@@ -41,6 +43,7 @@ enum Phase {
     Greeting,
     Asking,
     Copying(Box<Copying>),
+    Comparing(Box<Teller>),
     Streaming(Box<Stream>),
 }
 
@@ -85,13 +88,16 @@ pub struct Sender {
     heard_ns: u64,
     ack: Ack,
     coder: Coder,
-    // Codings that may be used, of those that the other side can undo.
+    // Codings that may be used; once it is known, of those that the other side can undo.
     codings: u32,
     journal_bytes: u64,
     // The groups of the volume: as they are, and as the other side was told; none if it takes none.
     groups: Groups,
     groups_told: Option<Groups>,
 }
+
+/// Of a copy that was broken off: its record, chain value, and the byte up to which it is durable.
+type Begun = (Lsn, Chain, u64);
 
 /// The densest that may be used: who allows zstd wants it.
 fn body_codec(codings: u32) -> Codec {
@@ -165,6 +171,10 @@ impl Sender {
             Phase::Copying(copying) => {
                 LinkState::Copying { done_bytes: copying.done_bytes, total_bytes: copying.view.size_bytes() }
             }
+            Phase::Comparing(teller) => {
+                let (done_bytes, total_bytes) = teller.progress();
+                LinkState::Comparing { done_bytes, total_bytes }
+            }
             Phase::Streaming(_) => LinkState::Streaming,
         };
         status.journal_bytes += std::mem::take(&mut self.journal_bytes);
@@ -198,13 +208,14 @@ impl Sender {
     }
 
     fn take_frame(&mut self, kind: FrameType, body: &[u8]) -> Result<(), Fault> {
-        match (&self.phase, kind) {
+        match (&mut self.phase, kind) {
             (_, FrameType::Error) => Err(control::read_fault(body)),
             (_, FrameType::Epoch) => self.hear(&Epoch::from(&control::read::<WireEpoch>(body)?)),
             (Phase::Greeting, FrameType::Hello) => {
                 let hello = control::read::<Hello>(body)?;
                 control::check_hello(&hello)?;
-                let codings = hello.codings & self.codings;
+                self.codings &= hello.codings;
+                let codings = self.codings;
                 self.writer.codec = body_codec(codings);
                 self.coder.is_on = codings & CODING_SECTORS != 0;
                 self.coder.differences = codings & CODING_DIFFERENCES != 0;
@@ -215,6 +226,8 @@ impl Sender {
             }
             (Phase::Asking, FrameType::State) => self.join(control::read(body)?),
             (Phase::Copying(_), FrameType::Ack) => self.copied(control::read(body)?),
+            (Phase::Comparing(_), FrameType::Ack) => self.compared(control::read(body)?),
+            (Phase::Comparing(teller), FrameType::Differs) => teller.answered(body),
             (Phase::Streaming(_), FrameType::Ack) => self.acknowledged(control::read(body)?),
             _ => Err(Fault::protocol(format!("a {kind:?} frame out of turn"))),
         }
@@ -276,9 +289,21 @@ impl Sender {
                 self.check_epochs(Lsn(durable_lsn), &epochs)?;
                 (Lsn(durable_lsn), Chain(chain))
             }
-            State::Absent => return self.copy(None),
+            State::Absent => {
+                let held = self.volume.hold_for_copy(&self.address)?;
+                return self.copy(held, None);
+            }
             State::Copying { lsn, chain, done_bytes } => {
-                return self.copy(Some((Lsn(lsn), Chain(chain), done_bytes)));
+                let held = self.volume.hold_for_copy(&self.address)?;
+                return self.copy(held, Some((Lsn(lsn), Chain(chain), done_bytes)));
+            }
+            State::Seeded { lsn, chain, done_bytes } => {
+                let begun = (chain != [0; 16]).then_some((Lsn(lsn), Chain(chain), done_bytes));
+                let held = self.volume.hold_for_reseed(&self.address, begun.map(|(lsn, ..)| lsn))?;
+                return match self.codings & CODING_RANGES {
+                    0 => self.copy(held, begun),
+                    _ => self.compare(held, begun),
+                };
             }
         };
         let name = self.volume.name();
@@ -292,7 +317,7 @@ impl Sender {
         let reader = LogReader::behind(&self.volume, lsn).map_err(|error| match error.kind() {
             Kind::OutOfRange => {
                 let text = format!(
-                    "the replica of volume {name} has the history up to {lsn:?}, and what follows is not kept here any more; remove the replica and add it again"
+                    "the replica of volume {name} has the history up to {lsn:?}, and what follows is not kept here any more; remove the replica and add it again, or, to be sent only what differs, ask for that there: `cdp replica reseed`"
                 );
                 Fault::new(FaultKind::Behind, text)
             }
@@ -312,17 +337,46 @@ impl Sender {
         Ok(())
     }
 
-    /// The state that is held for the replica goes there first. `begun` is what it has of one already: its record, chain
-    /// value, and the byte up to which it is durable.
-    fn copy(&mut self, begun: Option<(Lsn, Chain, u64)>) -> Result<(), Fault> {
-        let name = self.volume.name();
-        let held = self.volume.hold_for_copy(&self.address)?;
+    /// The state after `held`, where it stands, and the byte to go on at, of one that was begun.
+    fn state_at(&self, held: Lsn, begun: Option<Begun>) -> Result<(View, Position, u64), Fault> {
         let view = View::open(self.volume.clone(), held, &format!("the first copy at {}", self.address))?;
         let position = LogReader::behind(&self.volume, held)?.position();
         let at = match begun {
             Some((lsn, chain, done)) if lsn == held && chain == position.chain => done,
             _ => 0,
         };
+        Ok((view, position, at))
+    }
+
+    /// As [`Sender::copy`], but of what the replica has already only what differs.
+    fn compare(&mut self, held: Lsn, begun: Option<Begun>) -> Result<(), Fault> {
+        let (view, position, at) = self.state_at(held, begun)?;
+        let start = Start::Compare {
+            lsn: held.0,
+            ns: position.timestamp.0,
+            chain: position.chain.0,
+            size_bytes: view.size_bytes(),
+            from_byte: at,
+        };
+        let teller = Teller::new(view, position, at)?;
+        control::send(&mut self.writer, &mut self.out, &start);
+        self.phase = Phase::Comparing(Box::new(teller));
+        Ok(())
+    }
+
+    fn compared(&mut self, ack: Ack) -> Result<(), Fault> {
+        let Phase::Comparing(teller) = &mut self.phase else { unreachable!("the caller looked") };
+        if !teller.acknowledged(&ack)? {
+            return Ok(());
+        }
+        let position = teller.position();
+        self.follow(position)
+    }
+
+    /// The state that is held for the replica goes there first. `begun` is what it has of one already.
+    fn copy(&mut self, held: Lsn, begun: Option<Begun>) -> Result<(), Fault> {
+        let name = self.volume.name();
+        let (view, position, at) = self.state_at(held, begun)?;
         if at > view.size_bytes() || !at.is_multiple_of(BLOCK_BYTES) && at != view.size_bytes() {
             return Err(Fault::protocol(format!("a copy of volume {name} that is at byte {at}")));
         }
@@ -373,6 +427,11 @@ impl Sender {
         if ack.durable_lsn != position.lsn.0 || ack.chain != position.chain.0 {
             return Err(Fault::protocol("an acknowledgement of another state than the one that was copied"));
         }
+        self.follow(position)
+    }
+
+    /// The copied state is a volume there: records follow.
+    fn follow(&mut self, position: Position) -> Result<(), Fault> {
         let reader = LogReader::behind(&self.volume, position.lsn)?;
         self.volume.hold_replica(&self.address, position.lsn)?;
         self.stream(reader);
@@ -466,6 +525,9 @@ impl Sender {
         }
         if let Phase::Copying(_) = &self.phase {
             return self.send_copy(now_ns);
+        }
+        if let Phase::Comparing(teller) = &mut self.phase {
+            return teller.send(&mut self.writer, &mut self.out, now_ns);
         }
         let Phase::Streaming(stream) = &mut self.phase else { return Ok(()) };
         if let Some(told) = &mut self.groups_told

@@ -19,6 +19,13 @@ pub enum LinkState {
         /// All of it.
         total_bytes: u64,
     },
+    /// A state is compared with what is there, and what differs is sent: bytes of it that are settled, of so many.
+    Comparing {
+        /// Durable there.
+        done_bytes: u64,
+        /// All of it.
+        total_bytes: u64,
+    },
     /// Records are sent.
     Streaming,
     /// The connection ended; the next try comes by itself.

@@ -15,7 +15,11 @@ use cdp_replica::wire::control::{
 use cdp_replica::wire::copy;
 use cdp_replica::wire::delta::{self, Coding};
 use cdp_replica::wire::frame::{FrameReader, FrameType, FrameWriter};
+use cdp_replica::wire::ranges::{self, Differs, Grid, Ranges};
 use cdp_replica::wire::records::{self, Assembler, Coded};
+
+/// Of a volume with two ranges, and three blocks of a third.
+const GRID_BYTES: u64 = (2 << 20) + 3 * 4096;
 
 fn epoch() -> WireEpoch {
     WireEpoch { number: 2, id: 0x0102_0304, start_lsn: 77, chain: [7; 16] }
@@ -132,6 +136,17 @@ fn frames() -> Vec<(&'static str, Vec<u8>)> {
     assert!(records::send(&mut FrameWriter::default(), &mut coded, Chain([6; 16]), records).is_none());
     let mut copied = Vec::new();
     copy::send(&mut FrameWriter::default(), &mut copied, Lba(17), &[0x5a; 8192]);
+    let seeded = State::Seeded { lsn: 5, chain: [3; 16], done_bytes: 1 << 20 };
+    let compare =
+        Start::Compare { lsn: 5, ns: 6, chain: [3; 16], size_bytes: GRID_BYTES, from_byte: 1 << 20 };
+    let (mut told, mut differs, mut patch) = (Vec::new(), Vec::new(), Vec::new());
+    let bytes = [vec![0x5a; 8192], vec![0x5b; 4096]].concat();
+    let of_ranges = Ranges { through: 515, ranges: vec![(1, [7; 32]), (2, ranges::hash_range(&bytes))] };
+    ranges::send_ranges(&mut FrameWriter::default(), &mut told, &of_ranges);
+    let there = ranges::hash_blocks(&[vec![0x5a; 4096], vec![0x5c; 8192]].concat());
+    let two = [Differs { range: 1, there: Vec::new() }, Differs { range: 2, there: there.clone() }];
+    ranges::send_differs(&mut FrameWriter::default(), &mut differs, &two);
+    ranges::send_patch(&mut FrameWriter::default(), &mut patch, 2, &bytes, &there);
     vec![
         ("hello", frame(&hello)),
         ("open", frame(&open)),
@@ -149,6 +164,11 @@ fn frames() -> Vec<(&'static str, Vec<u8>)> {
         ("payload", large),
         ("coded", coded),
         ("copy", copied),
+        ("state-seeded", frame(&seeded)),
+        ("start-compare", frame(&compare)),
+        ("ranges", told),
+        ("differs", differs),
+        ("patch", patch),
     ]
 }
 
@@ -229,6 +249,7 @@ fn frame_of(kind: FrameType, coding: u8, body: &[u8]) -> Vec<u8> {
 /// What one side says the other understands, whole records byte for byte.
 #[test]
 fn what_is_sent_is_what_is_read() {
+    let grid = Grid::of(GRID_BYTES);
     let mut reader = FrameReader::default();
     let mut kinds = Vec::new();
     let mut assembler = Assembler::default();
@@ -247,6 +268,26 @@ fn what_is_sent_is_what_is_read() {
                         assembler.records(body, (Lsn(2), chain), &mut whole).unwrap();
                     }
                     FrameType::Payload => assembler.payload(body, &mut whole).unwrap(),
+                    FrameType::Ranges => {
+                        let told = ranges::read_ranges(body, grid).unwrap();
+                        assert_eq!((told.through, told.ranges.len(), told.ranges[0]), (515, 2, (1, [7; 32])));
+                        // Of a smaller volume they are not.
+                        assert!(ranges::read_ranges(body, Grid::of(GRID_BYTES - 4096)).is_err());
+                    }
+                    FrameType::Differs => {
+                        let differs = ranges::read_differs(body, grid).unwrap();
+                        assert_eq!((differs[0].there.len(), differs[1].there.len()), (0, 3));
+                        assert!(ranges::read_differs(body, Grid::of(GRID_BYTES - 4096)).is_err());
+                    }
+                    FrameType::Patch => {
+                        let patch = ranges::read_patch(body, grid).unwrap();
+                        assert!(!patch.is_all() && patch.range == 2 && body.len() == 40 + 8192);
+                        let mut bytes = [vec![0x5a; 4096], vec![0x5c; 8192]].concat();
+                        patch.apply(&mut bytes);
+                        assert_eq!(bytes, [vec![0x5a; 8192], vec![0x5b; 4096]].concat());
+                        assert!(ranges::read_patch(body, Grid::of(GRID_BYTES - 4096)).is_err());
+                        assert!(ranges::read_patch(&body[..body.len() - 1], grid).is_err());
+                    }
                     _ => {}
                 }
             }
@@ -265,5 +306,5 @@ fn what_is_sent_is_what_is_read() {
         }
         assert!(!assembler.is_within_record());
     }
-    assert_eq!(kinds.len(), 17);
+    assert_eq!(kinds.len(), 22);
 }

@@ -1,8 +1,9 @@
 //! `cdp replica`.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
-use cdp_core::error::Result;
+use cdp_core::error::{IoContext, Result};
 use cdp_core::history::point::{format_duration, format_utc};
 use cdp_core::ids::Timestamp;
 
@@ -12,6 +13,7 @@ use crate::door::{Door, unexpected};
 use crate::report;
 use crate::units::size;
 use crate::work::replicas::{AddReplica, CopyLine, ReplicaStatus};
+use crate::work::reseed::{Reseed, ReseedLine};
 use crate::work::{Request, Response};
 
 /// Adds, lists, removes.
@@ -26,6 +28,7 @@ pub fn run(context: &Context, command: ReplicaCommand) -> Result<u8> {
         }
         ReplicaCommand::List { volume } => Request::Replicas { volume },
         ReplicaCommand::Copies { drop } => return copies(context, drop),
+        ReplicaCommand::Reseed { volume, from, cancel } => return reseed(context, volume, from, cancel),
         ReplicaCommand::Remove { volume, address } => Request::RemoveReplica { volume, address },
     };
     let answer = Door::ask_once(&context.config, false, request, &mut |_| Ok(()))?;
@@ -84,6 +87,32 @@ fn copies(context: &Context, drop: Option<String>) -> Result<u8> {
     context.show(&answer.json(), || match copies.is_empty() {
         true => "no unfinished first copies".to_owned(),
         false => copies.iter().map(line).collect::<Vec<_>>().join("\n"),
+    });
+    Ok(report::DONE)
+}
+
+fn reseed(context: &Context, volume: Option<String>, from: Option<String>, cancel: bool) -> Result<u8> {
+    let from = match from {
+        // The server has a working directory of its own.
+        Some(path) if path.contains('/') => {
+            let full = Path::new(&path).canonicalize().at(|| format!("finding {path}"))?;
+            Some(full.to_string_lossy().into_owned())
+        }
+        other => other,
+    };
+    let request = Request::Reseed(Reseed { volume, from, cancel });
+    let answer = Door::ask_once(&context.config, false, request, &mut |_| Ok(()))?;
+    let Response::Reseeds(lines) = &answer else { return Err(unexpected()) };
+    let line = |line: &ReseedLine| {
+        let then = match line.replaces {
+            true => "; what is here steps aside when the new copy is whole",
+            false => "",
+        };
+        format!("{}  is copied anew, compared with {}{then}", line.volume, line.compared_with)
+    };
+    context.show(&answer.json(), || match lines.is_empty() {
+        true => "no reseeds".to_owned(),
+        false => lines.iter().map(line).collect::<Vec<_>>().join("\n"),
     });
     Ok(report::DONE)
 }

@@ -14,6 +14,7 @@ pub mod points;
 pub mod proofs;
 pub mod repair;
 pub mod replicas;
+pub mod reseed;
 pub mod restore;
 pub mod retention;
 pub mod rewind;
@@ -265,6 +266,8 @@ pub enum Request {
         /// One that is removed before, by name or id.
         drop: Option<String>,
     },
+    /// Reseeds of replicas here.
+    Reseed(reseed::Reseed),
     /// Feed a replica no longer.
     RemoveReplica {
         /// Of which volume.
@@ -326,6 +329,8 @@ pub enum Response {
     Replicas(Vec<replicas::ReplicaStatus>),
     /// To `Copies`.
     Copies(Vec<replicas::CopyLine>),
+    /// To `Reseed`: those that are not done.
+    Reseeds(Vec<reseed::ReseedLine>),
     /// To `SimulateRetention`.
     Simulated(Box<retention::Simulated>),
     /// To `Unmark`.
@@ -452,6 +457,7 @@ pub fn run(site: &Site, tz: Option<&str>, request: &Request, watch: &mut Watch<'
             Response::Replicas(replicas::compress(site, volume, address, codec)?)
         }
         Request::Copies { drop } => Response::Copies(replicas::copies(site, drop.as_deref())?),
+        Request::Reseed(request) => Response::Reseeds(reseed::reseed(store, request, &zone(tz)?)?),
         Request::RemoveReplica { volume, address } => {
             Response::Replicas(replicas::remove(site, volume, address)?)
         }

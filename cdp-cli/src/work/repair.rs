@@ -181,7 +181,7 @@ fn lost(files: &dyn Files, volume: &Volume) -> Result<Lost> {
         let path = volume.dir().join(segment_file_name(ordinal));
         let file = files.open(&path, false).at(|| format!("opening {}", path.display()))?;
         let Ok(FirstBlock::Header(header)) = read_first_block(&*file) else { continue };
-        if header.volume != volume.identity().id {
+        if header.volume != volume.identity().journal_id() {
             continue;
         }
         let before = Position {

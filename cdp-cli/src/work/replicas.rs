@@ -49,7 +49,7 @@ pub struct ReplicaStatus {
     pub address: String,
     /// The site's name, once it was met.
     pub site: Option<String>,
-    /// `up-to-date`, `behind`, `copying`, `connecting`, `waiting`, `stopped`, `given-up`, `resting` where the
+    /// `up-to-date`, `behind`, `copying`, `comparing`, `connecting`, `waiting`, `stopped`, `given-up`, `resting` where the
     /// volume is not to be sent from here, or `unserved` where no server runs.
     pub state: String,
     /// The same in a sentence.
@@ -272,9 +272,12 @@ fn of_replica(site: &Site, volume: &Volume, replica: &Replica, link: Option<Link
     let rests = volume.replica_rests(replica);
     let (state, text) = match (&replica.gave_up, link.as_ref().map(|link| &link.state)) {
         _ if rests.is_some() => ("resting", rests.unwrap_or_default()),
-        (Some(why), _) => {
-            ("given-up", format!("nothing is kept for it any more: {why}; remove it and add it again"))
-        }
+        (Some(why), _) => (
+            "given-up",
+            format!(
+                "nothing is kept for it any more: {why}; remove it and add it again, or `cdp replica reseed` there"
+            ),
+        ),
         (None, None) if site.server.is_none() => {
             ("unserved", "no server is running here, so nothing is sent".to_owned())
         }
@@ -288,6 +291,14 @@ fn of_replica(site: &Site, volume: &Volume, replica: &Replica, link: Option<Link
         (None, Some(LinkState::Copying { done_bytes, total_bytes })) => {
             ("copying", format!("first copy: {} of {}", units::size(*done_bytes), units::size(*total_bytes)))
         }
+        (None, Some(LinkState::Comparing { done_bytes, total_bytes })) => (
+            "comparing",
+            format!(
+                "compared with what is there, {} of {}; what differs is sent",
+                units::size(*done_bytes),
+                units::size(*total_bytes)
+            ),
+        ),
         (None, Some(LinkState::Streaming)) if lag_records == 0 => ("up-to-date", "has everything".to_owned()),
         (None, Some(LinkState::Streaming)) if lag_ns <= NEAR_NS => ("up-to-date", lag()),
         (None, Some(LinkState::Streaming)) => ("behind", format!("catching up, {}", lag())),

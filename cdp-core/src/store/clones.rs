@@ -74,6 +74,7 @@ impl Store {
             role: Role::Primary,
             cut: None,
             orphan: None,
+            journal_of: None,
         };
         Ok((identity, view))
     }

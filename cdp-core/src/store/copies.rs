@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
 
 use super::replicas::{Copied, Origin};
+use super::seeds::INHERITED;
 use super::{Store, VOLUMES_DIR, make_dir, validate_volume_name};
 use crate::base::BaseWriter;
 use crate::error::{Error, IoContext, Kind, Result};
@@ -28,10 +29,10 @@ use crate::ids::*;
 use crate::io::{Files, read_file, replace_file};
 use crate::journal::mark::MARK_FILE;
 use crate::time::StoreClock;
-use crate::volume::Volume;
 use crate::volume::epoch::write_epochs;
 use crate::volume::identity::{MANIFEST_FILE, create};
 use crate::volume::open::{Accept, open_on};
+use crate::volume::{Identity, Volume};
 
 const COPIES_DIR: &str = "copies";
 const COPY_FILE: &str = "copy";
@@ -151,7 +152,7 @@ fn remove_if_there(files: &dyn Files, path: &Path) -> Result<()> {
 }
 
 impl Store {
-    fn copy_dir(&self, id: VolumeId) -> PathBuf {
+    pub(super) fn copy_dir(&self, id: VolumeId) -> PathBuf {
         self.path.join(COPIES_DIR).join(id.to_string())
     }
 
@@ -235,6 +236,11 @@ impl Store {
             let context = format!("the first copy of the volume {volume} is being sent");
             return Err(Error::new(Kind::Busy, context).hint("`cdp replica remove` at the other site first"));
         }
+        if self.is_decided(volume)? {
+            let context =
+                format!("the first copy of the volume {volume} is whole and takes the old one's place");
+            return Err(Error::new(Kind::Busy, context));
+        }
         let (files, dir) = (&self.shared.files, self.copy_dir(volume));
         match files.remove_dir_all(&dir) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -260,26 +266,48 @@ impl Store {
         copies.iter().filter(is_idle).filter_map(|copy| self.drop_copy(copy.volume).err()).collect()
     }
 
-    /// A copy that is whole becomes a volume.
+    /// A copy that is whole becomes a volume. Where somebody asked for that, it takes the place of an old copy, which steps
+    /// aside (`seeds.rs`).
     ///
     /// Legal states after a crash: the copy, whole, or the volume.
-    pub fn finish_copy(&self, name: &str, mut copy: ReplicaCopy) -> Result<Arc<Volume>> {
+    pub fn finish_copy(&self, name: &str, copy: ReplicaCopy) -> Result<Arc<Volume>> {
         let _changing = self.changing.lock().expect("no panics under this lock");
         let _naming = self.naming.lock().expect("no panics under this lock");
         validate_volume_name(name)?;
-        let files = &*self.shared.files;
-        let volumes_dir = self.path.join(VOLUMES_DIR);
-        let to = volumes_dir.join(name);
-        if files.list(&to).is_ok()
+        if let Some((plan, old)) = self.replaced_by(name, copy.origin.id)? {
+            return self.replace_volume(plan, old, copy);
+        }
+        let to = self.path.join(VOLUMES_DIR).join(name);
+        if self.shared.files.list(&to).is_ok()
             || self.groups.lock().expect("no panics under this lock").contains_key(name)
         {
             return Err(Error::new(Kind::Exists, format!("there is a volume {name:?} already")));
         }
         self.refuse_second(copy.origin.id)?;
+        let dir = self.complete_copy(name, copy, None)?;
+        self.name_copy(&dir, &to)?;
+        let volume = open_on(&self.shared, &to, Accept::default(), None)?;
+        self.volumes.lock().expect("no panics under this lock").insert(name.to_owned(), volume.clone());
+        self.forget_seed(name)?;
+        Ok(volume)
+    }
+
+    /// Puts beside the base of a copy that is whole what makes it a volume. Durable when this returns; where it stands. `settings`
+    /// are those of an old copy: its journal cap and marker interval.
+    pub(super) fn complete_copy(
+        &self,
+        name: &str,
+        mut copy: ReplicaCopy,
+        settings: Option<(Option<u64>, u64)>,
+    ) -> Result<PathBuf> {
+        let files = &*self.shared.files;
         copy.settle(copy.state.copied.size_bytes)?;
-        let (identity, begin) = copy.origin.identity(name, self.shared.clock.now());
+        let (mut identity, begin) = copy.origin.identity(name, self.shared.clock.now());
+        if let Some((journal_cap_bytes, marker_interval_ns)) = settings {
+            identity = Identity { journal_cap_bytes, marker_interval_ns, ..identity };
+        }
         // What an attempt before left half done.
-        for left in [MARK_FILE, MANIFEST_FILE, HISTORY_FILE] {
+        for left in [MARK_FILE, MANIFEST_FILE, HISTORY_FILE].into_iter().chain(INHERITED) {
             remove_if_there(files, &copy.dir.join(left))?;
         }
         if let Some((history, epochs)) = begin {
@@ -288,15 +316,19 @@ impl Store {
             replace_file(files, &path, &history.encode()).at(|| format!("writing {}", path.display()))?;
         }
         create(&self.shared, &copy.dir, &identity)?;
+        Ok(copy.dir.clone())
+    }
+
+    /// A copy that was made complete gets its name. Durable when this returns.
+    pub(super) fn name_copy(&self, dir: &Path, to: &Path) -> Result<()> {
+        let files = &*self.shared.files;
         files
-            .rename(&copy.dir, &to)
-            .and_then(|()| files.sync_dir(&volumes_dir))
+            .rename(dir, to)
+            .and_then(|()| files.sync_dir(&self.path.join(VOLUMES_DIR)))
             .and_then(|()| files.sync_dir(&self.path.join(COPIES_DIR)))
             .at(|| format!("naming {}", to.display()))?;
         // It says nothing any more, and nobody reads it there.
         let _ = files.remove(&to.join(COPY_FILE));
-        let volume = open_on(&self.shared, &to, Accept::default(), None)?;
-        self.volumes.lock().expect("no panics under this lock").insert(name.to_owned(), volume.clone());
-        Ok(volume)
+        Ok(())
     }
 }

@@ -102,6 +102,7 @@ impl Store {
         }
         let mut planned = Vec::with_capacity(members.len());
         for (volume, to) in members {
+            volume.refuse_if_aside()?;
             let fenced_by = match volume.role() {
                 Role::Primary => {
                     let context = format!("volume {} is the primary already", volume.name());

@@ -73,6 +73,7 @@ impl Origin {
             role: Role::Replica { since: now, ended: None },
             cut: None,
             orphan: None,
+            journal_of: None,
         };
         let history = self.copied.map(|copied| HistoryState {
             horizon: (copied.lsn, copied.at),

@@ -75,8 +75,9 @@ impl Store {
                 join.common,
                 volume.oldest().0
             );
-            return Err(Error::new(Kind::Refused, context)
-                .hint("keep it as it is under another name, and make a new replica by a first copy"));
+            return Err(Error::new(Kind::Refused, context).hint(format!(
+                "`cdp replica reseed {name}` keeps it as it is under another name, and makes a new replica"
+            )));
         }
         Ok(join)
     }
@@ -109,7 +110,7 @@ impl Store {
                     join.common
                 );
                 Error::new(Kind::Refused, context)
-                    .hint("keep it as it is under another name, and make a new replica by a first copy")
+                    .hint(format!("`cdp replica reseed {name}` keeps it as it is under another name, and makes a new replica"))
             }
             _ => error,
         })?;
@@ -169,6 +170,7 @@ impl Store {
             role: Role::Primary,
             cut: None,
             orphan: Some(orphan),
+            journal_of: None,
         };
         let history = HistoryState {
             horizon: (base, stands.timestamp),

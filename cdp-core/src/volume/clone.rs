@@ -74,7 +74,7 @@ impl Volume {
             return Err(Error::new(Kind::Busy, context));
         };
         let Some(parent) = self.base.parent() else { return Ok(0) };
-        let (files, id) = (&self.shared.files, self.identity.id);
+        let (files, id) = (&self.shared.files, self.identity.journal_id());
         remove_pieces(&**files, &self.dir)?;
         // The clone itself may have grown; its parent's view has not.
         let bytes = parent.size_bytes();

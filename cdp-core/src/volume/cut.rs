@@ -76,11 +76,11 @@ pub(super) fn carry_out(
 ) -> Result<()> {
     let files = &*shared.files;
     let (mut mark_file, mark) = MarkFile::open(files, dir)?;
-    let nothing = LookedFile::empty(shared.files.clone(), dir, identity.id);
+    let nothing = LookedFile::empty(shared.files.clone(), dir, identity.journal_id());
     let request = Request {
         dir,
         segments: &shared.segments,
-        volume: identity.id,
+        volume: identity.journal_id(),
         begin,
         mark,
         accept_mark_loss: false,
@@ -118,7 +118,7 @@ pub(super) fn carry_out(
     files.sync_dir(dir).at(|| format!("syncing {}", dir.display()))?;
     let previous = recovered.newest_incarnation;
     let mark = Mark {
-        volume: identity.id,
+        volume: identity.journal_id(),
         incarnation: previous,
         sequence: 0,
         lsn: at.lsn,
@@ -140,7 +140,7 @@ pub(super) fn carry_out(
         predecessor: last.map_or(begin.segment, |found| found.segment.header.id),
         predecessor_end: last.map_or(0, |found| found.end),
         position,
-        volume: identity.id,
+        volume: identity.journal_id(),
         incarnation: Incarnation((shared.clock.random() as u64).max(1)),
         previous_incarnation: previous,
         epoch: last.map_or(EpochNumber(1), |found| found.segment.header.epoch),

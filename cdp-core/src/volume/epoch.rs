@@ -109,7 +109,7 @@ impl Volume {
     /// `Damaged`: what began before the base is not known.
     pub(super) fn take_epochs(&self, known: Lsn, found: &[Epoch]) -> Result<bool> {
         let mut state = self.epochs.lock().expect("no panics under this lock");
-        let mut epochs = Epochs::first(self.identity.id);
+        let mut epochs = Epochs::first(self.identity.journal_id());
         let kept: Vec<Epoch> = state.kept.iter().filter(|epoch| epoch.start <= known).copied().collect();
         for epoch in kept.iter().chain(found.iter().filter(|epoch| epoch.start > known)) {
             if !epochs.push(*epoch) {

@@ -60,6 +60,16 @@ pub struct Identity {
     pub cut: Option<CutAt>,
     /// Of a volume that holds what only a losing site had: what that is.
     pub orphan: Option<Orphan>,
+    /// Of a replica whose place a newer copy took: the volume that it was. Its files name that one; it is shown, and nothing is
+    /// written to it any more.
+    pub journal_of: Option<VolumeId>,
+}
+
+impl Identity {
+    /// The volume that its files and records name.
+    pub fn journal_id(&self) -> VolumeId {
+        self.journal_of.unwrap_or(self.id)
+    }
 }
 
 impl Identity {
@@ -94,6 +104,9 @@ impl Identity {
             manifest.set("orphan_fork", orphan.fork);
             manifest.set("orphan_through", orphan.through);
             manifest.set("orphan_chain", chain(orphan.chain));
+        }
+        if let Some(of) = self.journal_of {
+            manifest.set("journal_of", of);
         }
         manifest
     }
@@ -138,6 +151,7 @@ impl Identity {
                 }),
                 None => None,
             },
+            journal_of: manifest.get_hex("journal_of").map(VolumeId),
         })
     }
 }
@@ -146,7 +160,7 @@ impl Identity {
 /// its manifest is: that is written last.
 pub fn create_mark(shared: &Shared, dir: &Path, identity: &Identity) -> Result<()> {
     let mark = Mark {
-        volume: identity.id,
+        volume: identity.journal_id(),
         incarnation: Incarnation(0),
         sequence: 0,
         lsn: Lsn::ZERO,

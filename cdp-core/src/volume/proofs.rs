@@ -50,7 +50,8 @@ impl Volume {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(Error::io(error, format!("reading {}", path.display()))),
         };
-        let decoded = Manifest::decode(&bytes).and_then(|manifest| decode(&manifest, self.identity.id.0));
+        let decoded =
+            Manifest::decode(&bytes).and_then(|manifest| decode(&manifest, self.identity.journal_id().0));
         let mut proofs = decoded.ok_or_else(|| {
             Error::new(Kind::Damaged, format!("{} cannot be believed", path.display()))
                 .hint("remove it: nothing but the proofs is lost, and `cdp prove` makes new ones")
@@ -93,7 +94,7 @@ impl Volume {
             all.pop_first();
         }
         let path = self.proofs_path();
-        replace_file(&*self.shared.files, &path, &encode(all.values(), self.identity.id))
+        replace_file(&*self.shared.files, &path, &encode(all.values(), self.identity.journal_id()))
             .at(|| format!("writing {}", path.display()))?;
         Ok(proof)
     }

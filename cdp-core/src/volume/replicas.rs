@@ -161,6 +161,7 @@ impl Volume {
             let context = format!("{address:?} is not HOST:PORT");
             return Err(Error::new(Kind::Invalid, context));
         }
+        self.refuse_if_aside()?;
         // Where all of its history is here, it goes from the beginning.
         let held = if self.is_whole() { Lsn::ZERO } else { self.tip_lsn() };
         self.settle(held)?;
@@ -235,7 +236,6 @@ impl Volume {
     /// The replica has nothing, or part of a first copy: gives the state that is held for it, which is copied there. One
     /// that had acknowledged something and lost it begins anew, from the newest durable state.
     pub fn hold_for_copy(&self, address: &str) -> Result<Lsn> {
-        let durable = self.durable_lsn();
         let mut list = self.replicas.lock().expect("no panics under this lock");
         let Some(fed) = list.fed.iter_mut().find(|fed| fed.replica.address == address) else {
             let context = format!("volume {} feeds no replica at {address}", self.name());
@@ -250,11 +250,41 @@ impl Volume {
             fed.pin = Some(pin);
             return Ok(fed.replica.held);
         }
+        self.hold_newest(&mut list, address)
+    }
+
+    /// The replica has something to compare a state with, and perhaps a copy of the state after `begun` that was broken off:
+    /// gives the state that is held for it, that one if it still is, or the newest durable one.
+    pub fn hold_for_reseed(&self, address: &str, begun: Option<Lsn>) -> Result<Lsn> {
+        let mut list = self.replicas.lock().expect("no panics under this lock");
+        let is_held = |fed: &&mut Fed| {
+            let replica = &fed.replica;
+            replica.address == address
+                && !replica.is_acknowledged
+                && replica.gave_up.is_none()
+                && Some(replica.held) == begun
+                && replica.held >= self.base_point().lsn
+        };
+        if let Some(fed) = list.fed.iter_mut().find(is_held)
+            && let Ok(pin) = self.pin_all_above(fed.replica.held, &holder(address))
+        {
+            fed.pin = Some(pin);
+            return Ok(fed.replica.held);
+        }
+        self.hold_newest(&mut list, address)
+    }
+
+    fn hold_newest(&self, list: &mut ReplicaList, address: &str) -> Result<Lsn> {
+        let durable = self.durable_lsn();
+        let Some(fed) = list.fed.iter_mut().find(|fed| fed.replica.address == address) else {
+            let context = format!("volume {} feeds no replica at {address}", self.name());
+            return Err(Error::new(Kind::Closed, context));
+        };
         fed.pin = Some(self.pin_all_above(durable, &holder(address))?);
         fed.replica.held = durable;
         fed.replica.is_acknowledged = false;
         fed.replica.gave_up = None;
-        self.write_replicas(&list)?;
+        self.write_replicas(list)?;
         Ok(durable)
     }
 

@@ -176,6 +176,17 @@ impl Volume {
         }
     }
 
+    /// An old copy whose place a newer one took is only shown.
+    pub fn refuse_if_aside(&self) -> Result<()> {
+        if self.identity.journal_of.is_none() {
+            return Ok(());
+        }
+        let name = &self.identity.name;
+        let context = format!("volume {name} is an old copy, whose place a newer one took: it is only shown");
+        Err(Error::new(Kind::Refused, context)
+            .hint(format!("`cdp clone {name}@POINT NEW` makes a volume that begins as it was")))
+    }
+
     /// [`Volume::demote_all`] of one; gives its newest record.
     pub fn demote(&self) -> Result<(Lsn, Timestamp)> {
         Volume::demote_all(&[self])?;

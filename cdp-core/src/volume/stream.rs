@@ -337,7 +337,7 @@ impl Volume {
                 let context = format!("{:?} for volume {}: {why}", header.lsn, self.name());
                 Err(Error::new(Kind::Invalid, context))
             };
-            if header.volume != self.identity.id {
+            if header.volume != self.identity.journal_id() {
                 return wrong("it is of another volume");
             }
             if header.lsn != position.lsn.next() {

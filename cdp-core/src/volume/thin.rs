@@ -160,7 +160,7 @@ impl Volume {
         let header = FoldHeader {
             is_twice: true,
             codec: plan.codec,
-            volume: self.identity.id,
+            volume: self.identity.journal_id(),
             id,
             level: plan.level,
             generation: generation + 1,

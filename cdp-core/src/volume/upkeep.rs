@@ -249,7 +249,7 @@ impl Volume {
             return Ok(());
         }
         mark.file.write(Mark {
-            volume: self.identity.id,
+            volume: self.identity.journal_id(),
             incarnation: self.incarnation,
             sequence: 0,
             lsn: position.lsn,
@@ -314,7 +314,7 @@ impl Volume {
                 let hash = hash_segment(&previous_hash, part, frozen.end).at(place)?;
                 if frozen.may_seal {
                     let seal = Seal {
-                        volume: self.identity.id,
+                        volume: self.identity.journal_id(),
                         segment: segment.header.id,
                         ordinal: segment.header.ordinal,
                         incarnation: self.incarnation,
@@ -398,7 +398,7 @@ impl Volume {
     }
 
     fn write_run(&self, part: &Part, frozen: Frozen) -> Result<Run> {
-        write_run(&self.shared, &self.dir, self.identity.id, part, frozen)
+        write_run(&self.shared, &self.dir, self.identity.journal_id(), part, frozen)
     }
 
     /// Ends service: syncs everything, seals the open segment, marks a clean stop. Further writes are refused.
@@ -448,7 +448,7 @@ impl Volume {
         {
             let mut mark = self.mark.lock().expect("no panics under this lock");
             mark.file.write(Mark {
-                volume: self.identity.id,
+                volume: self.identity.journal_id(),
                 incarnation,
                 sequence: 0,
                 lsn: position.lsn,

@@ -129,7 +129,7 @@ fn verify_small_files(volume: &Volume, found: &mut Verified) {
             .open(&path, false)
             .and_then(|file| file.read_at(slot * SLOT_BYTES as u64, &mut bytes));
         let mark = read.ok().and_then(|()| Mark::decode(&bytes));
-        good += u32::from(mark.is_some_and(|mark| mark.volume == volume.identity().id));
+        good += u32::from(mark.is_some_and(|mark| mark.volume == volume.identity().journal_id()));
     }
     // One slot may be written just now; both are never bad but by damage.
     if good == 0 {

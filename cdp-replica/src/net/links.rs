@@ -18,7 +18,7 @@ use super::tls::Tls;
 use crate::fault::{Fault, FaultKind};
 use crate::sender::Sender;
 use crate::status::{LinkState, LinkStatus};
-use crate::wire::control::{CODING_DIFFERENCES, CODING_LZ4, CODING_SECTORS, CODING_ZSTD};
+use crate::wire::control::{CODING_DIFFERENCES, CODING_LZ4, CODING_RANGES, CODING_SECTORS, CODING_ZSTD};
 
 /// Between two looks which replicas there are.
 const LOOK: Duration = Duration::from_millis(200);
@@ -202,9 +202,14 @@ impl Feeder {
             if self.stop.load(Ordering::Relaxed) {
                 return;
             }
-            if fault.kind == FaultKind::Coding {
+            let mut compared = false;
+            self.with_status(|status| compared = matches!(status.state, LinkState::Comparing { .. }));
+            match (fault.kind, compared) {
+                // What it was compared with changes there, so it is sent.
+                (FaultKind::Coding, true) => codings &= !CODING_RANGES,
                 // What is as it is can always be read there.
-                codings &= !(CODING_SECTORS | CODING_DIFFERENCES);
+                (FaultKind::Coding, false) => codings &= !(CODING_SECTORS | CODING_DIFFERENCES),
+                _ => {}
             }
             if said.as_ref() != Some(&fault) {
                 match fault.kind.is_lasting() {

@@ -24,6 +24,8 @@ pub const CODING_DIFFERENCES: u32 = 8;
 
 /// Bit of [`Hello::codings`]: takes [`Groups`].
 pub const TAKES_GROUPS: u32 = 16;
+/// Bit of [`Hello::codings`]: it can compare ranges.
+pub const CODING_RANGES: u32 = 32;
 
 /// Who speaks.
 #[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
@@ -129,6 +131,16 @@ pub enum State {
         /// It is durable up to this byte.
         done_bytes: u64,
     },
+    /// Something to compare a state with; and of the copy that was begun the same as in [`State::Copying`], zeros if none
+    /// was.
+    Seeded {
+        /// The record whose state it is.
+        lsn: u64,
+        /// The chain value after it.
+        chain: [u8; 16],
+        /// It is durable up to this byte.
+        done_bytes: u64,
+    },
 }
 
 /// Where it begins.
@@ -143,6 +155,19 @@ pub enum Start {
     },
     /// With a copy of a state.
     Copy {
+        /// The record whose state it is.
+        lsn: u64,
+        /// Its timestamp.
+        ns: u64,
+        /// The chain value after it.
+        chain: [u8; 16],
+        /// The volume's size then, in bytes.
+        size_bytes: u64,
+        /// From this byte on.
+        from_byte: u64,
+    },
+    /// The same, by comparing ranges with what is there.
+    Compare {
         /// The record whose state it is.
         lsn: u64,
         /// Its timestamp.
@@ -304,7 +329,12 @@ pub fn hello() -> Hello {
     Hello {
         lowest: VERSIONS.0,
         highest: VERSIONS.1,
-        codings: CODING_LZ4 | CODING_ZSTD | CODING_SECTORS | CODING_DIFFERENCES | TAKES_GROUPS,
+        codings: CODING_LZ4
+            | CODING_ZSTD
+            | CODING_SECTORS
+            | CODING_DIFFERENCES
+            | TAKES_GROUPS
+            | CODING_RANGES,
         program: concat!("cdp ", env!("CARGO_PKG_VERSION")).to_owned(),
     }
 }

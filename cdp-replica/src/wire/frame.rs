@@ -42,25 +42,35 @@ pub enum FrameType {
     Complete = 8,
     /// Blocks of a first copy.
     Copy = 9,
+    /// What ranges of a state hash to.
+    Ranges = 10,
+    /// Which of them differ.
+    Differs = 11,
     /// A higher epoch exists.
     Epoch = 12,
     /// The connection ends.
     Error = 13,
     /// The groups of the volume.
     Groups = 14,
+    /// Blocks of a range that differ.
+    Patch = 15,
 }
 
 impl FrameType {
     fn from_u8(number: u8) -> Option<FrameType> {
         use FrameType::*;
-        [Hello, Open, State, Start, Records, Payload, Ack, Complete, Copy, Epoch, Error, Groups]
-            .into_iter()
-            .find(|kind| *kind as u8 == number)
+        [
+            Hello, Open, State, Start, Records, Payload, Ack, Complete, Copy, Ranges, Differs, Epoch, Error,
+            Groups, Patch,
+        ]
+        .into_iter()
+        .find(|kind| *kind as u8 == number)
     }
 
     /// Whether its body is laid out by hand and may be long and coded.
     fn is_bulk(self) -> bool {
-        matches!(self, FrameType::Records | FrameType::Payload | FrameType::Copy)
+        use FrameType::*;
+        matches!(self, Records | Payload | Copy | Ranges | Differs | Patch)
     }
 }
 

@@ -4,4 +4,5 @@ pub mod control;
 pub mod copy;
 pub mod delta;
 pub mod frame;
+pub mod ranges;
 pub mod records;

@@ -92,6 +92,22 @@ fn a_first_copy_survives_everything() {
     assert!(met.cuts > 20 && met.crashes_a > 10 && met.crashes_b > 10 && met.copies_resumed > 5, "{met:?}");
 }
 
+/// Somebody at the second site has the replica copied anew now and then, in the middle of everything: it is a prefix of the
+/// primary at every instant all the same, and every old copy that stepped aside shows what it showed.
+#[test]
+fn reseeds_in_the_middle_of_everything() {
+    let mut met = world::Met::default();
+    for seed in 0..30 {
+        let mut world = World::new(seed, Plan::with_reseeds());
+        world.run(250);
+        world.heal();
+        met.add(&world.met);
+    }
+    println!("{met:?}");
+    assert!(met.cuts > 20 && met.flips > 5 && met.crashes_a > 10 && met.crashes_b > 10, "{met:?}");
+    assert!(met.asked > 100 && met.reseeded > 30, "{met:?}");
+}
+
 /// A block went bad at the second site, and its next version travels as what changed in it: the replica must not get a
 /// guess, and must not be stuck for ever either. The payload comes as it is, and the block is good again.
 #[test]

@@ -34,20 +34,26 @@ const STEP_NS: u64 = 7_000_000;
 pub struct Plan {
     faults: bool,
     copy: bool,
+    reseeds: bool,
 }
 
 impl Plan {
     pub fn everything() -> Plan {
-        Plan { faults: true, copy: false }
+        Plan { faults: true, copy: false, reseeds: false }
     }
 
     /// A volume that did not begin as zeros, so that a state of it has to be copied first.
     pub fn with_copy() -> Plan {
-        Plan { faults: true, copy: true }
+        Plan { faults: true, copy: true, reseeds: false }
+    }
+
+    /// People at the second site who have it copied anew now and then.
+    pub fn with_reseeds() -> Plan {
+        Plan { faults: true, copy: false, reseeds: true }
     }
 
     pub fn quiet() -> Plan {
-        Plan { faults: false, copy: false }
+        Plan { faults: false, copy: false, reseeds: false }
     }
 }
 
@@ -64,6 +70,8 @@ pub struct Met {
     pub checks: u64,
     pub copies_resumed: u64,
     pub coded: u64,
+    pub asked: u64,
+    pub reseeded: u64,
 }
 
 impl Met {
@@ -78,6 +86,8 @@ impl Met {
         self.checks += other.checks;
         self.copies_resumed += other.copies_resumed;
         self.coded += other.coded;
+        self.asked += other.asked;
+        self.reseeded += other.reseeded;
     }
 }
 
@@ -198,6 +208,14 @@ impl World {
         if self.chance.percent(70) {
             self.work_at_a();
         }
+        if self.plan.reseeds && self.chance.percent(4) {
+            let store = self.b.store.as_ref().unwrap();
+            self.met.asked += u64::from(store.plan_reseed(NAME, None).is_ok());
+            if self.chance.percent(20) {
+                let _ = store.withdraw_reseed(NAME);
+            }
+            self.restart_crashed();
+        }
         self.upkeep();
         self.talk();
     }
@@ -317,7 +335,8 @@ impl World {
                 if self.chance.percent(30) {
                     let _ = volume.grow(volume.size_bytes() + 4096);
                 } else if tip > 3 && !self.plan.copy {
-                    let back = Lsn(tip - self.chance.below(tip.min(20)));
+                    // Not to what a copy does not have.
+                    let back = Lsn(tip - self.chance.below(tip.min(20))).max(self.copied_from(&volume));
                     self.met.rollbacks += u64::from(volume.rollback(Back::To(back), "test").is_ok());
                 }
                 return self.restart_crashed();
@@ -330,6 +349,18 @@ impl World {
             let _ = volume.flush();
         }
         self.restart_crashed();
+    }
+
+    /// The newest state that a copy at the second site begins with, or is going to.
+    fn copied_from(&self, a: &Volume) -> Lsn {
+        if !self.plan.reseeds {
+            return Lsn::ZERO;
+        }
+        let begun = self.b.store.as_ref().unwrap().copy_state(a.identity().id).unwrap();
+        let oldest = self.b.volume().map_or(Lsn::ZERO, |volume| volume.oldest().0);
+        let held = a.replicas()[0].clone();
+        let held = if held.is_acknowledged { Lsn::ZERO } else { held.held };
+        begun.map_or(Lsn::ZERO, |state| state.copied.lsn).max(oldest).max(held)
     }
 
     fn upkeep(&mut self) {
@@ -441,6 +472,16 @@ impl World {
         for lsn in [tip_b, any(), any()] {
             self.check_state(&a, &b, lsn);
         }
+        // What stepped aside is what it was.
+        let all = self.b.store.as_ref().unwrap().volumes();
+        let asides: Vec<_> = all.into_iter().filter(|volume| volume.name() != NAME).collect();
+        self.met.reseeded = self.met.reseeded.max(asides.len() as u64);
+        if !asides.is_empty() {
+            let aside = &asides[self.chance.below(asides.len() as u64) as usize];
+            let (oldest, tip) = (aside.oldest().0.0, aside.tip_lsn().0);
+            let lsn = Lsn(oldest + self.chance.below(tip + 1 - oldest));
+            self.check_state(&a, aside, lsn);
+        }
         let held = a.replicas()[0].held;
         assert!(
             !a.replicas()[0].is_acknowledged || held <= b.durable_lsn(),
@@ -512,7 +553,10 @@ impl World {
                 self.check_state(&a, &b, Lsn(lsn));
             }
         }
-        assert_eq!(a.named_markers(), b.named_markers(), "seed {}", self.seed);
+        // Of what was before a copied state there are no names.
+        let mut named = a.named_markers();
+        named.retain(|(marker, _)| b.oldest().0 == Lsn::ZERO || marker.lsn > b.oldest().0);
+        assert_eq!(named, b.named_markers(), "seed {}", self.seed);
         self.wire = None;
     }
 

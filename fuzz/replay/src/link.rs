@@ -11,6 +11,7 @@ use cdp_replica::wire::control::{self, Ack, Complete, Failed, Groups, Hello, Ope
 use cdp_replica::wire::copy;
 use cdp_replica::wire::delta::{self, Coding};
 use cdp_replica::wire::frame::{FrameReader, FrameType};
+use cdp_replica::wire::ranges::{self, Grid};
 use cdp_replica::wire::records::Assembler;
 
 /// Runs one input.
@@ -85,4 +86,17 @@ fn messages(body: &[u8]) {
     let _ = control::read::<Groups>(body);
     let _ = control::read::<Failed>(body);
     let _ = copy::read(body);
+    for size_bytes in [4096 + 512, (2 << 20) + 3 * 4096, u64::MAX] {
+        let grid = Grid::of(size_bytes);
+        if let Ok(told) = ranges::read_ranges(body, grid) {
+            assert!(
+                told.ranges.iter().all(|(range, _)| grid.blocks_of(*range) > 0),
+                "a range that is not there"
+            );
+        }
+        let _ = ranges::read_differs(body, grid);
+        if let Ok(patch) = ranges::read_patch(body, grid) {
+            patch.apply(&mut vec![0; (patch.blocks * 4096) as usize]);
+        }
+    }
 }

@@ -81,18 +81,18 @@ pub fn open_on(
         return Err(Error::new(Kind::Invalid, context));
     }
     let (mut mark_file, mark) = MarkFile::open(files, dir)?;
-    let merged = open_merged_runs(shared, dir, identity.id);
+    let merged = open_merged_runs(shared, dir, identity.journal_id());
     let is_accepted = accept.loss || accept.mark_loss;
     let mut looked = match is_accepted {
         // Whoever accepts a loss is told of all of it.
-        true => LookedFile::empty(shared.files.clone(), dir, identity.id),
-        false => LookedFile::load(shared.files.clone(), dir, identity.id),
+        true => LookedFile::empty(shared.files.clone(), dir, identity.journal_id()),
+        false => LookedFile::load(shared.files.clone(), dir, identity.journal_id()),
     };
-    let nothing = LookedFile::empty(shared.files.clone(), dir, identity.id);
+    let nothing = LookedFile::empty(shared.files.clone(), dir, identity.journal_id());
     let request = Request {
         dir,
         segments: &shared.segments,
-        volume: identity.id,
+        volume: identity.journal_id(),
         begin,
         mark,
         accept_mark_loss: accept.mark_loss,
@@ -148,7 +148,7 @@ pub fn open_on(
                 &mut pool,
             )?;
             mark_file.write(Mark {
-                volume: identity.id,
+                volume: identity.journal_id(),
                 incarnation,
                 sequence: 0,
                 lsn: fresh.position.lsn,
@@ -206,9 +206,9 @@ pub fn open_on(
     let notes =
         Notes { recovery: describe(&recovered, position), last_error: None, damages: damages(&parts)? };
     let base = match parent {
-        Some(parent) => Base::on(&shared.files, dir, identity.id, parent),
+        Some(parent) => Base::on(&shared.files, dir, identity.journal_id(), parent),
         // It may have grown: whatever pieces there are.
-        None => Base::open(&shared.files, dir, identity.id, VOLUME_BYTES_MAX)?,
+        None => Base::open(&shared.files, dir, identity.journal_id(), VOLUME_BYTES_MAX)?,
     };
     // Resizes up to the base are gone with their records.
     let first_size_bytes =
@@ -249,10 +249,10 @@ pub fn open_on(
         size_bytes: AtomicU64::new(first_size_bytes),
         door: Door::new(identity.held.clone()),
         role: RoleNow::new(identity.role.clone()),
-        epochs: Mutex::new(EpochState::open(files, dir, identity.id)?),
+        epochs: Mutex::new(EpochState::open(files, dir, identity.journal_id())?),
         manifest: Mutex::new(identity.clone()),
         history: Mutex::new(History::new(history)),
-        ledger: Mutex::new(Ledger::open(&shared.files, dir, identity.id)?),
+        ledger: Mutex::new(Ledger::open(&shared.files, dir, identity.journal_id())?),
         pins: Pins::above(history.horizon.0),
         retention: Mutex::new(retention),
         duties: Mutex::new(Duties::new(shared.clock.elapsed_ns())),
@@ -337,7 +337,7 @@ fn append_tail(
         predecessor: last.map_or(begin.segment, |found| found.segment.header.id),
         predecessor_end: last.map_or(0, |found| found.end),
         position,
-        volume: identity.id,
+        volume: identity.journal_id(),
         incarnation,
         previous_incarnation: recovered.newest_incarnation,
         epoch: last.map_or(EpochNumber(1), |found| found.segment.header.epoch),
