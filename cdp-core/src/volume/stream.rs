@@ -369,8 +369,10 @@ impl Volume {
                                 header.lsn,
                                 self.name()
                             );
-                            Error::new(error.kind(), context)
-                                .hint("remove this replica and let it be copied again")
+                            Error::new(error.kind(), context).hint(format!(
+                                "`cdp replica reseed {}` at the site of the replica: only what differs is sent again, and what it has stays there",
+                                self.name()
+                            ))
                         })?;
                         pins.push(pin);
                     }

@@ -13,6 +13,7 @@ use cdp_core::io::Files;
 use cdp_core::io::sim::{Chance, PowerLoss};
 use cdp_core::store::CreateOptions;
 use cdp_core::store::seeds::SeedFrom;
+use cdp_core::volume::rollback::Back;
 use cdp_replica::fault::FaultKind;
 use cdp_replica::wire::control::CODING_RANGES;
 use pair::*;
@@ -324,6 +325,30 @@ fn a_fenced_primary_is_made_anew() {
     pair.check_equal();
     assert_eq!(pair.b.volume().role().word(), "replica");
     assert!(states(&pair.b.aside().unwrap()) == tail, "what only it had is gone");
+}
+
+/// The first site goes back to a state that the replica never had, since it began as a copy of a later one. Nothing wrong is
+/// shown, the link says what to do, and a reseed does it.
+#[test]
+fn a_rollback_to_before_the_copy() {
+    let mut pair = Pair::behind(79);
+    pair.change(83, 5);
+    pair.ask(None);
+    assert_eq!(pair.connect(Trouble::Nothing, &mut |_| {}).fault, None);
+    let copied = pair.b.volume().oldest().0;
+    assert!(copied > Lsn(5));
+    pair.a.volume().rollback(Back::To(Lsn(2)), "a test").unwrap();
+    let fault = pair.connect(Trouble::Nothing, &mut |_| {}).fault.unwrap();
+    assert_eq!(fault.kind, FaultKind::Behind, "{fault}");
+    assert!(fault.text.contains("cdp replica reseed"), "{fault}");
+    let before = states(&pair.b.volume());
+    pair.ask(None);
+    assert_eq!(pair.connect(Trouble::Nothing, &mut |_| {}).fault, None);
+    pair.check_equal();
+    // Now there are two that stepped aside.
+    let asides =
+        pair.b.store().volumes().into_iter().filter(|volume| volume.name().starts_with("disk-until-"));
+    assert!(asides.into_iter().any(|aside| states(&aside) == before));
 }
 
 /// Asked for by mistake, or in vain: it can be taken back; clones of the old copy keep it where it is; a sender that cannot
