@@ -140,6 +140,9 @@ else: it can neither shorten nor delete what another site has, nor promote it.")
         #[command(subcommand)]
         command: PkiCommand,
     },
+    /// Vote on which of two sites answers, as the third; holds no data
+    #[command(after_help = crate::commands::witness::HELP)]
+    Witness(crate::commands::witness::Witness),
     /// Let a named marker go
     #[command(after_help = "Example:\n  cdp unmark vm1 before-upgrade")]
     Unmark {
@@ -587,6 +590,9 @@ pub enum PkiCommand {
         /// It may receive, and not send
         #[arg(long)]
         replica_only: bool,
+        /// It is for a witness: it may vote, and neither send nor receive
+        #[arg(long, conflicts_with_all = ["primary_only", "replica_only"])]
+        witness: bool,
     },
 }
 

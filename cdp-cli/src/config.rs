@@ -10,12 +10,16 @@ use serde::Deserialize;
 
 use crate::bisect::probe::Form;
 use crate::serve::prove::ProvePlan;
+use crate::serve::votes::Automatic;
 use crate::units;
 
 /// Longest configuration file, in bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 /// What a throw-away clone may hold where nothing else is said, in bytes.
 pub const CLONE_CAP_BYTES: u64 = 1 << 30;
+
+/// A replica promotes itself only where no more than so much time would be lost, where nothing else is said, in nanoseconds.
+const LOSS_NS_MAX: u64 = 60 * 1_000_000_000;
 
 /// The least memory for the indexes of a store, in bytes.
 const INDEX_MEMORY_BYTES_MIN: u64 = 16 << 20;
@@ -38,7 +42,18 @@ struct FileKeys {
     pki: Option<PathBuf>,
     lag_alarm: Option<String>,
     #[serde(default)]
+    automatic: BTreeMap<String, AutomaticKeys>,
+    #[serde(default)]
     volume: BTreeMap<String, VolumeKeys>,
+}
+
+/// A volume or a group that fails over by itself.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AutomaticKeys {
+    peer: String,
+    witness: String,
+    loss_max: Option<String>,
 }
 
 /// The keys of a volume.
@@ -92,6 +107,8 @@ pub struct Config {
     pub pki: Option<PathBuf>,
     /// A replica that is so far behind is a reason to act, in nanoseconds.
     pub lag_alarm_ns: Option<u64>,
+    /// What fails over by itself.
+    pub automatic: Vec<Automatic>,
 }
 
 /// What was said on the command line or in the environment; that wins over the file.
@@ -138,7 +155,10 @@ impl Config {
             let context = format!("index_memory of {index_memory_bytes} bytes; at least 16 MiB are needed");
             return Err(Error::new(Kind::Invalid, context));
         }
+        let automatic = keys.automatic.iter().map(|(target, keys)| automatic(target, keys));
+        let automatic = automatic.collect::<Result<_>>()?;
         Ok(Config {
+            automatic,
             prove,
             store,
             store_is_default,
@@ -156,6 +176,26 @@ impl Config {
             lag_alarm_ns: keys.lag_alarm.as_deref().map(units::parse_duration).transpose()?,
         })
     }
+}
+
+fn automatic(target: &str, keys: &AutomaticKeys) -> Result<Automatic> {
+    let is_address = |text: &str| {
+        text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+    };
+    if let Some(wrong) = [&keys.peer, &keys.witness].into_iter().find(|address| !is_address(address)) {
+        return Err(Error::new(Kind::Invalid, format!("[automatic.{target}]: {wrong:?} is not HOST:PORT")));
+    }
+    if keys.peer == keys.witness {
+        let context =
+            format!("[automatic.{target}]: the witness has to be a third machine, not the other site");
+        return Err(Error::new(Kind::Invalid, context));
+    }
+    Ok(Automatic {
+        target: target.to_owned(),
+        peer: keys.peer.clone(),
+        witness: keys.witness.clone(),
+        loss_max_ns: keys.loss_max.as_deref().map_or(Ok(LOSS_NS_MAX), units::parse_duration)?,
+    })
 }
 
 fn plan(volume: &str, keys: &ProveKeys) -> Result<ProvePlan> {
@@ -186,7 +226,7 @@ fn read(path: &Path) -> Result<FileKeys> {
     let text = std::fs::read_to_string(path).at(place)?;
     toml::from_str(&text).map_err(|error| {
         Error::new(Kind::Invalid, format!("{}: {}", path.display(), error.to_string().trim_end()))
-            .hint("keys: store, socket, listen, insecure_plaintext, io_uring, on_alarm, on_promote, on_demote, clone_cap, index_memory, replica_listen, pki, lag_alarm, [volume.NAME.prove]")
+            .hint("keys: store, socket, listen, insecure_plaintext, io_uring, on_alarm, on_promote, on_demote, clone_cap, index_memory, replica_listen, pki, lag_alarm, [automatic.NAME], [volume.NAME.prove]")
     })
 }
 

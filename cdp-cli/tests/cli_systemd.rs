@@ -139,7 +139,7 @@ fn the_units_make_sense_to_systemd() {
         std::fs::write(dir.path().join(&name), text).unwrap();
         names.push(dir.path().join(name));
     }
-    assert_eq!(names.len(), 3);
+    assert_eq!(names.len(), 4);
     let verified =
         Command::new("systemd-analyze").args(["verify", "--man=no"]).args(&names).output().unwrap();
     let said = String::from_utf8_lossy(&verified.stderr);

@@ -49,6 +49,14 @@ pub const COPY_SYNC_NS: u64 = 500_000_000;
 pub const COPY_SYNC_BYTES: u64 = 32 << 20;
 /// The smallest segments that a replica gets, in bytes.
 pub const SEGMENT_BYTES_MIN: u64 = 64 << 10;
+/// Volumes that a voter is bound for at most.
+pub const BALLOTS_MAX: usize = 10_000;
+/// Volumes of one claim.
+pub const CLAIM_VOLUMES_MAX: usize = 1000;
+/// Longest message between a site and a voter, in bytes.
+pub const VOTE_BYTES_MAX: usize = 64 << 10;
+/// A lease, in nanoseconds. All voters and sites have to have the same one: it is part of the version of the protocol.
+pub const LEASE_NS: u64 = 6_000_000_000;
 /// Connections of a receiver at a time.
 pub const CONNECTIONS_MAX: usize = 256;
 
@@ -83,3 +91,4 @@ const _: () = assert!(SYNC_BYTES < WINDOW_BYTES && SYNC_REST_NS < SYNC_NS && SYN
 // The store's own bound for a replica is behind the receiver's.
 const _: () = assert!(SYNC_NS < REPLICA_UNSYNCED_NS_MAX / 3);
 const _: () = assert!(PAYLOAD_BYTES_MAX < WINDOW_BYTES_MAX);
+const _: () = assert!(CLAIM_VOLUMES_MAX * 16 + 64 < VOTE_BYTES_MAX && CLAIM_VOLUMES_MAX <= BALLOTS_MAX);

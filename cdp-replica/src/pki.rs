@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! AUTHORITY/ca.crt, ca.key             the authority; its key is needed to issue and nowhere else
-//! SITE/ca.crt, site.crt, site.key      what a site needs
+//! SITE/ca.crt, site.crt, site.key      what a site needs, or a witness
 //! ```
 
 use std::io::Write;
@@ -27,8 +27,11 @@ pub const SITE_FILE: &str = "site.crt";
 pub const SITE_KEY_FILE: &str = "site.key";
 /// The name that a sender asks for, whatever address the receiver has.
 pub const RECEIVER_NAME: &str = "replica.cdp.internal";
+/// The name that a site asks for, whatever address the witness has.
+pub const WITNESS_NAME: &str = "witness.cdp.internal";
 const SENDER_SUFFIX: &str = ".primary.cdp.internal";
 const RECEIVER_SUFFIX: &str = ".replica.cdp.internal";
+const WITNESS_SUFFIX: &str = ".witness.cdp.internal";
 /// Longest name of a site: a label of DNS.
 const SITE_BYTES_MAX: usize = 63;
 /// Certificates are good for so many years.
@@ -42,6 +45,8 @@ pub struct Rights {
     pub primary: bool,
     /// It may receive.
     pub replica: bool,
+    /// It may vote on which of two sites answers, and holds no data.
+    pub witness: bool,
 }
 
 /// Whether a site can be called so: small letters, digits and hyphens.
@@ -67,6 +72,11 @@ pub fn sender_in<'n>(names: impl IntoIterator<Item = &'n str>) -> Option<String>
 /// The site that a certificate with these DNS names lets receive.
 pub fn receiver_in<'n>(names: impl IntoIterator<Item = &'n str>) -> Option<String> {
     site_in(names, RECEIVER_SUFFIX)
+}
+
+/// The witness that a certificate with these DNS names is for.
+pub fn witness_in<'n>(names: impl IntoIterator<Item = &'n str>) -> Option<String> {
+    site_in(names, WITNESS_SUFFIX)
 }
 
 fn site_in<'n>(names: impl IntoIterator<Item = &'n str>, suffix: &str) -> Option<String> {
@@ -110,6 +120,12 @@ pub fn issue(authority: &Path, site: &str, rights: Rights, out: &Path) -> Result
     if rights.replica {
         names.extend([format!("{site}{RECEIVER_SUFFIX}"), RECEIVER_NAME.to_owned()]);
         uses.push(ExtendedKeyUsagePurpose::ServerAuth);
+    }
+    if rights.witness {
+        names.extend([format!("{site}{WITNESS_SUFFIX}"), WITNESS_NAME.to_owned()]);
+        if !uses.contains(&ExtendedKeyUsagePurpose::ServerAuth) {
+            uses.push(ExtendedKeyUsagePurpose::ServerAuth);
+        }
     }
     let mut params = params(site, names)?;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];

@@ -33,6 +33,7 @@ pub mod serve;
 pub mod set;
 pub mod status;
 pub mod verify;
+pub mod witness;
 
 use cdp_core::error::Result;
 
@@ -83,6 +84,7 @@ fn dispatch(context: &Context, command: Command) -> Result<u8> {
         Command::Retention { command } => retention::run(context, command),
         Command::Replica { command } => replica::run(context, command),
         Command::Pki { command } => pki::run(context, command),
+        Command::Witness(arguments) => witness::run(context, &arguments),
         Command::Unmark { volume, name } => retention::unmark(context, volume, name),
         Command::Import(arguments) => import::run(context, &arguments),
         Command::List => list::run(context),

@@ -8,6 +8,7 @@ use super::replica::lines as replica_lines;
 use super::retention::size_lines;
 use crate::door::{Door, unexpected};
 use crate::report;
+use crate::serve::votes::{SeatStatus, voter_words};
 use crate::units::{latency, size};
 use crate::work::forecast::hours_text;
 use crate::work::points::Place;
@@ -47,6 +48,7 @@ fn server_lines(server: &ServerStatus) -> Vec<String> {
     {
         lines.push(format!("{name:9} {}", quantiles(latency)));
     }
+    lines.extend(server.votes.iter().flat_map(vote_lines));
     if server.clients.is_empty() {
         lines.push("clients   none".to_owned());
     }
@@ -64,6 +66,25 @@ fn server_lines(server: &ServerStatus) -> Vec<String> {
     for (number, clone) in server.clones.iter().enumerate() {
         let head = if number == 0 { "clones    " } else { "          " };
         lines.push(format!("{head}{}: {}, since {}", clone.export, describe(clone), clone.since));
+    }
+    lines
+}
+
+/// `automatic disk  holds, 5.2 s left: …`, and the voters below it.
+fn vote_lines(seat: &SeatStatus) -> Vec<String> {
+    let left = match seat.left_ns {
+        0 => String::new(),
+        ns => format!(", {} left", format_duration(ns / 100_000_000 * 100_000_000)),
+    };
+    let holder = match (&seat.holder, seat.state.as_str()) {
+        (Some(holder), state) if state != "holds" => format!("; {holder} has the lease"),
+        _ => String::new(),
+    };
+    let mut lines = vec![format!("automatic {}: {}{left}{holder}: {}", seat.target, seat.state, seat.text)];
+    for voter in &seat.voters {
+        let name = voter.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
+        let address = voter.address.as_ref().map(|address| format!(" at {address}")).unwrap_or_default();
+        lines.push(format!("          {}{name}{address}: {}", voter_words(voter), voter.text));
     }
     lines
 }

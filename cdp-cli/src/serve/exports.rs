@@ -14,6 +14,8 @@ use cdp_core::volume::role::Role;
 use cdp_nbd::{BitmapInfo, Bitmaps, ExportInfo, ExportSummary, Exports, OpenExport, Peer};
 
 use super::bitmaps::{self, PointBitmaps};
+use super::gate::{DOOR_PATIENCE, Gated, refusal};
+use super::votes::Votes;
 use crate::host::relay::ROLLED_BACK;
 use crate::units;
 use crate::work::points::{self, Target};
@@ -31,6 +33,7 @@ pub struct StoreExports {
     store: Arc<Store>,
     clone_cap_bytes: u64,
     clones: Arc<SharedClones>,
+    votes: Arc<Votes>,
 }
 
 /// What a name stands for.
@@ -60,10 +63,10 @@ impl Drop for Session {
 }
 
 impl StoreExports {
-    /// Throw-away clones hold at most `clone_cap_bytes` each.
-    pub fn new(store: Arc<Store>, clone_cap_bytes: u64) -> StoreExports {
+    /// Throw-away clones hold at most `clone_cap_bytes` each; live volumes are answered under the leases of `votes`.
+    pub fn new(store: Arc<Store>, clone_cap_bytes: u64, votes: Arc<Votes>) -> StoreExports {
         let clones = Arc::new(SharedClones::new(store.clone(), clone_cap_bytes));
-        StoreExports { store, clone_cap_bytes, clones }
+        StoreExports { store, clone_cap_bytes, clones, votes }
     }
 
     /// Clones that connections share.
@@ -234,11 +237,22 @@ impl Exports for StoreExports {
         let mut bitmaps: Option<Arc<dyn Bitmaps>> = None;
         let (device, session, on_close): (Arc<dyn Device>, _, Option<Box<dyn Send>>) = match found {
             Found::Live(volume) => {
-                let client = Client::admit(volume.clone())?;
+                let lease = self.votes.lease_of(&self.store, &volume);
+                if let Some(lease) = &lease
+                    && volume.is_primary()
+                    && lease.enter(DOOR_PATIENCE).is_none()
+                {
+                    return Err(refusal(volume.name(), lease));
+                }
+                let client: Arc<dyn Device> = Arc::new(Client::admit(volume.clone())?);
                 let id = volume.open_session(&format!("{peer}, {}", info.canonical_name))?;
                 let session = Session { volume: volume.clone(), id };
                 bitmaps = Some(Arc::new(PointBitmaps::of_live(&self.store, &volume)));
-                (Arc::new(client), id, Some(Box::new(session)))
+                let device = match lease {
+                    Some(lease) => Arc::new(Gated::new(client, volume.name(), lease)),
+                    None => client,
+                };
+                (device, id, Some(Box::new(session)))
             }
             Found::Past(past) => {
                 let target = past.target;

@@ -3,11 +3,13 @@
 pub mod bitmaps;
 pub mod control;
 pub mod exports;
+pub mod gate;
 pub mod keeper;
 pub mod prove;
 pub mod ready;
 pub mod replication;
 pub mod roles;
+pub mod votes;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -31,6 +33,7 @@ use exports::StoreExports;
 use keeper::Keeper;
 use replication::Replication;
 use roles::RoleHooks;
+use votes::Votes;
 
 /// Name of the Unix socket in the store.
 const SOCKET_FILE: &str = "nbd.sock";
@@ -64,6 +67,9 @@ pub fn run(config: &Config, options: &ServeOptions) -> Result<()> {
     let handle = signals.handle();
     if let Some(address) = config.listen {
         check_plaintext(address, config.insecure_plaintext)?;
+    }
+    if !options.stdio {
+        Votes::check(config)?;
     }
     raise_open_files();
     let mut running = Running::start(config, options.stdio)?;
@@ -152,7 +158,8 @@ impl Running {
         for (name, error) in store.failed() {
             tracing::error!("volume {name} is not served: {error}");
         }
-        let exports = Arc::new(StoreExports::new(store.clone(), config.clone_cap_bytes));
+        let votes = Arc::new(Votes::prepare(config, &store)?);
+        let exports = Arc::new(StoreExports::new(store.clone(), config.clone_cap_bytes, votes.clone()));
         let clones = exports.clones().clone();
         let nbd = cdp_nbd::Server::start(exports, nbd_options());
         let mut runtime_dir = None;
@@ -160,14 +167,19 @@ impl Running {
         if !stdio {
             endpoints = listen(&nbd, config, socket, &mut news, &mut runtime_dir)?;
         }
-        let replication = if stdio { Replication::default() } else { Replication::start(config, &store)? };
+        let replication = match stdio {
+            true => Replication::default(),
+            false => Replication::start(config, &store, votes.service())?,
+        };
         endpoints.replica = replication.listener.as_ref().map(|listener| listener.address().to_string());
         if let Some(address) = &endpoints.replica {
             news.push(format!("taking replicas of other sites on {address}"));
         }
         let roles = RoleHooks::start(config, &store)?;
-        let serving = Serving { nbd, since: SystemTime::now(), endpoints, clones, replication, roles };
+        let serving = Serving { nbd, since: SystemTime::now(), endpoints, clones, replication, roles, votes };
         let site = Arc::new(Site { store, server: Some(Arc::new(serving)) });
+        let server = site.server.as_ref().expect("it was made just now");
+        server.votes.start(&site, server.replication.tls.as_ref())?;
         let keeper = Some(Keeper::start(site.clone(), config.on_alarm.clone(), config.prove.clone())?);
         let control = Some(Control::start(site.clone())?);
         Ok(Running { site, news, control, keeper, runtime_dir })
@@ -183,9 +195,11 @@ impl Running {
         if let Some(control) = self.control.take() {
             control.stop();
         }
+        self.server().votes.close();
         if !self.server().nbd.shutdown(SHUTDOWN_TIME) {
             tracing::warn!("some connections did not end in time");
         }
+        self.server().votes.stop();
         self.server().replication.stop();
         if let Some(keeper) = self.keeper.take() {
             keeper.stop();

@@ -8,6 +8,7 @@ use cdp_core::store::Store;
 use cdp_replica::net::links::Links;
 use cdp_replica::net::listen::Listener;
 use cdp_replica::net::tls::Tls;
+use cdp_replica::vote::service::Service;
 
 use crate::config::Config;
 
@@ -21,14 +22,16 @@ pub struct Replication {
     pub links: Option<Links>,
     /// Is fed.
     pub listener: Option<Listener>,
+    /// The certificates.
+    pub tls: Option<Tls>,
     /// From this lag on somebody should act, in nanoseconds, if the configuration says it.
     pub lag_alarm_ns: Option<u64>,
 }
 
 impl Replication {
     /// Starts what the configuration asks for. Without certificates there is none, which is an error only if somebody
-    /// asked for it.
-    pub fn start(config: &Config, store: &Arc<Store>) -> Result<Replication> {
+    /// asked for it. Who comes for a vote gets that of `voter`.
+    pub fn start(config: &Config, store: &Arc<Store>, voter: Option<Arc<Service>>) -> Result<Replication> {
         let dir = pki_dir(config);
         let is_wanted = config.pki.is_some() || config.replica_listen.is_some();
         if !is_wanted && !dir.is_dir() {
@@ -40,10 +43,10 @@ impl Replication {
         })?;
         let listener = config
             .replica_listen
-            .map(|address| Listener::start(store.clone(), tls.clone(), address))
+            .map(|address| Listener::with_voter(store.clone(), tls.clone(), address, voter))
             .transpose()?;
-        let links = Some(Links::start(store.clone(), tls)?);
-        Ok(Replication { links, listener, lag_alarm_ns: config.lag_alarm_ns })
+        let links = Some(Links::start(store.clone(), tls.clone())?);
+        Ok(Replication { links, listener, tls: Some(tls), lag_alarm_ns: config.lag_alarm_ns })
     }
 
     /// Ends it: connections are closed, what had come in is appended.

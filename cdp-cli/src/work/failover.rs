@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use cdp_core::error::{Error, Kind, Result};
 use cdp_core::history::point::{Timeline, Zone, format_utc};
-use cdp_core::ids::{EpochNumber, Lsn};
+use cdp_core::ids::{EpochNumber, Lsn, Timestamp};
 use cdp_core::volume::Volume;
 use serde::{Deserialize, Serialize};
 
@@ -50,8 +50,31 @@ pub struct FailedOver {
     pub hooks: Vec<HookRun>,
 }
 
-/// Promotes a volume, or all members of a group, at one instant.
+/// The newest records of the members of a group at an instant.
+pub fn at_common(members: &[Arc<Volume>], at: Timestamp) -> Result<Vec<(Arc<Volume>, Lsn)>> {
+    members.iter().map(|volume| Ok((volume.clone(), volume.lsn_at_common(at)?))).collect()
+}
+
+/// Promotes a volume, or all members of a group, at one instant, and tells the programs that want to know of it.
 pub fn failover(site: &Site, request: &Failover, zone: &Zone) -> Result<Vec<FailedOver>> {
+    let votes = site.server.as_ref().map(|server| &server.votes);
+    let heard = votes.map_or(EpochNumber(0), |votes| votes.heard(&request.target));
+    let mut lines = failover_above(site, request, zone, heard)?;
+    if !request.dry_run
+        && let Some(first) = lines.first_mut()
+    {
+        first.hooks = tell(site);
+    }
+    Ok(lines)
+}
+
+/// As [`failover`], to an epoch above `heard`, and telling nobody.
+pub fn failover_above(
+    site: &Site,
+    request: &Failover,
+    zone: &Zone,
+    heard: EpochNumber,
+) -> Result<Vec<FailedOver>> {
     let (store, name) = (&site.store, &request.target);
     if name.contains('@') {
         return Err(Error::new(Kind::Invalid, "a failover names its point with --to"));
@@ -69,14 +92,11 @@ pub fn failover(site: &Site, request: &Failover, zone: &Zone) -> Result<Vec<Fail
         // A member that had nothing to send holds nobody back: its source says up to when that is so.
         None => {
             let instant = complete.iter().map(|(at, _)| *at).min().unwrap_or_default();
-            let member = |volume: Arc<Volume>| {
-                let lsn = volume.lsn_at_common(instant)?;
-                Ok((volume, lsn))
-            };
-            complete.iter().map(|(_, volume)| member(volume.clone())).collect::<Result<_>>()?
+            let volumes: Vec<Arc<Volume>> = complete.iter().map(|(_, volume)| volume.clone()).collect();
+            at_common(&volumes, instant)?
         }
     };
-    let planned = store.plan_promotion(&members, EpochNumber(0))?;
+    let planned = store.plan_promotion(&members, heard)?;
     let mut lines = Vec::with_capacity(planned.len());
     for member in &planned {
         let volume = &member.volume;
@@ -96,14 +116,11 @@ pub fn failover(site: &Site, request: &Failover, zone: &Zone) -> Result<Vec<Fail
         return Ok(lines);
     }
     let asked = request.to.as_deref().unwrap_or("the newest instant that is complete");
-    let done = store.promote(name, &members, EpochNumber(0), asked)?;
+    let done = store.promote(name, &members, heard, asked)?;
     for (line, promoted) in lines.iter_mut().zip(done) {
         line.epoch = promoted.epoch.number.0;
         line.tip_lsn = promoted.epoch.start.previous().0;
         line.done = true;
-    }
-    if let Some(first) = lines.first_mut() {
-        first.hooks = tell(site);
     }
     Ok(lines)
 }

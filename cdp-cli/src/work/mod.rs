@@ -74,6 +74,8 @@ pub struct Serving {
     pub replication: crate::serve::replication::Replication,
     /// Who is told of changed roles.
     pub roles: crate::serve::roles::RoleHooks,
+    /// Its part in the votes on which of two sites answers.
+    pub votes: Arc<crate::serve::votes::Votes>,
 }
 
 /// Where a server listens.

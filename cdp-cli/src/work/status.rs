@@ -22,6 +22,7 @@ use super::points::Place;
 use super::replicas::{self, ReplicaStatus};
 use super::retention::{self, PinLine, Sizes};
 use super::{Endpoints, ProofLine, Serving, Site, volumes};
+use crate::serve::votes::{SeatStatus, voter_words};
 
 /// So many places of damage are listed.
 const DAMAGES_MAX: usize = 20;
@@ -61,6 +62,9 @@ pub struct ServerStatus {
     pub clients: Vec<ClientStatus>,
     /// Throw-away clones that are shared.
     pub clones: Vec<CloneStatus>,
+    /// What fails over by itself, and how this site stands to it.
+    #[serde(default)]
+    pub votes: Vec<SeatStatus>,
     /// How long a write takes until it is acknowledged.
     pub acknowledge: LatencyStatus,
     /// How long a flush takes.
@@ -225,9 +229,12 @@ pub fn status(site: &Site, volume: Option<&str>) -> Result<Status> {
         volumes.extend(failed(store));
     }
     let verdict: Vec<String> = volumes.iter().flat_map(reasons).collect();
+    let votes = site.server.as_ref().map(|server| server.votes.status()).unwrap_or_default();
+    let verdict: Vec<String> = verdict.into_iter().chain(votes.iter().filter_map(vote_reason)).collect();
     let act = !verdict.is_empty();
     let forecasts = volumes.iter().filter_map(|volume| volume.forecast.as_ref());
-    let warnings = forecasts.filter_map(|forecast| forecast.warning.clone()).collect();
+    let warnings = forecasts.filter_map(|forecast| forecast.warning.clone());
+    let warnings = warnings.chain(votes.iter().flat_map(vote_warnings)).collect();
     let space =
         store.files().space(store.path()).at(|| format!("asking for space at {}", store.path().display()))?;
     Ok(Status {
@@ -250,6 +257,26 @@ fn calm(site: &Site, volumes: &[VolumeStatus]) -> String {
     };
     let server = if site.server.is_some() { "being served" } else { "no server is running" };
     format!("All is well: {what}; {server}.")
+}
+
+fn vote_reason(seat: &SeatStatus) -> Option<String> {
+    (seat.state == "waits").then(|| format!("ACT: {} is not answered here: {}.", seat.target, seat.text))
+}
+
+/// Two voters are enough; with one of them away there is none to spare.
+fn vote_warnings(seat: &SeatStatus) -> Vec<String> {
+    let out =
+        (seat.state == "out" && !seat.text.is_empty()).then(|| format!("{}: {}.", seat.target, seat.text));
+    let silent = seat.voters.iter().filter(|voter| !voter.reachable && seat.state != "out");
+    let silent = silent.map(|voter| {
+        format!(
+            "{}: {} has no vote to give: it {}. Nothing stops as long as the two other voters hear each other.",
+            seat.target,
+            voter_words(voter),
+            voter.text
+        )
+    });
+    out.into_iter().chain(silent).collect()
 }
 
 fn reasons(volume: &VolumeStatus) -> Vec<String> {
@@ -410,6 +437,7 @@ fn of_server(server: &Serving) -> ServerStatus {
         since: utc(server.since),
         endpoints: server.endpoints.clone(),
         clones: server.clones.list(),
+        votes: server.votes.status(),
         clients: server
             .nbd
             .clients()

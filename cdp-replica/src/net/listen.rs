@@ -11,10 +11,12 @@ use cdp_core::store::Store;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::drive::Drive;
-use super::tls::Tls;
-use crate::fault::Fault;
+use super::tls::{Tls, wants_vote};
+use super::votes;
+use crate::fault::{Fault, FaultKind};
 use crate::limits::CONNECTIONS_MAX;
 use crate::receiver::{Feeding, Receiver};
+use crate::vote::service::Service;
 
 /// Between two looks whether it should end.
 const LOOK: Duration = Duration::from_millis(200);
@@ -30,6 +32,7 @@ struct Hall {
     store: Arc<Store>,
     tls: Tls,
     feeding: Arc<Feeding>,
+    voter: Option<Arc<Service>>,
     stop: Arc<AtomicBool>,
     began: Instant,
     count: AtomicUsize,
@@ -39,6 +42,16 @@ struct Hall {
 impl Listener {
     /// Listens at `address` for sites that feed the replicas of `store`.
     pub fn start(store: Arc<Store>, tls: Tls, address: SocketAddr) -> Result<Listener> {
+        Listener::with_voter(store, tls, address, None)
+    }
+
+    /// As [`Listener::start`]; who comes for a vote gets that of `voter`.
+    pub fn with_voter(
+        store: Arc<Store>,
+        tls: Tls,
+        address: SocketAddr,
+        voter: Option<Arc<Service>>,
+    ) -> Result<Listener> {
         let place = || format!("listening for replication on {address}");
         let socket = TcpListener::bind(address).at(place)?;
         socket.set_nonblocking(true).at(place)?;
@@ -48,6 +61,7 @@ impl Listener {
             store,
             tls,
             feeding: Arc::default(),
+            voter,
             stop: stop.clone(),
             began: Instant::now(),
             count: AtomicUsize::new(0),
@@ -131,6 +145,14 @@ fn receive(hall: &Hall, stream: &TcpStream) -> Fault {
         Ok(greeted) => greeted,
         Err(fault) => return fault,
     };
+    if wants_vote(&tls) {
+        return match &hall.voter {
+            Some(voter) => votes::serve(voter, stream, tls, &peer, &hall.stop),
+            None => {
+                Fault::new(FaultKind::Rights, format!("{peer} wants a vote, and this site takes no part"))
+            }
+        };
+    }
     let mut drive = Drive { socket: stream, tls, began: hall.began, limit_bytes_per_s: Arc::default() };
     let now_ns = u64::try_from(hall.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
     let mut receiver = Receiver::new(hall.store.clone(), hall.feeding.clone(), &peer, now_ns);

@@ -4,3 +4,4 @@ pub mod drive;
 pub mod links;
 pub mod listen;
 pub mod tls;
+pub mod votes;

@@ -13,18 +13,25 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, ClientConnection, Connection, RootCertStore, ServerConfig, ServerConnection};
 
 use crate::fault::{Fault, FaultKind};
-use crate::pki::{CA_FILE, RECEIVER_NAME, SITE_FILE, SITE_KEY_FILE, receiver_in, sender_in};
+use crate::pki::{
+    CA_FILE, RECEIVER_NAME, SITE_FILE, SITE_KEY_FILE, WITNESS_NAME, receiver_in, sender_in, witness_in,
+};
 
 /// A handshake takes no longer, or the connection is given up.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 /// TLS keeps no more than this between us and the socket, in bytes.
 const BUFFER_BYTES: usize = 256 << 10;
 
+/// What a client says that it speaks (ALPN), where it wants a vote from a site; without a word it feeds a replica.
+const VOTES: &[u8] = b"cdp-votes";
+
 /// What a site needs to speak with others.
 #[derive(Clone)]
 pub struct Tls {
     client: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
+    // Its own name.
+    site: String,
 }
 
 impl Tls {
@@ -54,13 +61,48 @@ impl Tls {
         let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider.clone())
             .build()
             .map_err(|e| unusable(CA_FILE, &e))?;
-        let server = ServerConfig::builder_with_provider(provider)
+        let own =
+            webpki::EndEntityCert::try_from(chain.first().ok_or_else(|| unusable(SITE_FILE, &"empty"))?)
+                .map_err(|e| unusable(SITE_FILE, &e))?;
+        let names: Vec<&str> = own.valid_dns_names().collect();
+        let sender = sender_in_names(&names).or_else(|| receiver_in_names(&names));
+        let site = sender.or_else(|| witness_in_names(&names)).unwrap_or_default();
+        let mut server = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(wrong)?
             .with_client_cert_verifier(verifier)
-            .with_single_cert(chain, key().map_err(|e| unusable(SITE_KEY_FILE, &e))?)
+            .with_single_cert(chain.clone(), key().map_err(|e| unusable(SITE_KEY_FILE, &e))?)
             .map_err(wrong)?;
-        Ok(Tls { client: Arc::new(client), server: Arc::new(server) })
+        server.alpn_protocols = vec![VOTES.to_vec()];
+        Ok(Tls { client: Arc::new(client), server: Arc::new(server), site })
+    }
+
+    /// What its own certificate calls it.
+    pub fn site(&self) -> &str {
+        &self.site
+    }
+
+    /// Greets a site as a voter; gives the connection and its name.
+    pub fn connect_to_vote(&self, socket: &TcpStream) -> Result<(Connection, String), Fault> {
+        self.connect_for_votes(socket, RECEIVER_NAME, receiver_in_names)
+    }
+
+    /// Greets a witness; gives the connection and its name.
+    pub fn connect_to_witness(&self, socket: &TcpStream) -> Result<(Connection, String), Fault> {
+        self.connect_for_votes(socket, WITNESS_NAME, witness_in_names)
+    }
+
+    fn connect_for_votes(
+        &self,
+        socket: &TcpStream,
+        name: &'static str,
+        site_in: fn(&[&str]) -> Option<String>,
+    ) -> Result<(Connection, String), Fault> {
+        let mut config = (*self.client).clone();
+        config.alpn_protocols = vec![VOTES.to_vec()];
+        let name = ServerName::try_from(name).expect("a DNS name");
+        let connection = ClientConnection::new(Arc::new(config), name).map_err(refused)?;
+        shake(socket, connection.into(), site_in)
     }
 
     /// Greets a receiver; gives the connection and the site that its certificate names.
@@ -83,6 +125,15 @@ fn refused(error: rustls::Error) -> Fault {
 
 fn sender_in_names(names: &[&str]) -> Option<String> {
     sender_in(names.iter().copied())
+}
+
+fn witness_in_names(names: &[&str]) -> Option<String> {
+    witness_in(names.iter().copied())
+}
+
+/// Whether a client that was greeted wants a vote.
+pub fn wants_vote(connection: &Connection) -> bool {
+    connection.alpn_protocol() == Some(VOTES)
 }
 
 fn receiver_in_names(names: &[&str]) -> Option<String> {

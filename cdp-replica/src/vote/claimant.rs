@@ -15,7 +15,8 @@ pub struct Claimant {
     // On this site's clock.
     lease_until_ns: u64,
     would_win: bool,
-    superseded_by: Option<u64>,
+    // By voter: the epoch by which it refuses this one. Ballots only rise, so it will for ever.
+    superseded: [u64; VOTERS],
 }
 
 /// A claim that was sent to the voters.
@@ -39,7 +40,7 @@ impl Claimant {
             current: None,
             lease_until_ns: 0,
             would_win: false,
-            superseded_by: None,
+            superseded: [0; VOTERS],
         }
     }
 
@@ -78,7 +79,9 @@ impl Claimant {
                 }
             }
             Verdict::Superseded { by } => {
-                self.superseded_by = Some(self.superseded_by.unwrap_or_default().max(by));
+                if let Some(known) = self.superseded.get_mut(voter) {
+                    *known = by.max(*known);
+                }
             }
             Verdict::Granted | Verdict::Promised { .. } | Verdict::Broken => {}
         }
@@ -92,17 +95,29 @@ impl Claimant {
 
     /// Whether it may answer a write at `now_ns`, which is to be read after the write is done.
     pub fn may_answer(&self, now_ns: u64) -> bool {
-        self.superseded_by.is_none() && now_ns < self.lease_until_ns
+        now_ns < self.lease_until_ns()
+    }
+
+    /// Until when it may, on this site's clock; 0: it may not.
+    pub fn lease_until_ns(&self) -> u64 {
+        if self.superseded_by().is_some() { 0 } else { self.lease_until_ns }
     }
 
     /// Nanoseconds that are left of the lease.
     pub fn left_ns(&self, now_ns: u64) -> u64 {
-        if self.superseded_by.is_some() { 0 } else { self.lease_until_ns.saturating_sub(now_ns) }
+        self.lease_until_ns().saturating_sub(now_ns)
     }
 
-    /// The highest epoch by which it was refused: it holds nothing any more, and never will under this number.
+    /// The highest epoch by which a majority refuses it: it holds nothing any more, and never will under this number. One
+    /// voter alone may be bound to a claim that failed: the lease of the two others holds.
     pub fn superseded_by(&self) -> Option<u64> {
-        self.superseded_by
+        let count = self.superseded.iter().filter(|by| **by > 0).count();
+        (count * 2 > VOTERS).then(|| self.heard())
+    }
+
+    /// The highest epoch that any voter refused it for, or 0.
+    pub fn heard(&self) -> u64 {
+        self.superseded.into_iter().max().unwrap_or_default()
     }
 
     /// A mistake: takes any answer for one to the claim that was sent last, and counts from when it came.

@@ -18,18 +18,29 @@
 //! common with any other majority, and that voter's promise began later and lasts longer than the lease. So no two sites
 //! hold a lease at one time. `docs/VOTES.md` has the proof's obligations and the test of each.
 //!
-//! Pure: time is handed in as nanoseconds of a clock that runs on through suspend (`CLOCK_BOOTTIME`), messages are values,
+//! A [`Seat`] is what a site does with a claimant, a [`Board`] is a voter for many volumes, [`ballots`] its file, [`lease`]
+//! what stands in front of the answers, [`wire`] the messages, and [`service`] a voter at work.
+//!
+//! Pure, but for the last steps of these: time is handed in as nanoseconds of a clock that runs on through suspend (`CLOCK_BOOTTIME`), messages are values,
 //! and a ballot is kept through a function that returns when it is durable.
 
+pub mod ballots;
+mod board;
 mod claimant;
+pub mod lease;
+mod seat;
+pub mod service;
 #[cfg(test)]
 mod simulation;
 mod voter;
+pub mod wire;
 
+pub use board::{Ask, Ballots, Board, Kept, Said, fresh_site};
 pub use claimant::Claimant;
+pub use seat::{Seat, Standing};
 pub use voter::Voter;
 
-/// A site: the random id of its store.
+/// A site: a random id, kept beside its ballots.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct SiteId(pub u128);
 

@@ -3,10 +3,14 @@
 //! Clocks run up to one part in twenty too fast or too slow; messages are lost, doubled, overtaken and late by several
 //! leases; links are cut; nodes lose all but their durable ballot, with or without a reboot that sets their clock back,
 //! also between the ballot's becoming durable and its answer. A double holder would be two sites that answer writes.
+//!
+//! The sites have histories, which they ship to each other, and do what a server does: a primary writes and answers under its
+//! lease, a replica with the lease promotes itself, an old primary that hears of it is fenced and resynced. Whoever answers
+//! has to be in the newest epoch that anybody began, and whatever was answered and had arrived is there for ever.
 
 use std::collections::{BTreeMap, BinaryHeap};
 
-use super::{Answer, Ballot, Claim, Claimant, SiteId, Times, Voter};
+use super::{Answer, Ballot, Claim, Seat, SiteId, Standing, Times, Voter};
 
 const LEASE_NS: u64 = 3_000_000_000;
 const TICK_NS: u64 = LEASE_NS / 4;
@@ -30,6 +34,10 @@ enum Planted {
     BallotInMemory,
     /// A promise is as short as a lease, whatever the clocks do.
     NoMargin,
+    /// The lease is looked at when a write comes in, and not when it is answered.
+    AnswerLate,
+    /// A primary that lost outbids the other site.
+    Outbid,
 }
 
 /// SplitMix64 (Steele, Lea, Flood 2014).
@@ -66,6 +74,21 @@ enum Event {
         to: usize,
         answer: Answer,
     },
+    /// A client writes at a site.
+    Write(usize),
+    /// The write of an epoch is done, and may be answered.
+    Reply {
+        site: usize,
+        start: u64,
+        epoch: u64,
+        lsn: u64,
+    },
+    /// What a site has, on its way to the other.
+    Ship {
+        to: usize,
+        role: Role,
+        log: Log,
+    },
     Stop(usize),
     Start {
         node: usize,
@@ -94,6 +117,44 @@ impl Ord for Due {
     }
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Role {
+    Primary,
+    Replica,
+    Fenced,
+}
+
+/// A history: where its epochs begin, and its newest record. What two have in common they have in the same epochs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Log {
+    epochs: Vec<(u64, u64)>,
+    tip: u64,
+}
+
+impl Log {
+    fn newest(&self) -> u64 {
+        self.epochs.last().map_or(0, |(epoch, _)| *epoch)
+    }
+
+    /// The newest record of both.
+    fn common(&self, other: &Log) -> u64 {
+        let common = self.tip.min(other.tip);
+        for number in 0..self.epochs.len().max(other.epochs.len()) {
+            let (a, b) = (self.epochs.get(number), other.epochs.get(number));
+            if a != b {
+                let begins = [a, b].into_iter().flatten().map(|(_, start)| *start).min();
+                return common.min(begins.map_or(common, |start| start - 1));
+            }
+        }
+        common
+    }
+
+    fn has(&self, epoch: u64, lsn: u64) -> bool {
+        let of = self.epochs.iter().rev().find(|(_, start)| *start <= lsn);
+        lsn <= self.tip && of.is_some_and(|(number, _)| *number == epoch)
+    }
+}
+
 struct Node {
     /// Parts per million by which its clock is too fast.
     drift: i64,
@@ -101,9 +162,22 @@ struct Node {
     kept: Option<Ballot>,
     /// `None` while it is down.
     voter: Option<Voter>,
-    claimant: Option<Claimant>,
-    /// Highest epoch heard of.
-    seen: u64,
+    seat: Seat,
+    /// So often it was started.
+    start: u64,
+    // Of a site: durable.
+    role: Role,
+    log: Log,
+}
+
+impl Node {
+    fn standing(&self) -> Standing {
+        match self.role {
+            Role::Primary => Standing::Primary(self.log.newest()),
+            Role::Replica => Standing::Ready(self.log.newest()),
+            Role::Fenced => Standing::Out,
+        }
+    }
 }
 
 struct World {
@@ -116,6 +190,11 @@ struct World {
     nodes: Vec<Node>,
     cut: [[bool; NODES]; NODES],
     winners: BTreeMap<u64, SiteId>,
+    /// The newest epoch that anybody began.
+    begun: u64,
+    /// The newest record that was answered when the other site had it.
+    safe: (u64, u64),
+    answered: u64,
     changes: u64,
     held_ns: u64,
 }
@@ -125,6 +204,8 @@ struct World {
 struct Outcome {
     /// How often the holder changed.
     changes: u64,
+    /// Writes that were answered.
+    answered: u64,
     /// Whether somebody held the lease at the end.
     held_at_the_end: bool,
     /// How much of the time somebody did, in percent.
@@ -139,13 +220,15 @@ impl World {
             times.promise_ns = times.lease_ns;
         }
         let nodes = (0..NODES)
-            .map(|_| Node {
+            .map(|number| Node {
                 drift: random.below(100_001) as i64 - 50_000,
                 zero: 0,
                 kept: None,
                 voter: Some(Voter::start(times, None, 0)),
-                claimant: None,
-                seen: 0,
+                seat: Seat::new(times, SiteId(number as u128)),
+                start: 0,
+                role: if number == 0 { Role::Primary } else { Role::Replica },
+                log: Log { epochs: vec![(1, 1)], tip: 1 },
             })
             .collect();
         World {
@@ -158,6 +241,9 @@ impl World {
             nodes,
             cut: Default::default(),
             winners: BTreeMap::new(),
+            begun: 1,
+            safe: (1, 1),
+            answered: 0,
             changes: 0,
             held_ns: 0,
         }
@@ -198,6 +284,7 @@ impl World {
         for site in 0..SITES {
             let delay = self.random.below(TICK_NS);
             self.at(delay, Event::Tick(site));
+            self.at(delay, Event::Write(site));
         }
         self.trouble();
         while let Some(Due(at, _, event)) = self.queue.pop() {
@@ -209,13 +296,13 @@ impl World {
                 self.held_ns += at - self.now;
             }
             self.now = at;
-            self.step(event);
+            self.step(event)?;
             let holders = self.holders();
             if holders.len() > 1 {
                 return Err(format!("two holders at {} ns", self.now));
             }
             for node in holders {
-                let epoch = self.nodes[node].claimant.as_ref().map_or(0, Claimant::epoch);
+                let epoch = self.nodes[node].seat.lease(self.clock(node)).map_or(0, |(epoch, _)| epoch);
                 let site = SiteId(node as u128);
                 match self.winners.insert(epoch, site) {
                     None => self.changes += 1,
@@ -226,66 +313,149 @@ impl World {
                 }
             }
         }
-        let held_at_the_end = !self.holders().is_empty();
+        let is_answering = |site: &usize| self.nodes[*site].role == Role::Primary;
+        let held_at_the_end = self.holders().iter().any(is_answering);
         let held_percent = self.held_ns * 100 / (LENGTH_NS + CALM_NS);
-        Ok(Outcome { changes: self.changes, held_at_the_end, held_percent })
+        Ok(Outcome { changes: self.changes, answered: self.answered, held_at_the_end, held_percent })
     }
 
     fn holders(&self) -> Vec<usize> {
         let holds = |node: &usize| {
-            let claimant = self.nodes[*node].claimant.as_ref();
-            claimant.is_some_and(|claimant| claimant.may_answer(self.clock(*node)))
+            let Node { voter, seat, .. } = &self.nodes[*node];
+            voter.is_some() && seat.lease(self.clock(*node)).is_some()
         };
         (0..SITES).filter(holds).collect()
     }
 
-    fn step(&mut self, event: Event) {
+    fn step(&mut self, event: Event) -> Result<(), String> {
         match event {
-            Event::Tick(site) => self.tick(site),
+            Event::Tick(site) => return self.tick(site),
+            Event::Write(site) => self.write(site),
+            Event::Reply { site, start, epoch, lsn } => return self.reply(site, start, epoch, lsn),
+            Event::Ship { to, role, log } => return self.take(to, role, log),
             Event::Claim { from, to, claim } => self.claim(from, to, claim),
             Event::Answer { from, to, mut answer } => {
                 let clock = self.clock(to);
-                let planted = self.planted;
-                let Some(claimant) = &mut self.nodes[to].claimant else { return };
-                if planted == Planted::CountFromAnswer {
-                    claimant.mistake(clock, &mut answer);
+                if self.nodes[to].voter.is_none() {
+                    return Ok(());
                 }
-                claimant.hear(from, &answer);
-                if claimant.take_would_win() {
-                    let claim = claimant.begin(clock, false);
+                if self.planted == Planted::CountFromAnswer {
+                    self.nodes[to].seat.mistake(clock, &mut answer);
+                }
+                if let Some(claim) = self.nodes[to].seat.hear(from, &answer, clock) {
                     self.ask_all(to, claim);
                 }
             }
-            Event::Stop(node) => {
-                self.nodes[node].voter = None;
-                self.nodes[node].claimant = None;
-            }
+            Event::Stop(node) => self.stop(node),
             Event::Start { node, reboot } => self.start(node, reboot),
             Event::Cut(a, b) => (self.cut[a][b], self.cut[b][a]) = (true, true),
             Event::Heal(a, b) => (self.cut[a][b], self.cut[b][a]) = (false, false),
         }
+        Ok(())
     }
 
-    /// As a server does it: whoever holds the lease renews it; whoever is superseded stops; whoever holds none asks
-    /// whether it would win, and if so claims the next epoch.
-    fn tick(&mut self, site: usize) {
+    /// As a server does it.
+    fn tick(&mut self, site: usize) -> Result<(), String> {
         let wait = TICK_NS / 2 + self.random.below(TICK_NS);
         self.at(wait, Event::Tick(site));
         if self.nodes[site].voter.is_none() {
-            return;
+            return Ok(());
         }
-        let clock = self.clock(site);
-        let (times, first) = (self.times, self.random.next());
+        let (clock, first) = (self.clock(site), self.random.next());
         let node = &mut self.nodes[site];
-        if let Some(by) = node.claimant.as_ref().and_then(Claimant::superseded_by) {
-            node.seen = node.seen.max(by);
-            node.claimant = None;
+        let mut standing = node.standing();
+        if let Some(epoch) = node.seat.promotes(standing, clock) {
+            if epoch <= self.begun {
+                return Err(format!("epoch {epoch} is begun again"));
+            }
+            let (safe_epoch, safe_lsn) = self.safe;
+            if !node.log.has(safe_epoch, safe_lsn) {
+                return Err(format!("lsn {safe_lsn} was answered and had arrived, and is gone"));
+            }
+            node.log.tip += 1;
+            node.log.epochs.push((epoch, node.log.tip));
+            node.role = Role::Primary;
+            self.begun = epoch;
+            standing = node.standing();
         }
-        let seen = node.seen.max(node.kept.map_or(0, |ballot| ballot.epoch));
-        let claimant =
-            node.claimant.get_or_insert_with(|| Claimant::new(times, SiteId(site as u128), seen + 1, first));
-        let claim = claimant.begin(clock, claimant.left_ns(clock) == 0);
-        self.ask_all(site, claim);
+        if self.planted == Planted::Outbid
+            && let Standing::Primary(epoch) = standing
+            && node.seat.heard() > epoch
+        {
+            standing = Standing::Primary(node.seat.heard() + 1);
+        }
+        if let Some(claim) = node.seat.tick(standing, clock, first) {
+            self.ask_all(site, claim);
+        }
+        let (to, role, log) = (1 - site, self.nodes[site].role, self.nodes[site].log.clone());
+        self.send(site, to, || Event::Ship { to, role, log: log.clone() });
+        Ok(())
+    }
+
+    fn write(&mut self, site: usize) {
+        let wait = self.random.below(LEASE_NS / 2);
+        self.at(wait, Event::Write(site));
+        let clock = self.clock(site);
+        let node = &mut self.nodes[site];
+        let is_up = node.voter.is_some() && node.role == Role::Primary;
+        let Some((held, _)) = node.seat.lease(clock).filter(|_| is_up) else { return };
+        node.log.tip += 1;
+        let (start, epoch, lsn) = (node.start, held, node.log.tip);
+        // A slow disk.
+        let slow = self.random.chance(20);
+        let delay = self.random.below(if slow { 3 * LEASE_NS } else { LEASE_NS / 10 });
+        self.at(delay, Event::Reply { site, start, epoch, lsn });
+    }
+
+    fn reply(&mut self, site: usize, start: u64, epoch: u64, lsn: u64) -> Result<(), String> {
+        let node = &self.nodes[site];
+        let held = node.seat.lease(self.clock(site)).map(|(held, _)| held);
+        let may = held == Some(epoch) || self.planted == Planted::AnswerLate;
+        if node.voter.is_none() || node.start != start || node.role != Role::Primary || !may {
+            return Ok(());
+        }
+        self.answered += 1;
+        let others = self.holders().into_iter().any(|holder| holder != site);
+        if others || node.log.newest() < self.begun {
+            return Err(format!("a write is answered in epoch {epoch}, and epoch {} has begun", self.begun));
+        }
+        let of = node.log.newest();
+        if self.nodes[1 - site].log.has(of, lsn) {
+            self.safe = (of, lsn);
+        }
+        Ok(())
+    }
+
+    /// Records of the other site arrive, or what it has to say about epochs.
+    fn take(&mut self, to: usize, role: Role, log: Log) -> Result<(), String> {
+        if self.nodes[to].voter.is_none() {
+            return Ok(());
+        }
+        let (safe_epoch, safe_lsn) = self.safe;
+        let node = &mut self.nodes[to];
+        let (ours, theirs) = (node.log.newest(), log.newest());
+        if node.role == Role::Primary && role == Role::Primary && ours == theirs {
+            return Err(format!("two sites began epoch {ours}"));
+        }
+        match node.role {
+            Role::Primary if theirs > ours => node.role = Role::Fenced,
+            // Somebody resyncs it.
+            Role::Fenced if theirs > ours => node.role = Role::Replica,
+            // A replica that is ahead of what was long under way keeps what it has.
+            Role::Replica if role == Role::Primary && theirs >= ours => {
+                let common = node.log.common(&log);
+                let is_behind = common == node.log.tip && log.tip > common;
+                if theirs > ours || is_behind {
+                    let had = node.log.has(safe_epoch, safe_lsn);
+                    node.log = log;
+                    if had && !node.log.has(safe_epoch, safe_lsn) {
+                        return Err(format!("lsn {safe_lsn} was answered and had arrived, and is cut off"));
+                    }
+                }
+            }
+            _ => {}
+        }
+        Ok(())
     }
 
     fn ask_all(&mut self, site: usize, claim: Claim) {
@@ -310,11 +480,16 @@ impl World {
         });
         if dies {
             // Before anybody was answered.
-            self.step(Event::Stop(to));
+            self.stop(to);
             let (delay, reboot) = (self.random.below(2 * LEASE_NS), self.random.chance(50));
             return self.at(delay, Event::Start { node: to, reboot });
         }
         self.send(to, from, || Event::Answer { from: to, to: from, answer });
+    }
+
+    fn stop(&mut self, node: usize) {
+        self.nodes[node].voter = None;
+        self.nodes[node].seat = Seat::new(self.times, SiteId(node as u128));
     }
 
     fn start(&mut self, node: usize, reboot: bool) {
@@ -327,7 +502,8 @@ impl World {
             voter.forget_promise();
         }
         self.nodes[node].voter = Some(voter);
-        self.nodes[node].claimant = None;
+        self.nodes[node].seat = Seat::new(self.times, SiteId(node as u128));
+        self.nodes[node].start += 1;
     }
 
     fn trouble(&mut self) {
@@ -369,24 +545,35 @@ fn seeds(count: u64) -> impl Iterator<Item = u64> {
 
 #[test]
 fn never_two_holders_and_in_the_end_always_one() {
-    let (mut changes, mut held, mut runs) = (0, 0, 0);
+    let (mut changes, mut held, mut answered, mut runs) = (0, 0, 0, 0);
     for seed in seeds(1000) {
         let outcome = World::new(seed, Planted::Nothing).run();
         let outcome = outcome.unwrap_or_else(|what| panic!("seed {seed}: {what}"));
         assert!(outcome.held_at_the_end, "seed {seed}: nobody holds the lease though all is well");
         changes += outcome.changes;
         held += outcome.held_percent;
+        answered += outcome.answered;
         runs += 1;
     }
-    println!("{runs} runs, {changes} epochs won, held {} % of the time", held / runs);
-    assert!(changes > 5 * runs, "the lease hardly ever changed hands: this shows nothing");
+    println!(
+        "{runs} runs, {changes} epochs won, {answered} writes answered, held {} % of the time",
+        held / runs
+    );
+    assert!(changes > 3 * runs, "the lease hardly ever changed hands: this shows nothing");
+    assert!(answered > 100 * runs, "hardly anything was answered");
     assert!(held / runs > 50, "so much trouble shows little");
 }
 
 #[test]
 fn planted_mistakes_are_found() {
-    let mistakes =
-        [Planted::CountFromAnswer, Planted::ForgetPromise, Planted::BallotInMemory, Planted::NoMargin];
+    let mistakes = [
+        Planted::CountFromAnswer,
+        Planted::ForgetPromise,
+        Planted::BallotInMemory,
+        Planted::NoMargin,
+        Planted::AnswerLate,
+        Planted::Outbid,
+    ];
     for planted in mistakes {
         let found = (1..2000).find(|seed| World::new(*seed, planted).run().is_err());
         println!("{planted:?}: seed {found:?}");

@@ -1,8 +1,11 @@
-//! A voter: bound to one ballot, and for a while to nobody else's.
+//! One volume's part of a voter: bound to one ballot, and for a while to nobody else's.
 
+#[cfg(test)]
 use std::io;
 
-use super::{Answer, Ballot, Claim, Times, Verdict};
+#[cfg(test)]
+use super::Answer;
+use super::{Ballot, Claim, Times, Verdict};
 
 /// One of three.
 #[derive(Clone, Debug)]
@@ -26,46 +29,50 @@ impl Voter {
         self.ballot
     }
 
-    /// Answers a claim that arrived at `now_ns`. `keep` returns when the ballot is durable; if it fails, nothing is
-    /// granted and the ballot before it holds, whichever of them the disk has: nobody was told of the new one.
-    pub fn answer(
+    /// What is against a claim that arrived at `now_ns`; nothing, if it would be granted.
+    pub fn objection(&self, claim: &Claim, now_ns: u64) -> Option<Verdict> {
+        let bound = self.ballot.filter(|ballot| *ballot != claim.ballot)?;
+        if bound.epoch >= claim.ballot.epoch {
+            return Some(Verdict::Superseded { by: bound.epoch });
+        }
+        // A site may take a higher epoch while its own promise holds.
+        if bound.site != claim.ballot.site && now_ns < self.promised_until_ns {
+            return Some(Verdict::Promised { wait_ns: self.promised_until_ns - now_ns, epoch: bound.epoch });
+        }
+        None
+    }
+
+    /// Whether its ballot has to be kept before the claim is granted.
+    pub fn is_news(&self, claim: &Claim) -> bool {
+        self.ballot != Some(claim.ballot)
+    }
+
+    /// Grants a claim that nothing is against, and whose ballot is durable.
+    pub fn grant(&mut self, claim: &Claim, now_ns: u64) {
+        self.ballot = Some(claim.ballot);
+        // A claim that was long under way must not shorten what a later one got.
+        self.promised_until_ns = self.promised_until_ns.max(now_ns.saturating_add(self.times.promise_ns));
+    }
+
+    /// Answers for one volume alone; `keep` returns when the ballot is durable. The simulation's: a [`super::Board`]
+    /// does the same for many.
+    #[cfg(test)]
+    pub(super) fn answer(
         &mut self,
         claim: &Claim,
         now_ns: u64,
         keep: &mut dyn FnMut(Ballot) -> io::Result<()>,
     ) -> Answer {
-        let verdict = self.decide(claim, now_ns, keep);
+        let verdict = match self.objection(claim, now_ns) {
+            Some(objection) => objection,
+            None if claim.trial => Verdict::Granted,
+            None if self.is_news(claim) && keep(claim.ballot).is_err() => Verdict::Broken,
+            None => {
+                self.grant(claim, now_ns);
+                Verdict::Granted
+            }
+        };
         Answer { round: claim.round, trial: claim.trial, verdict }
-    }
-
-    fn decide(
-        &mut self,
-        claim: &Claim,
-        now_ns: u64,
-        keep: &mut dyn FnMut(Ballot) -> io::Result<()>,
-    ) -> Verdict {
-        let is_renewal = self.ballot == Some(claim.ballot);
-        if let Some(bound) = self.ballot.filter(|_| !is_renewal) {
-            if bound.epoch >= claim.ballot.epoch {
-                return Verdict::Superseded { by: bound.epoch };
-            }
-            // A site may take a higher epoch while its own promise holds.
-            if bound.site != claim.ballot.site && now_ns < self.promised_until_ns {
-                return Verdict::Promised { wait_ns: self.promised_until_ns - now_ns, epoch: bound.epoch };
-            }
-        }
-        if claim.trial {
-            return Verdict::Granted;
-        }
-        if !is_renewal {
-            if keep(claim.ballot).is_err() {
-                return Verdict::Broken;
-            }
-            self.ballot = Some(claim.ballot);
-        }
-        // A claim that was long under way must not shorten what a later one got.
-        self.promised_until_ns = self.promised_until_ns.max(now_ns.saturating_add(self.times.promise_ns));
-        Verdict::Granted
     }
 
     #[cfg(test)]

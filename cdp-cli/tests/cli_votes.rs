@@ -1,0 +1,230 @@
+//! Two sites and a witness on the real binary: who may answer, and what happens by itself when one of the three is gone.
+
+mod cli;
+
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::process::{Child, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use cli::*;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+/// Longer than a lease and every promise behind it.
+const LONGER_THAN_A_LEASE: Duration = Duration::from_secs(8);
+
+struct Witness(Child);
+
+impl Witness {
+    fn start(home: &Home, address: &str) -> Witness {
+        let arguments =
+            ["witness", "--dir", "witness", "--listen", address, "--pki", "witness-pki", "--json"];
+        let mut child = home.command(&arguments).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(lines.any(|line| line.unwrap().trim_end() == "}"), "the witness ended before it was ready");
+        Witness(child)
+    }
+}
+
+impl Drop for Witness {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+struct Sites {
+    a: Home,
+    b: Home,
+    address_a: String,
+    address_b: String,
+    witness: String,
+}
+
+impl Sites {
+    fn new() -> Sites {
+        let [address_a, address_b, witness] = {
+            let sockets = [0; 3].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
+            sockets.map(|socket| socket.local_addr().unwrap().to_string())
+        };
+        let sites = Sites { a: Home::new(), b: Home::new(), address_a, address_b, witness };
+        let Sites { a, b, .. } = &sites;
+        assert_eq!(a.run(&["pki", "init", "authority"]).code, 0);
+        for (home, site) in [(a, "site-a"), (b, "site-b")] {
+            let to = home.path("pki");
+            assert_eq!(a.run(&["pki", "issue", "authority", site, "--to", to.to_str().unwrap()]).code, 0);
+        }
+        let issued = a.run(&["pki", "issue", "authority", "arbiter", "--witness", "--to", "witness-pki"]);
+        assert!(issued.code == 0 && issued.out.contains("may vote and nothing else"), "{issued:?}");
+        for (home, peer) in [(a, &sites.address_b), (b, &sites.address_a)] {
+            let dir = home.path(".config/cdp");
+            std::fs::create_dir_all(&dir).unwrap();
+            let text = format!("[automatic.disk]\npeer = \"{peer}\"\nwitness = \"{}\"\n", sites.witness);
+            std::fs::write(dir.join("config.toml"), text).unwrap();
+        }
+        sites
+    }
+
+    fn serve(&self, home: &Home) -> Served {
+        let address = if std::ptr::eq(home, &self.a) { &self.address_a } else { &self.address_b };
+        wait_until("the port is free", || TcpListener::bind(address).is_ok());
+        home.serve(&["--pki", "pki", "--replica-listen", address])
+    }
+}
+
+/// Whatever its exit code says.
+fn status(home: &Home) -> Value {
+    let ran = home.run(&["status", "--json"]);
+    serde_json::from_str(&ran.out).unwrap_or_else(|error| panic!("{error}: {ran:?}"))
+}
+
+fn seat(home: &Home) -> Value {
+    status(home)["server"]["votes"][0].clone()
+}
+
+fn is(home: &Home, state: &str) -> bool {
+    seat(home)["state"] == state
+}
+
+fn role(home: &Home) -> Value {
+    status(home)["volumes"][0]["role"].clone()
+}
+
+fn write(served: &Served, block: u64, byte: u8) -> std::io::Result<()> {
+    put(&mut served.connect("disk")?, block * 4096, &[byte; 4096])
+}
+
+fn first_bytes(served: &Served, blocks: u64) -> Vec<u8> {
+    let mut client = served.connect("disk").unwrap();
+    (0..blocks).map(|block| get(&mut client, block * 4096, 1).unwrap()[0]).collect()
+}
+
+fn signal(child: &Child, signal: Signal) {
+    kill_process(Pid::from_child(child), signal).unwrap();
+}
+
+/// The primary dies at three in the morning, and nobody is there to say `failover`; what it had answered, and had arrived,
+/// must be at the other site, which answers by itself, and the first one must not answer any more when it comes back.
+#[test]
+fn the_replica_takes_over_by_itself() {
+    let sites = Sites::new();
+    let Sites { a, b, .. } = &sites;
+    let witness = Witness::start(a, &sites.witness);
+    assert_eq!(a.run(&["create", "disk", "--size", "64M"]).code, 0);
+    let server_a = sites.serve(a);
+    let server_b = sites.serve(b);
+    wait_until("the first site answers", || is(a, "holds"));
+    assert_eq!(a.run(&["replica", "add", "disk", &sites.address_b]).code, 0);
+    for block in 0..8 {
+        write(&server_a, block, 1).unwrap();
+    }
+    wait_until("the second stands by", || is(b, "stands-by") && seat(b)["holder"] == "site-a");
+    wait_until("all of it has arrived", || a.json(&["replica", "list"])[0]["lag_records"] == 0);
+    let shown = a.run(&["status"]);
+    assert!(
+        shown.out.contains("automatic disk: holds") && shown.out.contains("the witness (arbiter)"),
+        "{shown:?}"
+    );
+    assert!(!is(b, "holds") && role(b) == "replica");
+
+    // Another store with the same ballots would be a fourth voter.
+    let second = a.run(&["witness", "--dir", "witness", "--listen", "127.0.0.1:0", "--pki", "witness-pki"]);
+    assert!(second.code != 0 && second.err.contains("in use by"), "{second:?}");
+
+    let began = Instant::now();
+    drop(server_a);
+    wait_until("the second site answers", || is(b, "holds"));
+    write(&server_b, 9, 2).unwrap();
+    println!("kill -9 to the first answered write at the other site: {:?}", began.elapsed());
+    assert_eq!(role(b), "primary");
+    assert_eq!(first_bytes(&server_b, 10), [1, 1, 1, 1, 1, 1, 1, 1, 0, 2]);
+
+    // The first comes back, believes that it is the primary, and answers nobody.
+    let server_a = sites.serve(a);
+    assert!(write(&server_a, 0, 9).is_err());
+    assert_eq!(b.run(&["replica", "add", "disk", &sites.address_a]).code, 0);
+    wait_until("it hears of it", || role(a) == "fenced");
+    wait_until("it is resynced", || a.run(&["resync", "disk"]).code == 0);
+    wait_until("it stands by now", || is(a, "stands-by") && seat(a)["holder"] == "site-b");
+    assert_eq!(first_bytes(&server_b, 1), [1]);
+
+    // And back, as planned: whoever steps down hands over.
+    wait_until("nobody has it open", || b.run(&["demote", "disk", "--drain", "20"]).code == 0);
+    wait_until("the first site answers again", || is(a, "holds"));
+    write(&server_a, 0, 3).unwrap();
+    assert_eq!(first_bytes(&server_a, 10), [3, 1, 1, 1, 1, 1, 1, 1, 0, 2]);
+    drop(witness);
+    server_a.stop();
+    server_b.stop();
+}
+
+/// A witness that is away for maintenance must stop nobody; and a site that hears neither of the others must not answer a
+/// single request, because one of them may answer by now.
+#[test]
+fn two_of_three_answer_and_one_alone_does_not() {
+    let sites = Sites::new();
+    let Sites { a, b, .. } = &sites;
+    let witness = Witness::start(a, &sites.witness);
+    assert_eq!(a.run(&["create", "disk", "--size", "64M"]).code, 0);
+    let server_a = sites.serve(a);
+    let server_b = sites.serve(b);
+    wait_until("the first site answers", || is(a, "holds"));
+    assert_eq!(a.run(&["replica", "add", "disk", &sites.address_b]).code, 0);
+    wait_until("the second stands by", || is(b, "stands-by"));
+
+    drop(witness);
+    let until = Instant::now() + LONGER_THAN_A_LEASE;
+    while Instant::now() < until {
+        write(&server_a, 1, 1).unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let warned = a.run(&["status"]);
+    assert!(warned.out.contains("the witness has no vote to give"), "{warned:?}");
+
+    // Nobody is left to agree.
+    signal(&server_b.child, Signal::STOP);
+    let mut open = server_a.connect("disk").unwrap();
+    wait_until("the lease ends", || is(a, "waits"));
+    let act = a.run(&["status"]);
+    assert!(act.code == 3 && act.out.contains("disk is not answered here: no lease"), "{act:?}");
+    assert!(server_a.connect("disk").is_err(), "whoever has another address to try hears it soon");
+    let (told, answered) = mpsc::channel();
+    let client = std::thread::spawn(move || {
+        let written = put(&mut open, 4096, &[2; 4096]);
+        told.send(()).unwrap();
+        written
+    });
+    assert!(answered.recv_timeout(Duration::from_secs(3)).is_err(), "it was answered without a lease");
+    // The past needs no lease: it says which instant it is of.
+    assert_eq!(get(&mut server_a.connect("disk@lsn:1").unwrap(), 0, 1).unwrap(), [0]);
+    // A witness that starts again is one voter more, and what waited is answered.
+    let witness = Witness::start(a, &sites.witness);
+    client.join().unwrap().unwrap();
+    wait_until("the lease is back", || is(a, "holds"));
+    signal(&server_b.child, Signal::CONT);
+    wait_until("the second stands by again", || is(b, "stands-by"));
+    assert_eq!((role(a), role(b)), ("primary".into(), "replica".into()));
+    assert_eq!(first_bytes(&server_a, 2), [0, 2]);
+    drop(witness);
+    server_a.stop();
+    server_b.stop();
+}
+
+/// A configuration that cannot work is refused by name, not when the site is needed.
+#[test]
+fn what_cannot_work_is_refused() {
+    let sites = Sites::new();
+    let Sites { a, .. } = &sites;
+    let ran = a.run(&["serve"]);
+    assert!(ran.code != 0 && ran.err.contains("--replica-listen"), "{ran:?}");
+    assert!(!a.store().exists(), "nothing was made");
+    let config = a.path(".config/cdp/config.toml");
+    std::fs::write(&config, "[automatic.disk]\npeer = \"h:1\"\nwitness = \"h:1\"\n").unwrap();
+    let ran = a.run(&["list"]);
+    assert!(ran.code != 0 && ran.err.contains("third machine"), "{ran:?}");
+    std::fs::write(&config, "[automatic.disk]\npeer = \"h:1\"\n").unwrap();
+    let ran = a.run(&["list"]);
+    assert!(ran.code != 0 && ran.err.contains("witness"), "{ran:?}");
+}

@@ -1,0 +1,218 @@
+//! A whole voter: what it is bound to for each volume, and its answer to a claim on several of them.
+//!
+//! A claim on the members of a group is granted for all of them or for none: otherwise two sites could hold half a group
+//! each, and neither could go on. Volumes are known by their ids, so that nothing depends on what somebody calls them.
+//!
+//! The simulation drives [`Voter`], which decides for one volume; a board adds "all or none" and the file.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use cdp_core::ids::VolumeId;
+
+use super::{Answer, Ballot, Claim, SiteId, Times, Verdict, Voter};
+use crate::limits::BALLOTS_MAX;
+
+/// What a voter has to have kept: a ballot, and what the site is called, for people.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Kept {
+    /// The ballot.
+    pub ballot: Ballot,
+    /// Name of the site, as its certificate says it.
+    pub name: String,
+}
+
+/// All ballots of one voter.
+pub type Ballots = BTreeMap<VolumeId, Kept>;
+
+/// A claim on some volumes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ask {
+    /// Which, each once.
+    pub volumes: Vec<VolumeId>,
+    /// What is claimed on all of them.
+    pub claim: Claim,
+}
+
+/// What a voter says, and of whom.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Said {
+    /// The answer.
+    pub answer: Answer,
+    /// The site that the voter is bound to instead; empty if it granted, or does not know.
+    pub holder: String,
+}
+
+/// A voter.
+pub struct Board {
+    times: Times,
+    ballots: Ballots,
+    voters: BTreeMap<VolumeId, Voter>,
+}
+
+impl Board {
+    /// Starts with the ballots that were kept: promises anew, from now on, whatever was promised before.
+    pub fn start(times: Times, ballots: Ballots, now_ns: u64) -> Board {
+        let voter = |(id, kept): (&VolumeId, &Kept)| (*id, Voter::start(times, Some(kept.ballot), now_ns));
+        let voters = ballots.iter().map(voter).collect();
+        Board { times, ballots, voters }
+    }
+
+    /// What it is bound to.
+    pub fn ballots(&self) -> &Ballots {
+        &self.ballots
+    }
+
+    /// Answers a claim of the site `name` that arrived at `now_ns`. `floor` gives the newest epoch that the voter's own site
+    /// has begun on a volume, or 0: nothing older is granted. `keep` returns when all these ballots are durable; if it
+    /// fails, nothing is granted and those before hold, whichever of them the disk has: nobody was told of the new ones.
+    pub fn answer(
+        &mut self,
+        ask: &Ask,
+        name: &str,
+        now_ns: u64,
+        floor: &dyn Fn(VolumeId) -> u64,
+        keep: &mut dyn FnMut(&Ballots) -> io::Result<()>,
+    ) -> Said {
+        let (verdict, holder) = self.decide(ask, name, now_ns, floor, keep);
+        Said { answer: Answer { round: ask.claim.round, trial: ask.claim.trial, verdict }, holder }
+    }
+
+    fn decide(
+        &mut self,
+        Ask { volumes, claim }: &Ask,
+        name: &str,
+        now_ns: u64,
+        floor: &dyn Fn(VolumeId) -> u64,
+        keep: &mut dyn FnMut(&Ballots) -> io::Result<()>,
+    ) -> (Verdict, String) {
+        let mut worst: Option<(Verdict, String)> = None;
+        for id in volumes {
+            let kept = self.ballots.get(id);
+            let holder = kept.map(|kept| kept.name.clone()).unwrap_or_default();
+            // An id that goes with another name: somebody speaks for a site that it is not.
+            let is_alien =
+                kept.is_some_and(|kept| kept.ballot.site == claim.ballot.site && kept.name != name);
+            let objection = match floor(*id) {
+                by if by > claim.ballot.epoch => Some(Verdict::Superseded { by }),
+                _ if is_alien => Some(Verdict::Broken),
+                _ => self.voters.get(id).and_then(|voter| voter.objection(claim, now_ns)),
+            };
+            if let Some(objection) = objection
+                && worst.as_ref().is_none_or(|(known, _)| outweighs(&objection, known))
+            {
+                worst = Some((objection, holder));
+            }
+        }
+        if let Some(worst) = worst {
+            return worst;
+        }
+        let granted = (Verdict::Granted, String::new());
+        if claim.trial {
+            return granted;
+        }
+        let is_news = |id: &VolumeId| self.voters.get(id).is_none_or(|voter| voter.is_news(claim));
+        if volumes.iter().any(is_news) {
+            let mut ballots = self.ballots.clone();
+            for id in volumes {
+                ballots.insert(*id, Kept { ballot: claim.ballot, name: name.to_owned() });
+            }
+            if ballots.len() > BALLOTS_MAX || keep(&ballots).is_err() {
+                return (Verdict::Broken, String::new());
+            }
+            self.ballots = ballots;
+        }
+        for id in volumes {
+            let voter = self.voters.entry(*id).or_insert_with(|| Voter::start(self.times, None, now_ns));
+            voter.grant(claim, now_ns);
+        }
+        granted
+    }
+}
+
+/// Whether this says more than what is known: that it never will outweighs how long it has to wait.
+fn outweighs(new: &Verdict, known: &Verdict) -> bool {
+    match (new, known) {
+        (Verdict::Superseded { by }, Verdict::Superseded { by: known }) => by > known,
+        (Verdict::Superseded { .. }, _) => true,
+        (Verdict::Promised { wait_ns, .. }, Verdict::Promised { wait_ns: known, .. }) => wait_ns > known,
+        (Verdict::Promised { .. }, Verdict::Broken) => true,
+        _ => false,
+    }
+}
+
+/// The id of a site that never claimed anything yet.
+pub fn fresh_site(random: u128) -> SiteId {
+    SiteId(random.max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEASE_NS: u64 = 8_000;
+    const A: SiteId = SiteId(1);
+    const B: SiteId = SiteId(2);
+    const X: VolumeId = VolumeId(10);
+    const Y: VolumeId = VolumeId(11);
+
+    fn ask(volumes: &[VolumeId], epoch: u64, site: SiteId, trial: bool) -> Ask {
+        let claim = Claim { ballot: Ballot { epoch, site }, trial, round: 7 };
+        Ask { volumes: volumes.to_vec(), claim }
+    }
+
+    fn board() -> Board {
+        Board::start(Times::with_lease(LEASE_NS), Ballots::new(), 0)
+    }
+
+    fn say(board: &mut Board, ask: &Ask, name: &str, now_ns: u64) -> Verdict {
+        board.answer(ask, name, now_ns, &|_| 0, &mut |_| Ok(())).answer.verdict
+    }
+
+    // Half a group at each site: neither could go on, and nobody could say which instant they have in common.
+    #[test]
+    fn a_group_is_granted_whole_or_not_at_all() {
+        let mut board = board();
+        assert_eq!(say(&mut board, &ask(&[Y], 1, A, false), "a", 0), Verdict::Granted);
+        let both = ask(&[X, Y], 2, B, false);
+        assert_eq!(say(&mut board, &both, "b", 10), Verdict::Promised { wait_ns: 8_990, epoch: 1 });
+        // Nothing of it holds: the other site may have the first one, too.
+        assert_eq!(say(&mut board, &ask(&[X], 1, A, false), "a", 10), Verdict::Granted);
+        assert_eq!(say(&mut board, &both, "b", 9_010), Verdict::Granted);
+        assert_eq!(say(&mut board, &ask(&[Y], 1, A, false), "a", 9_010), Verdict::Superseded { by: 2 });
+    }
+
+    // Ballots that a disk did not take count for nothing, and those that it took count after a restart.
+    #[test]
+    fn what_is_not_kept_is_not_granted() {
+        let mut board = board();
+        let mut disk = Ballots::new();
+        let first = ask(&[X, Y], 1, A, false);
+        let broken = board.answer(&first, "a", 0, &|_| 0, &mut |_| Err(io::ErrorKind::StorageFull.into()));
+        assert_eq!((broken.answer.verdict, board.ballots().len()), (Verdict::Broken, 0));
+        let mut kept = 0;
+        for _ in 0..3 {
+            let mut keep = |ballots: &Ballots| {
+                kept += 1;
+                disk = ballots.clone();
+                Ok(())
+            };
+            assert_eq!(board.answer(&first, "a", 0, &|_| 0, &mut keep).answer.verdict, Verdict::Granted);
+        }
+        assert_eq!((kept, disk.len()), (1, 2), "a renewal needs no disk");
+        let mut again = Board::start(Times::with_lease(LEASE_NS), disk, 500);
+        let other = ask(&[X], 2, B, true);
+        assert_eq!(say(&mut again, &other, "b", 600), Verdict::Promised { wait_ns: 8_900, epoch: 1 });
+    }
+
+    // A site whose own volumes are in a later epoch knows better than its ballots; and who has no certificate of a site must
+    // not claim in its name.
+    #[test]
+    fn a_later_epoch_here_and_a_wrong_name_are_refused() {
+        let mut board = board();
+        let said = board.answer(&ask(&[X], 2, A, false), "a", 0, &|_| 3, &mut |_| Ok(()));
+        assert_eq!(said.answer.verdict, Verdict::Superseded { by: 3 });
+        assert_eq!(say(&mut board, &ask(&[X], 3, A, false), "a", 0), Verdict::Granted);
+        assert_eq!(say(&mut board, &ask(&[X], 4, A, false), "c", 0), Verdict::Broken);
+    }
+}
