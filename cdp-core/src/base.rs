@@ -4,9 +4,12 @@
 //! What is folded into it: `fold`.
 
 mod fold;
+mod writer;
+
+pub use writer::{BaseWriter, Unsynced};
 
 use std::collections::BTreeMap;
-use std::io::{ErrorKind, IoSlice};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock, RwLockWriteGuard};
@@ -14,7 +17,7 @@ use std::sync::{Arc, RwLock, RwLockWriteGuard};
 use crate::device::{Content, Device, Read};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::base::{SUMS_HEADER_BYTES, SumsHeader, block_sum};
-use crate::ids::{BLOCK_BYTES, Lsn, VolumeId};
+use crate::ids::{BLOCK_BYTES, VolumeId};
 use crate::io::{File, Files};
 use crate::limits::BASE_PIECE_BYTES;
 
@@ -25,6 +28,7 @@ const SUMS_PER_READ: u64 = 16 << 10;
 /// Stretches of a parent looked at in one go.
 const STRETCHES_PER_LOOK: usize = 64;
 
+#[derive(Clone)]
 struct Piece {
     path: PathBuf,
     image: Arc<dyn File>,
@@ -311,110 +315,4 @@ pub fn remove_pieces(files: &dyn Files, dir: &Path) -> Result<()> {
 
 fn sum_offset(block: u64) -> u64 {
     SUMS_HEADER_BYTES as u64 + block % PIECE_BLOCKS * 4
-}
-
-/// Fills the base of a volume that is being made. Nothing counts before [`BaseWriter::finish`] and the
-/// volume's own manifest.
-pub struct BaseWriter {
-    files: Arc<dyn Files>,
-    dir: PathBuf,
-    volume: VolumeId,
-    size_bytes: u64,
-    pieces: BTreeMap<u64, Piece>,
-}
-
-impl BaseWriter {
-    /// An empty base in `dir`.
-    pub fn new(files: Arc<dyn Files>, dir: &Path, volume: VolumeId, size_bytes: u64) -> BaseWriter {
-        BaseWriter { files, dir: dir.to_owned(), volume, size_bytes, pieces: BTreeMap::new() }
-    }
-
-    /// Writes whole blocks from `first` on; blocks of zeros are left out.
-    pub fn write(&mut self, first: u64, buffer: &[u8]) -> Result<()> {
-        for (number, block) in buffer.chunks_exact(BLOCK).enumerate() {
-            if block.iter().all(|byte| *byte == 0) {
-                continue;
-            }
-            let lba = first + number as u64;
-            let piece = self.piece(lba / PIECE_BLOCKS)?;
-            let offset = lba % PIECE_BLOCKS * BLOCK_BYTES;
-            let sum = block_sum(block).to_le_bytes();
-            piece
-                .image
-                .write_at(offset, &[IoSlice::new(block)])
-                .and_then(|()| piece.sums.write_at(sum_offset(lba), &[IoSlice::new(&sum)]))
-                .at(|| format!("writing {}", piece.path.display()))?;
-        }
-        Ok(())
-    }
-
-    fn piece(&mut self, number: u64) -> Result<&Piece> {
-        if let std::collections::btree_map::Entry::Vacant(vacant) = self.pieces.entry(number) {
-            let path = image_path(&self.dir, number);
-            let bytes = (self.size_bytes - number * BASE_PIECE_BYTES).min(BASE_PIECE_BYTES);
-            let made = (|| {
-                let image = self.files.create(&path)?;
-                image.set_len(bytes)?;
-                let sums = self.files.create(&sums_path(&self.dir, number))?;
-                sums.set_len(sum_offset(0) + bytes.div_ceil(BLOCK_BYTES) * 4)?;
-                let header = SumsHeader { volume: self.volume, piece: number as u32, base_lsn: Lsn::ZERO };
-                sums.write_at(0, &[IoSlice::new(&header.encode()[..])])?;
-                Ok(Piece { path: path.clone(), image, sums })
-            })();
-            vacant.insert(made.at(|| format!("making {}", path.display()))?);
-        }
-        Ok(&self.pieces[&number])
-    }
-
-    /// Goes on with a base of which the pieces below `pieces` may be there, synced; what stands there of others is
-    /// removed.
-    pub fn resume(
-        files: Arc<dyn Files>,
-        dir: &Path,
-        volume: VolumeId,
-        size_bytes: u64,
-        pieces: u64,
-    ) -> Result<BaseWriter> {
-        for number in pieces..size_bytes.div_ceil(BASE_PIECE_BYTES) {
-            for path in [image_path(dir, number), sums_path(dir, number)] {
-                match files.remove(&path) {
-                    Err(error) if error.kind() != ErrorKind::NotFound => {
-                        return Err(Error::io(error, format!("removing {}", path.display())));
-                    }
-                    _ => {}
-                }
-            }
-        }
-        let opened = Base::open(&files, dir, volume, size_bytes)?.pieces.into_inner();
-        let opened = opened.expect("no panics under this lock");
-        let piece = |piece: Arc<Piece>| Piece {
-            path: piece.path.clone(),
-            image: piece.image.clone(),
-            sums: piece.sums.clone(),
-        };
-        let pieces = opened.into_iter().map(|(number, open)| (number, piece(open))).collect();
-        Ok(BaseWriter { files, dir: dir.to_owned(), volume, size_bytes, pieces })
-    }
-
-    /// Above the highest piece that there is.
-    pub fn pieces(&self) -> u64 {
-        self.pieces.last_key_value().map_or(0, |(number, _)| number + 1)
-    }
-
-    /// Makes everything written durable.
-    pub fn finish(self) -> Result<()> {
-        self.sync()
-    }
-
-    /// Makes everything written so far durable.
-    pub fn sync(&self) -> Result<()> {
-        for piece in self.pieces.values() {
-            piece
-                .image
-                .sync()
-                .and_then(|()| piece.sums.sync())
-                .at(|| format!("syncing {}", piece.path.display()))?;
-        }
-        self.files.sync_dir(&self.dir).at(|| format!("syncing {}", self.dir.display()))
-    }
 }

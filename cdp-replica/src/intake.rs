@@ -8,6 +8,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use cdp_core::device::Device;
 use cdp_core::device::Read;
 use cdp_core::format::record::{Chain, RecordKind};
 use cdp_core::ids::*;
@@ -257,11 +258,14 @@ impl Intake {
     /// Rarely while records come in: each sync is one that others on the same disk wait for. What came is acknowledged a
     /// little later for that; it is seen, and survives the death of the process, at once.
     pub(crate) fn sync(&mut self, syncer: &mut Syncer, now_ns: u64) -> Result<(), Fault> {
-        syncer.look()?;
+        let is_free = syncer.look()?;
         let is_at_rest = now_ns.saturating_sub(self.appended_at_ns) >= SYNC_REST_NS;
         let is_time = now_ns.saturating_sub(self.unsynced_since_ns) >= SYNC_NS;
         let is_much = self.unsynced_bytes >= SYNC_BYTES;
-        if self.unsynced_bytes > 0 && (is_at_rest || is_time || is_much) && syncer.begin(&self.volume)? {
+        if is_free && self.unsynced_bytes > 0 && (is_at_rest || is_time || is_much) {
+            // A volume that was closed meanwhile needs no sync.
+            let volume = Arc::downgrade(&self.volume);
+            syncer.begin(Box::new(move || volume.upgrade().map_or(Ok(()), |volume| volume.flush())))?;
             self.unsynced_bytes = 0;
         }
         self.is_ack_due |= self.volume.durable_lsn() > self.acknowledged;

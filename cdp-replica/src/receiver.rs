@@ -87,6 +87,8 @@ struct Copying {
     at: u64,
     size_bytes: u64,
     unsynced_bytes: u64,
+    // Up to this byte it is being made durable.
+    settling: Option<u64>,
     synced_at_ns: u64,
     acknowledged_at_ns: u64,
     is_whole: bool,
@@ -425,6 +427,7 @@ impl Receiver {
             at: from_byte,
             size_bytes,
             unsynced_bytes: 0,
+            settling: None,
             synced_at_ns: 0,
             acknowledged_at_ns: 0,
             is_whole: false,
@@ -444,7 +447,11 @@ impl Receiver {
             return Err(self.fenced(&old));
         }
         copying.compare(&mut self.writer, &mut self.out)?;
+        if self.syncer.look()? {
+            copying.note_settled();
+        }
         if copying.is_whole
+            && copying.settling.is_none()
             && let Some(copy) = copying.copy.take()
         {
             let number = copying.number;
@@ -455,12 +462,18 @@ impl Receiver {
         }
         let Some(copy) = &mut copying.copy else { return Ok(()) };
         let is_time = now_ns.saturating_sub(copying.synced_at_ns) >= COPY_SYNC_NS;
-        if copying.at > copy.state().done_bytes && (is_time || copying.unsynced_bytes >= COPY_SYNC_BYTES) {
+        let is_due = is_time || copying.unsynced_bytes >= COPY_SYNC_BYTES;
+        if copying.settling.is_none() && copying.at > copy.state().done_bytes && is_due {
             copying.synced_at_ns = now_ns;
-            copy.settle(copying.at)?;
             copying.unsynced_bytes = 0;
-            copying.acknowledged_at_ns = 0;
+            copying.settling = Some(copying.at);
+            let settlement = copy.begin_settling(copying.at);
+            self.syncer.begin(Box::new(move || settlement.carry_out()))?;
+            if self.syncer.look()? {
+                copying.note_settled();
+            }
         }
+        let Some(copy) = &copying.copy else { return Ok(()) };
         if now_ns.saturating_sub(copying.acknowledged_at_ns) >= ACK_NS_MAX {
             copying.acknowledged_at_ns = now_ns.max(1);
             let copied_bytes = copy.state().done_bytes.min(copying.at);
@@ -506,6 +519,14 @@ impl Receiver {
 }
 
 impl Copying {
+    /// What was begun is durable now.
+    fn note_settled(&mut self) {
+        if let (Some(done), Some(copy)) = (self.settling.take(), &mut self.copy) {
+            copy.note_settled(done);
+            self.acknowledged_at_ns = 0;
+        }
+    }
+
     fn taker(&mut self) -> Result<&mut Taker, Fault> {
         self.taker.as_mut().ok_or_else(|| Fault::protocol("ranges of what is copied whole"))
     }

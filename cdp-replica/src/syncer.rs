@@ -1,12 +1,9 @@
-//! Makes durable what a receiver appended: at once, or on a thread of its own, so that reading goes on meanwhile.
+//! Makes durable what a receiver took in: at once, or on a thread of its own, so that reading goes on meanwhile.
 
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
-use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 
-use cdp_core::device::Device;
 use cdp_core::error::{IoContext, Result};
-use cdp_core::volume::Volume;
 
 use crate::fault::{Fault, FaultKind};
 
@@ -18,10 +15,13 @@ pub enum Syncer {
     Beside(Beside),
 }
 
-/// A thread that syncs one volume when it is asked to.
+/// What makes something durable.
+pub type Sync = Box<dyn FnOnce() -> Result<()> + Send>;
+
+/// A thread that syncs when it is asked to.
 pub struct Beside {
     // None: it is to end.
-    ask: Option<SyncSender<Weak<Volume>>>,
+    ask: Option<SyncSender<Sync>>,
     outcome: Receiver<Result<()>>,
     is_busy: bool,
     thread: Option<JoinHandle<()>>,
@@ -30,14 +30,13 @@ pub struct Beside {
 impl Syncer {
     /// One with a thread, which ends with it.
     pub fn beside() -> Result<Syncer> {
-        let (ask, asked) = sync_channel::<Weak<Volume>>(1);
+        let (ask, asked) = sync_channel::<Sync>(1);
         let (answer, outcome) = sync_channel(1);
         let thread = std::thread::Builder::new()
             .name("cdp sync".to_owned())
             .spawn(move || {
-                while let Ok(volume) = asked.recv() {
-                    let synced = volume.upgrade().map_or(Ok(()), |volume| volume.flush());
-                    if answer.send(synced).is_err() {
+                while let Ok(sync) = asked.recv() {
+                    if answer.send(sync()).is_err() {
                         return;
                     }
                 }
@@ -46,30 +45,28 @@ impl Syncer {
         Ok(Syncer::Beside(Beside { ask: Some(ask), outcome, is_busy: false, thread: Some(thread) }))
     }
 
-    /// Everything that was appended so far is to become durable. `false`: a sync is under way, ask again.
-    pub fn begin(&mut self, volume: &Arc<Volume>) -> Result<bool, Fault> {
-        let Syncer::Beside(beside) = self else {
-            volume.flush()?;
-            return Ok(true);
-        };
-        if beside.is_busy {
-            return Ok(false);
-        }
+    /// Has this done; nothing else is under way, see [`Syncer::look`].
+    pub fn begin(&mut self, sync: Sync) -> Result<(), Fault> {
+        let Syncer::Beside(beside) = self else { return Ok(sync()?) };
         let ask = beside.ask.as_ref().ok_or_else(gone)?;
-        ask.try_send(Arc::downgrade(volume)).map_err(|_| gone())?;
+        ask.try_send(sync).map_err(|_| gone())?;
         beside.is_busy = true;
-        Ok(true)
+        Ok(())
     }
 
-    /// How a sync that was begun earlier ended, if it failed.
-    pub fn look(&mut self) -> Result<(), Fault> {
-        let Syncer::Beside(beside) = self else { return Ok(()) };
+    /// Whether nothing is under way; how it ended, if it failed.
+    pub fn look(&mut self) -> Result<bool, Fault> {
+        let Syncer::Beside(beside) = self else { return Ok(true) };
+        if !beside.is_busy {
+            return Ok(true);
+        }
         match beside.outcome.try_recv() {
             Ok(outcome) => {
                 beside.is_busy = false;
-                Ok(outcome?)
+                outcome?;
+                Ok(true)
             }
-            Err(TryRecvError::Empty) => Ok(()),
+            Err(TryRecvError::Empty) => Ok(false),
             Err(TryRecvError::Disconnected) => Err(gone()),
         }
     }

@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, Weak};
 use super::replicas::{Copied, Origin};
 use super::seeds::INHERITED;
 use super::{Store, VOLUMES_DIR, make_dir, validate_volume_name};
-use crate::base::BaseWriter;
+use crate::base::{BaseWriter, Unsynced};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::history::HISTORY_FILE;
 use crate::format::manifest::{MANIFEST_BYTES_MAX, Manifest};
@@ -130,12 +130,45 @@ impl ReplicaCopy {
 
     /// Everything up to this byte was written: makes that durable.
     pub fn settle(&mut self, done_bytes: u64) -> Result<()> {
-        self.writer.sync()?;
-        let (pieces, touched) = (self.writer.pieces(), self.clock.now());
-        let state = CopyState { done_bytes, pieces, touched, ..self.state.clone() };
-        write_state(&*self.files, &self.dir, &state)?;
-        self.state = state;
+        let settlement = self.begin_settling(done_bytes);
+        settlement.carry_out()?;
+        self.note_settled(done_bytes);
         Ok(())
+    }
+
+    /// As [`ReplicaCopy::settle`], in two halves: what this gives may be carried out on another thread while more is written.
+    /// One at a time; where it fails, the copy goes on from what its manifest says only after [`Store::take_copy`].
+    pub fn begin_settling(&mut self, done_bytes: u64) -> Settlement {
+        let (pieces, touched) = (self.writer.pieces(), self.clock.now());
+        Settlement {
+            unsynced: self.writer.take_unsynced(),
+            files: self.files.clone(),
+            dir: self.dir.clone(),
+            state: CopyState { done_bytes, pieces, touched, ..self.state.clone() },
+            _active: self._active.clone(),
+        }
+    }
+
+    /// What was begun for this byte was carried out.
+    pub fn note_settled(&mut self, done_bytes: u64) {
+        self.state.done_bytes = done_bytes;
+    }
+}
+
+/// What makes a first copy durable up to a byte.
+pub struct Settlement {
+    unsynced: Unsynced,
+    files: Arc<dyn Files>,
+    dir: PathBuf,
+    state: CopyState,
+    _active: Arc<()>,
+}
+
+impl Settlement {
+    /// The blocks first, then the manifest that counts on them.
+    pub fn carry_out(&self) -> Result<()> {
+        self.unsynced.sync()?;
+        write_state(&*self.files, &self.dir, &self.state)
     }
 }
 
