@@ -355,10 +355,12 @@ history from that record on is kept as long. Deleted, the parent stays hidden in
     Clone(CloneVolume),
     /// Copy what a clone reads from its parent, and let go of that; it can be used meanwhile
     #[command(
-        after_help = "Example:\n  cdp hydrate trial\n\nInterrupted, it begins again when it is run again."
+        after_help = "Examples:\n  cdp hydrate trial\n  cdp hydrate try        # a group of clones: each member\n\n\
+            Interrupted, it begins again when it is run again. A member of a group that cannot be copied does not keep the\n\
+            others from it; which stand on their own then is said."
     )]
     Hydrate {
-        /// Which clone
+        /// Which clone, or which group of clones
         volume: String,
     },
     /// Set a volume or a group back to an instant, at once and whatever its size; it can be taken back

@@ -4,6 +4,7 @@
 mod cli;
 
 use cli::*;
+use std::os::unix::fs::FileExt;
 use std::time::Instant;
 
 /// A disk with 1s, marked `good`, then 2s over them.
@@ -256,6 +257,55 @@ fn a_group_is_cloned_as_one() {
     for (name, byte) in [("try-data", 1), ("try-wal", 3)] {
         assert_eq!(bytes(&served, name), [byte; 9000], "{name} after a kill");
     }
+    served.stop();
+}
+
+/// Whoever lets a whole group of clones go on by itself must know of each member whether it does, before he deletes the parents.
+#[test]
+fn a_group_of_clones_is_hydrated_or_it_is_said_which_member_is_not() {
+    let home = Home::new();
+    for name in ["data", "wal"] {
+        home.json(&["create", name, "--size", "64M"]);
+    }
+    home.json(&["group", "create", "db", "data", "wal"]);
+    let served = home.serve(&[]);
+    for name in ["data", "wal"] {
+        put(&mut served.connect(name).unwrap(), 8192, &[7; 8192]).unwrap();
+    }
+    home.json(&["mark", "db", "good"]);
+    home.json(&["clone", "db@good", "try"]);
+    // One of the parents cannot be read.
+    let segments =
+        std::fs::read_dir(home.store().join("volumes/data")).unwrap().map(|entry| entry.unwrap().path());
+    let mut spoiled = 0;
+    for path in segments.filter(|path| path.extension().is_some_and(|end| end == "seg")) {
+        let file = std::fs::File::options().read(true).write(true).open(&path).unwrap();
+        for block in 1..64u64 {
+            let mut bytes = [0; 4096];
+            if file.read_exact_at(&mut bytes, block * 4096).is_ok() && bytes == [7; 4096] {
+                file.write_all_at(&[6], block * 4096).unwrap();
+                spoiled += 1;
+            }
+        }
+    }
+    assert!(spoiled > 0);
+    let ran = home.run(&["hydrate", "try"]);
+    assert_ne!(ran.code, 0, "{ran:?}");
+    for said in ["1 of 2 members of group try", "try-wal stands on its own", "try-data does not"] {
+        assert!(ran.err.contains(said), "{said}: {ran:?}");
+    }
+    assert_eq!(home.json(&["hydrate", "try-wal"])["copied_bytes"], 0);
+    // Without that damage both do.
+    home.json(&["clone", "db@start", "again"]);
+    put(&mut served.connect("wal").unwrap(), 8192, &[8; 8192]).unwrap();
+    home.json(&["clone", "db@latest", "more"]).as_object().unwrap();
+    let made = home.json(&["hydrate", "again"]);
+    assert_eq!(made["clones"].as_array().unwrap().len(), 2, "{made}");
+    let clones = home.json(&["status"])["volumes"].as_array().unwrap().clone();
+    let parent =
+        |name: &str| clones.iter().find(|volume| volume["name"] == name).unwrap()["clone_of"].clone();
+    assert!(parent("again-data").is_null() && parent("again-wal").is_null());
+    assert!(parent("more-data").is_string() && parent("try-data").is_string());
     served.stop();
 }
 

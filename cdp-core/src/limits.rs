@@ -32,8 +32,13 @@ pub const UNSYNCED_BYTES_MAX: u64 = 64 << 20;
 /// narrows what recovery may take for a crash's tail; flushes do not wait for it.
 pub const MARK_INTERVAL_NS: u64 = 1_000_000_000;
 
-/// Memory for the index of the open segment, in bytes: when it is used up, the next segment is begun.
+/// Memory for the index of the open segment, in bytes, at most and at least, whatever the budget: when it is used up, the next
+/// segment is begun. A full segment of writes of 4 KiB takes some 3 MiB.
 pub const LIVE_BYTES_MAX: usize = 64 << 20;
+/// See [`LIVE_BYTES_MAX`].
+pub const LIVE_BYTES_MIN: usize = 4 << 20;
+/// The same where the parts in memory of all volumes take too much.
+pub const LIVE_BYTES_SHORT: usize = 1 << 20;
 
 /// Memory for all indexes of a store, in bytes, where the configuration says nothing else.
 pub const INDEX_BUDGET_BYTES: usize = 256 << 20;
@@ -59,6 +64,9 @@ pub const MERGE_STEP_ROWS: u64 = 200_000;
 
 /// The catalog learns so many names at once, or those of one segment: bounds the memory that it takes to learn a million.
 pub const LESSON_NAMES_MAX: usize = 8192;
+
+/// A merged run gets no larger filter than this, in bytes; that is enough for some 700 segments of random writes.
+pub const MERGE_FILTER_BYTES_MAX: usize = 32 << 20;
 
 /// After a merge that failed, the next try comes so much later, in nanoseconds.
 pub const MERGE_RETRY_NS: u64 = 10_000_000_000;

@@ -40,7 +40,7 @@ use crate::format::marker::MarkerPayload;
 use crate::history::epochs::Epochs;
 use crate::history::point::{validate_marker_name, validate_volume_name};
 use crate::ids::*;
-use crate::index::{IndexOptions, PageCache};
+use crate::index::{IndexOptions, Memory, Used};
 use crate::io::{Clock, FilePool, Files, Lock, read_file, replace_file};
 use crate::limits::*;
 use crate::time::StoreClock;
@@ -216,10 +216,12 @@ impl Store {
         for dir in [path.to_owned(), path.join(VOLUMES_DIR), path.join(TRASH_DIR)] {
             files.sync_dir(&dir).at(|| format!("syncing {}", dir.display()))?;
         }
+        let memory = Memory::new(index.budget_bytes);
         let shared = Shared {
             files: files.clone(),
             clock: Arc::new(StoreClock::new(clock, Timestamp(0))),
-            pages: PageCache::new(index.budget_bytes / 2),
+            pages: memory.pages().clone(),
+            memory,
             segments: FilePool::new(files.clone(), SEGMENT_FILES_MAX),
             prewrite,
             catalog: Arc::new(catalog(path)),
@@ -286,6 +288,12 @@ impl Store {
     /// Its one clock.
     pub fn clock(&self) -> &Arc<StoreClock> {
         &self.shared.clock
+    }
+
+    /// What its indexes may take of memory, and what they take now but for cached pages, in bytes.
+    pub fn index_memory(&self) -> (&Arc<Memory>, Used) {
+        self.volumes().iter().for_each(|volume| volume.note_memory());
+        (&self.shared.memory, self.shared.memory.used())
     }
 
     /// Directory for nameless files.

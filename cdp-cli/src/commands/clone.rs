@@ -8,7 +8,7 @@ use crate::cli;
 use crate::door::{Door, unexpected};
 use crate::report;
 use crate::units::size;
-use crate::work::{CloneOf, Cloned, Request, Response};
+use crate::work::{CloneOf, Cloned, Hydrated, Request, Response};
 
 /// Makes a clone, or one of each member of a group; with `--hydrate`, copies their data at once.
 pub fn run(context: &Context, arguments: &cli::CloneVolume) -> Result<u8> {
@@ -34,7 +34,7 @@ pub fn run(context: &Context, arguments: &cli::CloneVolume) -> Result<u8> {
     Ok(report::DONE)
 }
 
-/// Copies a clone's data from its parent.
+/// Copies the data of a clone, or of all members of a group of clones, from their parents.
 pub fn hydrate(context: &Context, volume: String) -> Result<u8> {
     copy(context, volume, false)
 }
@@ -47,15 +47,20 @@ fn copy(context: &Context, volume: String, quiet: bool) -> Result<u8> {
     });
     bar.clear();
     let answer = answer?;
-    let Response::Hydrated(hydrated) = &answer else { return Err(unexpected()) };
-    let line = match hydrated.copied_bytes {
+    let hydrated = match &answer {
+        Response::Hydrated(hydrated) => std::slice::from_ref(hydrated),
+        Response::HydratedGroup(group) => &group.clones[..],
+        _ => return Err(unexpected()),
+    };
+    let line = |hydrated: &Hydrated| match hydrated.copied_bytes {
         0 => format!("{}: nothing to copy, it stands on its own", hydrated.name),
         bytes => format!("{}: {} copied, it stands on its own now", hydrated.name, size(bytes)),
     };
+    let text = hydrated.iter().map(line).collect::<Vec<_>>().join("\n");
     if quiet {
-        report::say(&line)
+        report::say(&text)
     } else {
-        context.show(&answer.json(), || line)
+        context.show(&answer.json(), || text)
     }
     Ok(report::DONE)
 }

@@ -29,6 +29,7 @@ fn text(status: &Status) -> String {
     lines.extend(status.warnings.iter().cloned());
     lines.push(String::new());
     lines.push(format!("store     {}, {} free, I/O by {}", status.store, size(status.free_bytes), status.io));
+    lines.push(format!("index     {}", status.memory.text()));
     if let Some(server) = &status.server {
         lines.extend(server_lines(server));
     }

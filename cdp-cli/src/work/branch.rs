@@ -50,6 +50,15 @@ pub struct Hydrated {
     pub copied_bytes: u64,
 }
 
+/// The members of a group, each of which has let go of its parent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HydratedGroup {
+    /// The group.
+    pub group: String,
+    /// Its members, in its order.
+    pub clones: Vec<Hydrated>,
+}
+
 /// Makes a clone, or one of each member of a group. Nothing is copied.
 pub fn clone(store: &Store, request: &CloneOf, zone: &Zone) -> Result<Response> {
     let (name, point) = split_export(&request.target);
@@ -86,8 +95,33 @@ impl Cloned {
     }
 }
 
-/// Copies what a clone still reads from its parent, and lets go of that. It can be used meanwhile.
-pub fn hydrate(store: &Store, name: &str, watch: &mut Watch<'_>) -> Result<Hydrated> {
+/// Copies what a clone, or each member of a group of clones, still reads from its parent, and lets go of that. They can be used
+/// meanwhile. A member that cannot be copied does not keep the others from it; the error then says how each of them is.
+pub fn hydrate(store: &Store, name: &str, watch: &mut Watch<'_>) -> Result<Response> {
+    let Some(members) = store.groups().remove(name) else {
+        return hydrate_one(store, name, watch).map(Response::Hydrated);
+    };
+    let outcomes: Vec<(String, Result<Hydrated>)> =
+        members.into_iter().map(|member| (member.clone(), hydrate_one(store, &member, watch))).collect();
+    let failed = outcomes.iter().filter_map(|(_, outcome)| outcome.as_ref().err());
+    if let Some(first) = failed.clone().next() {
+        let each = outcomes.iter().map(|(member, outcome)| match outcome {
+            Ok(_) => format!("{member} stands on its own"),
+            Err(error) => format!("{member} does not: {error}"),
+        });
+        let (count, all) = (failed.count(), outcomes.len());
+        let context =
+            format!("{count} of {all} members of group {name}: {}", each.collect::<Vec<_>>().join("; "));
+        let hint = first
+            .hint_text()
+            .unwrap_or("run it again when that is mended: what stands on its own is not copied again");
+        return Err(Error::new(first.kind(), context).hint(hint));
+    }
+    let clones = outcomes.into_iter().filter_map(|(_, outcome)| outcome.ok()).collect();
+    Ok(Response::HydratedGroup(HydratedGroup { group: name.to_owned(), clones }))
+}
+
+fn hydrate_one(store: &Store, name: &str, watch: &mut Watch<'_>) -> Result<Hydrated> {
     let copied_bytes = store.hydrate_volume(name, &mut |done, total| {
         watch(Progress { what: format!("copying {name} from its parent"), done, total })
     })?;

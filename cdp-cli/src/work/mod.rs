@@ -10,6 +10,7 @@ pub mod forecast;
 pub mod groups;
 pub mod import;
 pub mod mark;
+pub mod memory;
 pub mod points;
 pub mod proofs;
 pub mod repair;
@@ -34,7 +35,7 @@ use cdp_core::history::point::Zone;
 use cdp_core::store::Store;
 use serde::{Deserialize, Serialize};
 
-pub use branch::{CloneOf, Cloned, ClonedGroup, Hydrated};
+pub use branch::{CloneOf, Cloned, ClonedGroup, Hydrated, HydratedGroup};
 pub use clones::CloneStatus;
 pub use diff::{Diff, DiffPage};
 pub use failover::{Demote, Demoted, FailedOver, Failover, Resync, Resynced};
@@ -186,7 +187,7 @@ pub enum Request {
     },
     /// Make a clone.
     Clone(CloneOf),
-    /// Let a clone stand on its own.
+    /// Let a clone, or all members of a group of clones, stand on their own.
     Hydrate {
         /// Which.
         volume: String,
@@ -345,6 +346,8 @@ pub enum Response {
     ClonedGroup(ClonedGroup),
     /// To `Hydrate`.
     Hydrated(Hydrated),
+    /// To `Hydrate` of a group.
+    HydratedGroup(HydratedGroup),
     /// To `Rollback` and `Undo`.
     Rewound(Vec<Rewound>),
     /// To `Import`.
@@ -432,7 +435,7 @@ pub fn run(site: &Site, tz: Option<&str>, request: &Request, watch: &mut Watch<'
             Response::Volume(volumes::set_journal_cap(store, volume, *cap_bytes)?)
         }
         Request::Clone(clone) => branch::clone(store, clone, &zone(tz)?)?,
-        Request::Hydrate { volume } => Response::Hydrated(branch::hydrate(store, volume, watch)?),
+        Request::Hydrate { volume } => branch::hydrate(store, volume, watch)?,
         Request::Rollback(rollback) => Response::Rewound(rewind::rollback(site, rollback, &zone(tz)?)?),
         Request::Undo(undo) => Response::Rewound(rewind::undo(site, undo)?),
         Request::Resume { target } => Response::Resumed(rewind::resume(site, target)?),

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::clones::CloneStatus;
 use super::forecast::{self, Forecast};
+use super::memory::MemoryStatus;
 use super::points::Place;
 use super::replicas::{self, ReplicaStatus};
 use super::retention::{self, PinLine, Sizes};
@@ -43,6 +44,9 @@ pub struct Status {
     pub io: String,
     /// Free space of its filesystem, in bytes.
     pub free_bytes: u64,
+    /// What the indexes take of memory.
+    #[serde(default)]
+    pub memory: MemoryStatus,
     /// The server, when one runs.
     pub server: Option<ServerStatus>,
     /// The volumes.
@@ -233,7 +237,8 @@ pub fn status(site: &Site, volume: Option<&str>) -> Result<Status> {
     let verdict: Vec<String> = verdict.into_iter().chain(votes.iter().filter_map(vote_reason)).collect();
     let act = !verdict.is_empty();
     let forecasts = volumes.iter().filter_map(|volume| volume.forecast.as_ref());
-    let warnings = forecasts.filter_map(|forecast| forecast.warning.clone());
+    let memory = MemoryStatus::of(store);
+    let warnings = forecasts.filter_map(|forecast| forecast.warning.clone()).chain(memory.warning());
     let warnings = warnings.chain(votes.iter().flat_map(vote_warnings)).collect();
     let space =
         store.files().space(store.path()).at(|| format!("asking for space at {}", store.path().display()))?;
@@ -244,6 +249,7 @@ pub fn status(site: &Site, volume: Option<&str>) -> Result<Status> {
         store: store.path().display().to_string(),
         io: store.files().name().to_owned(),
         free_bytes: space.available,
+        memory,
         server: site.server.as_ref().map(|server| of_server(server)),
         volumes,
     })

@@ -15,10 +15,6 @@ use std::io::IoSlice;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// A larger filter than this is not made: it would have to be in memory while it is made, and a run of so many keys has most
-/// blocks that it is asked for.
-pub const MERGE_BLOOM_BYTES_MAX: usize = 8 << 20;
-
 /// A merge under way. Whatever becomes of it, its inputs are not touched; the new run has a temporary name until
 /// it is whole and synced.
 pub struct Merge {
@@ -48,7 +44,8 @@ enum Phase {
 
 impl Merge {
     /// Begins to merge `inputs`, neighbours from the oldest to the newest, whose segments are `sources`, into the
-    /// file at `path`. `run_id` is a random number; for `filter_bytes_max` see [`MERGE_BLOOM_BYTES_MAX`].
+    /// file at `path`. `run_id` tells it from all other runs. A larger filter than `filter_bytes_max` is not made: it has to be in memory while
+    /// it is made.
     pub fn begin(
         files: Arc<dyn Files>,
         path: &Path,

@@ -11,6 +11,7 @@ mod difference;
 mod entries;
 mod keys;
 mod live;
+mod memory;
 mod merge;
 mod options;
 mod overlay;
@@ -25,7 +26,8 @@ mod write;
 
 pub use difference::Difference;
 pub use live::Live;
-pub use merge::{MERGE_BLOOM_BYTES_MAX, Merge};
+pub use memory::{Memory, Share, Used};
+pub use merge::Merge;
 pub use options::IndexOptions;
 pub use pages::PageCache;
 pub use run::Run;

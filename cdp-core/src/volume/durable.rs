@@ -92,6 +92,7 @@ impl Volume {
             staged.syncs = 0;
         }
         *appender = Appender::new(next, BLOCK_BYTES, appender.position, appender.epoch);
+        self.note_memory();
         Ok(())
     }
 

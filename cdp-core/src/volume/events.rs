@@ -50,11 +50,16 @@ impl Volume {
             let count = rest.iter().take(READ_AT_ONCE).take_while(fits).count().max(1);
             let (now, behind) = rest.split_at(count);
             let mut payloads: Vec<Vec<u8>> = now.iter().map(buffer_for).collect();
+            // As an open file, so that all reads are handed over at once.
+            let file = match part.segment.file.held() {
+                Ok(Some(file)) => file,
+                _ => part.segment.file.clone(),
+            };
             let mut reads: Vec<GatheredRead<'_>> = now
                 .iter()
                 .zip(&mut payloads)
                 .map(|(row, payload)| GatheredRead {
-                    file: part.segment.file.clone(),
+                    file: file.clone(),
                     offset: row.block as u64 * BLOCK_BYTES,
                     buffer: payload,
                     result: Ok(()),

@@ -6,14 +6,16 @@
 //! segments counts, if all its segments are those of the journal; the others are removed at the next opening, and
 //! what none of them knows is read from the segment.
 
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use super::Volume;
 use super::parts::{Layer, Part, PartIndex, is_sealed};
+use super::{Identity, Shared, Volume};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::run::MergedSource;
 use crate::format::segment::merged_run_file_name;
-use crate::index::{MERGE_BLOOM_BYTES_MAX, Merge, Run};
+use crate::ids::VolumeId;
+use crate::index::{Merge, Run};
 use crate::limits::{MERGE_LEVEL_MAX, MERGE_RETRY_NS};
 
 /// The merge under way.
@@ -21,6 +23,13 @@ use crate::limits::{MERGE_LEVEL_MAX, MERGE_RETRY_NS};
 pub(super) struct Merging {
     job: Option<Merge>,
     retry_at_ns: u64,
+}
+
+impl Merging {
+    /// Memory that it takes, in bytes.
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.job.as_ref().map_or(0, Merge::memory_bytes)
+    }
 }
 
 impl Volume {
@@ -90,7 +99,11 @@ impl Volume {
         let list = self.parts.list();
         let levels: Vec<Option<(bool, u8)>> = list.layers().map(|layer| level(&layer)).collect();
         let layers: Vec<Layer<'_>> = list.layers().collect();
-        let count = self.shared.index.merge_runs.max(2);
+        let count = match self.shared.memory.is_short_of_runs() {
+            // Small runs keep all their fences and filters in memory, merged ones do not.
+            true => 2,
+            false => self.shared.index.merge_runs.max(2),
+        };
         let from = (0..MERGE_LEVEL_MAX).find_map(|wanted| {
             let is_streak = |levels: &[Option<(bool, u8)>]| {
                 // Runs of folds know no timestamps: they are merged with each other only.
@@ -105,41 +118,8 @@ impl Volume {
 
     fn begin_merge(&self) -> Result<Option<Merge>> {
         let Some(parts) = self.plan_merge() else { return Ok(None) };
-        let mut inputs: Vec<Arc<Run>> = parts.iter().filter_map(|part| part.run().cloned()).collect();
-        inputs.dedup_by(|a, b| Arc::ptr_eq(a, b));
-        let mut sources = Vec::new();
-        for run in &inputs {
-            // A merged one may name segments that were dropped since.
-            sources.extend(run.merged_sources()?);
-            let own = |part: &&Arc<Part>| part.run().is_some_and(|own| Arc::ptr_eq(own, run));
-            if !run.is_merged() {
-                let part = parts.iter().find(own);
-                let Some(source) = part.and_then(|part| source(part)) else { return Ok(None) };
-                sources.push(source);
-            }
-        }
-        let (Some(first), Some(last)) = (sources.first(), sources.last()) else { return Ok(None) };
-        let name = merged_run_file_name(first.ordinal, last.ordinal);
-        self.refuse_unless_room(&inputs)?;
-        let run_id = self.shared.clock.random() as u64;
-        let path = self.dir.join(name);
-        Merge::begin(self.shared.files.clone(), &path, run_id, inputs, sources, MERGE_BLOOM_BYTES_MAX)
-            .map(Some)
-    }
-
-    /// The journal comes first: a merge must not take the space that writers are about to need.
-    fn refuse_unless_room(&self, inputs: &[Arc<Run>]) -> Result<()> {
-        let space = self
-            .shared
-            .files
-            .space(&self.dir)
-            .at(|| format!("volume {}: asking for free space", self.identity.name))?;
-        let needed = inputs.iter().map(|run| run.file_bytes()).sum::<u64>() + 2 * self.identity.segment_bytes;
-        if space.available < needed {
-            let context = format!("{} bytes are free, {needed} are needed", space.available);
-            return Err(Error::new(Kind::NoSpace, context));
-        }
-        Ok(())
+        let Some(inputs) = Inputs::of(&parts)? else { return Ok(None) };
+        inputs.begin(&self.shared, &self.dir, &self.identity).map(Some)
     }
 
     /// Lookups go to the merged run from now on; those under way keep what they hold.
@@ -158,13 +138,7 @@ impl Volume {
             is_adopted = parts.iter().filter(|part| within(part)).all(|part| own(part));
             if is_adopted {
                 for part in parts.iter_mut().filter(|part| own(part)) {
-                    *part = Arc::new(Part {
-                        segment: part.segment.clone(),
-                        before: part.before,
-                        frozen: part.frozen.clone(),
-                        index: PartIndex::Run(run.clone()),
-                        repaired: OnceLock::new(),
-                    });
+                    *part = Arc::new(with_run(part, &run));
                 }
             }
         });
@@ -184,6 +158,98 @@ impl Volume {
                 part.repair();
             }
         }
+    }
+}
+
+/// What is merged.
+struct Inputs {
+    runs: Vec<Arc<Run>>,
+    sources: Vec<MergedSource>,
+}
+
+impl Inputs {
+    /// The runs of these parts, which are neighbours; `None` if one of them cannot be merged.
+    fn of(parts: &[Arc<Part>]) -> Result<Option<Inputs>> {
+        let mut runs: Vec<Arc<Run>> = parts.iter().filter_map(|part| part.run().cloned()).collect();
+        runs.dedup_by(|a, b| Arc::ptr_eq(a, b));
+        let mut sources = Vec::new();
+        for run in &runs {
+            // A merged one may name segments that were dropped since.
+            sources.extend(run.merged_sources()?);
+            let own = |part: &&Arc<Part>| part.run().is_some_and(|own| Arc::ptr_eq(own, run));
+            if !run.is_merged() {
+                let part = parts.iter().find(own);
+                let Some(source) = part.and_then(|part| source(part)) else { return Ok(None) };
+                sources.push(source);
+            }
+        }
+        Ok((!sources.is_empty()).then_some(Inputs { runs, sources }))
+    }
+
+    fn begin(self, shared: &Shared, dir: &Path, identity: &Identity) -> Result<Merge> {
+        let Inputs { runs, sources } = self;
+        // The journal comes first: a merge must not take the space that writers are about to need.
+        let space = shared.files.space(dir);
+        let space = space.at(|| format!("volume {}: asking for free space", identity.name))?;
+        let needed = runs.iter().map(|run| run.file_bytes()).sum::<u64>() + 2 * identity.segment_bytes;
+        if space.available < needed {
+            let context = format!("{} bytes are free, {needed} are needed", space.available);
+            return Err(Error::new(Kind::NoSpace, context));
+        }
+        let ordinals = sources.first().zip(sources.last()).map(|(first, last)| (first.ordinal, last.ordinal));
+        let (first, last) = ordinals.expect("there is a source");
+        let path = dir.join(merged_run_file_name(first, last));
+        let run_id = run_id(identity.id, &sources);
+        let filter_bytes_max = shared.memory.merge_filter_bytes_max();
+        Merge::begin(shared.files.clone(), &path, run_id, runs, sources, filter_bytes_max)
+    }
+}
+
+/// The number of a merged run, which stands in the checksums of its pages: the same whenever it is made anew of the same
+/// segments.
+fn run_id(volume: VolumeId, sources: &[MergedSource]) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&volume.0.to_le_bytes());
+    for source in sources {
+        hasher.update(&source.segment.0.to_le_bytes());
+        hasher.update(&source.chain);
+    }
+    u64::from_le_bytes(*hasher.finalize().as_bytes().first_chunk().expect("32 bytes"))
+}
+
+/// The newest of these parts had lost its run and got it anew: with as many neighbours as are merged it is merged at once, so that
+/// however many runs are lost, few small ones are in memory at a time. Where that fails they stay as they are.
+///
+/// Legal states after a crash: as at the head of this file.
+pub(super) fn merge_rebuilt(shared: &Shared, dir: &Path, identity: &Identity, parts: &mut [Arc<Part>]) {
+    let count = shared.index.merge_runs.max(2);
+    let Some(from) = parts.len().checked_sub(count) else { return };
+    let newest = &mut parts[from..];
+    let is_small = |part: &Arc<Part>| is_sealed(part) && part.run().is_some_and(|run| !run.is_merged());
+    let is_fold = newest[0].segment.fold.is_some();
+    if !newest.iter().all(|part| is_small(part) && part.segment.fold.is_some() == is_fold) {
+        return;
+    }
+    let Ok(Some(inputs)) = Inputs::of(newest) else { return };
+    let Ok(mut merge) = inputs.begin(shared, dir, identity) else { return };
+    let run = match merge.step(u64::MAX, &shared.pages) {
+        Ok(Some(run)) => Arc::new(run),
+        _ => return merge.abandon(),
+    };
+    for part in newest.iter_mut() {
+        *part = Arc::new(with_run(part, &run));
+    }
+    // What they were merged from is removed when the volume is in service.
+}
+
+/// The part with another run.
+fn with_run(part: &Part, run: &Arc<Run>) -> Part {
+    Part {
+        segment: part.segment.clone(),
+        before: part.before,
+        frozen: part.frozen.clone(),
+        index: PartIndex::Run(run.clone()),
+        repaired: OnceLock::new(),
     }
 }
 

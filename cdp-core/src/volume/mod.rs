@@ -18,6 +18,7 @@ mod gather;
 pub mod identity;
 pub mod ledger;
 mod lesson;
+mod memory;
 pub mod merge;
 mod names;
 pub mod open;
@@ -50,7 +51,7 @@ use crate::error::{Error, Kind, Result};
 use crate::history::course::Course;
 use crate::history::retention::Policy;
 use crate::ids::*;
-use crate::index::{IndexOptions, PageCache, Visible};
+use crate::index::{IndexOptions, Memory, PageCache, Share, Visible};
 use crate::io::{FilePool, Files};
 use crate::journal::append::Appender;
 use crate::journal::commit::Commit;
@@ -72,6 +73,8 @@ pub struct Shared {
     pub clock: Arc<StoreClock>,
     /// Pages of runs.
     pub pages: Arc<PageCache>,
+    /// What the indexes take.
+    pub memory: Arc<Memory>,
     /// Files of segments that are not written to.
     pub segments: Arc<FilePool>,
     /// Whether segments are pre-written for small commits when a volume is opened; else only reserved.
@@ -149,6 +152,8 @@ pub struct Volume {
     source: Mutex<source::SourceState>,
     // The replicas that it feeds. Held while their file is written; pins are taken under it.
     replicas: Mutex<replicas::ReplicaList>,
+    // What its index takes.
+    memory: Share,
     // Sealing, folding and dropping: one at a time.
     duties: Mutex<advance::Duties>,
 }

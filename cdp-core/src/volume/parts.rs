@@ -70,6 +70,13 @@ impl LivePart {
         }
     }
 
+    /// About how much memory it takes, in bytes.
+    pub fn memory_bytes(&self) -> usize {
+        self.live.memory_bytes()
+            + self.events.capacity() * size_of::<MarkerRow>()
+            + self.damages.capacity() * size_of::<DamageRow>()
+    }
+
     /// Takes a record in.
     pub fn insert(&mut self, record: &RecordHeader, payload_block: u32, crcs: &[u32], damaged: bool) {
         self.live.insert_record(record.lsn, record.timestamp);
@@ -147,7 +154,7 @@ impl Part {
     /// About how much memory its lookup structure takes, in bytes.
     pub fn memory_bytes(&self) -> usize {
         match &self.index {
-            PartIndex::Live(live) => live.read().expect("no panics under this lock").live.memory_bytes(),
+            PartIndex::Live(live) => live.read().expect("no panics under this lock").memory_bytes(),
             PartIndex::Run(run) => run.memory_bytes(),
         }
     }

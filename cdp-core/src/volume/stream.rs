@@ -22,7 +22,6 @@ use crate::ids::*;
 use crate::journal::append::{Appender, Position, Verbatim};
 use crate::journal::follow::Follow;
 use crate::journal::scan;
-use crate::limits::LIVE_BYTES_MAX;
 
 impl Verbatim {
     /// A record from outside, if its payload is the one that its header tells of.
@@ -281,7 +280,10 @@ impl Volume {
             return Err(Error::new(Kind::Closed, format!("volume {} is closed", self.name())));
         };
         let mut count = appender.fitting_verbatim(records);
-        let is_full = self.part_list().last().is_some_and(|open| open.memory_bytes() > LIVE_BYTES_MAX);
+        let is_full = self
+            .part_list()
+            .last()
+            .is_some_and(|open| open.memory_bytes() > self.shared.memory.open_part_bytes_max());
         if count == 0 || is_full {
             match self.roll(appender) {
                 Err(error) if count == 0 => return Err(error),

@@ -174,12 +174,8 @@ impl Volume {
         self.doubt_some();
         // A list that is held here would keep what it names from being dropped.
         drop(list);
-        let list = self.parts.list();
-        let full = |part: &&Arc<Part>| part.frozen.get().is_some_and(|frozen| frozen.seal_hash.is_none());
-        for part in list.iter().filter(full) {
-            self.write_run_ahead(part)?;
-        }
-        drop(list);
+        self.begin_segment_for_memory();
+        self.write_runs_ahead()?;
         let list = self.parts.list();
         let waiting: Vec<_> =
             list.iter().filter(|part| part.frozen.get().is_some() && !parts::is_sealed(part)).collect();
@@ -196,6 +192,7 @@ impl Volume {
         self.refresh_mark()?;
         // Whoever folds waits until nobody holds an old list.
         drop(list);
+        self.note_memory();
         self.age(&mut duties)
     }
 
@@ -266,7 +263,7 @@ impl Volume {
     ///
     /// Legal states after a crash: no run, and the segment is read; or its run, which speaks of records that were all
     /// durable before it was written.
-    fn write_run_ahead(&self, part: &Arc<Part>) -> Result<()> {
+    pub(super) fn write_run_ahead(&self, part: &Arc<Part>) -> Result<()> {
         let frozen = *part.frozen.get().expect("the caller looked");
         // The hash of one that no seal will hold stands in its run: it gets that with its hash.
         if !frozen.may_seal || part.run().is_some() {

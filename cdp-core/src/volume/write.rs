@@ -15,7 +15,7 @@ use crate::format::record::{RecordKind, flags};
 use crate::generate::{Generated, ZERO_PAYLOAD};
 use crate::ids::*;
 use crate::journal::append::{Appender, Draft};
-use crate::limits::{LIVE_BYTES_MAX, REQUEST_BYTES_MAX, UNSYNCED_BYTES_MAX};
+use crate::limits::{REQUEST_BYTES_MAX, UNSYNCED_BYTES_MAX};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 static ZERO_BLOCK_CRC: std::sync::LazyLock<u32> = std::sync::LazyLock::new(|| crc32(&[0; BLOCK]));
@@ -168,13 +168,13 @@ impl Volume {
         Ok(())
     }
 
-    /// Back pressure: who writes faster than the disk takes it waits here, before taking any lock.
+    /// Back pressure: who writes faster than the disk takes it, or than the index gets runs, waits here, before taking any lock.
     fn wait_for_write_out(&self) -> Result<()> {
         let unsynced = self.staged.lock().expect("no panics under this lock").bytes;
         if unsynced > 2 * UNSYNCED_BYTES_MAX {
             self.sync_through(self.tip_lsn())?;
         }
-        Ok(())
+        self.wait_for_memory()
     }
 
     fn append_drafts(
@@ -319,7 +319,11 @@ impl Volume {
             return (drafts.len(), Err(refusal.unwrap_or_else(closed)));
         };
         let (mut count, mut blocks) = appender.fitting(drafts);
-        let is_full = self.parts.list().last().is_some_and(|open| open.memory_bytes() > LIVE_BYTES_MAX);
+        let is_full = self
+            .parts
+            .list()
+            .last()
+            .is_some_and(|open| open.memory_bytes() > self.shared.memory.open_part_bytes_max());
         if count == 0 || (is_full && self.roll_early(appender)) {
             if count == 0
                 && let Err(error) = self.roll(appender)

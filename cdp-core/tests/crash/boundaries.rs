@@ -65,3 +65,33 @@ fn every_boundary_of_merges() {
     });
     println!("every boundary of merges: {merged} segments in merged runs; {tally}");
 }
+
+/// The whole index was lost, and the opening that makes it again, merging as it goes, is cut off as well: whoever opens the
+/// volume next must see every state.
+#[test]
+fn every_boundary_of_an_opening_that_makes_the_index_again() {
+    let mut tally = Tally::default();
+    let mut merged = 0;
+    with_seeds("every_boundary_of_an_opening_that_makes_the_index_again", 1, 4, &mut tally, |seed, tally| {
+        let mut rig = Rig::new(seed, 1, 64 << 10)?;
+        let mut workload = Workload::new(seed ^ 0x5eed, 1, rig::VOLUME_BYTES);
+        while rig.sealed() < 9 {
+            rig.step(&workload.step())?;
+        }
+        for path in rig.disk.paths().into_iter().filter(|path| path.ends_with(".run")) {
+            rig.disk.disappear(&path).map_err(|error| error.to_string())?;
+        }
+        rig.disk.record_boundaries(true);
+        rig.step(&Step::Die)?;
+        // Upkeep had no part in it.
+        merged += rig.merged();
+        for _ in 0..6 {
+            rig.step(&workload.step())?;
+        }
+        let outcome = crash_at_every_boundary(&rig, seed, 1, tally);
+        tally.take(&rig.disk);
+        outcome
+    });
+    println!("every boundary of an opening without its index: {merged} segments in merged runs; {tally}");
+    assert!(merged >= 12, "{merged} segments were merged while volumes were opened");
+}

@@ -97,6 +97,11 @@ impl Client {
         }
     }
 
+    /// Discards so many bytes.
+    pub fn trim(&mut self, offset: u64, len: u32) -> io::Result<()> {
+        self.request(TRIM, offset, len, &[])
+    }
+
     /// Discards everything.
     pub fn trim_all(&mut self) -> io::Result<()> {
         let len = u32::try_from(self.size).map_err(|_| strange("too large for a demo"))?;

@@ -188,7 +188,7 @@ pub fn open_on(
                 };
                 let gathered = Gathered::default();
                 let stream = &recovered.stream;
-                parts = open_parts(shared, dir, &identity.name, stream, &merged, &gathered, false)?;
+                parts = open_parts(shared, dir, &identity, stream, &merged, &gathered, false)?;
             }
         }
     }
@@ -236,6 +236,7 @@ pub fn open_on(
         mark: Mutex::new(MarkState { file: mark_file, written: position.lsn }),
         upkeep: Mutex::new(UpkeepState::new(shared.clock.elapsed_ns(), position.lsn)),
         merging: Mutex::default(),
+        memory: shared.memory.share(),
         looked: Mutex::new(looked),
         doubted: Mutex::new(doubted),
         health: Mutex::new(health),
@@ -262,6 +263,7 @@ pub fn open_on(
     };
     volume.load_events()?;
     volume.load_replicas()?;
+    volume.note_memory();
     Ok(Arc::new(volume))
 }
 
@@ -318,7 +320,7 @@ fn survey(
     let mut front = recovered.stream.clone();
     recover::cut_stream(&mut front, settled, request.visit)?;
     let may_write = health == Health::Good;
-    let parts = open_parts(shared, request.dir, &identity.name, &front, merged, &gathered, may_write)?;
+    let parts = open_parts(shared, request.dir, identity, &front, merged, &gathered, may_write)?;
     Ok(Survey { recovered, health, front, settled, parts })
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::super::gather::Gathered;
 use super::super::parts::{self, Frozen, Part, PartIndex};
-use super::super::{Shared, upkeep};
+use super::super::{Identity, Shared, merge, upkeep};
 use crate::error::Result;
 use crate::format::record::Chain;
 use crate::format::run::MergedSource;
@@ -66,7 +66,7 @@ pub(super) fn open_merged_runs(shared: &Shared, dir: &Path, volume: VolumeId) ->
 pub(super) fn open_parts(
     shared: &Shared,
     dir: &Path,
-    name: &str,
+    identity: &Identity,
     stream: &[Found],
     merged: &[MergedRun],
     gathered: &Gathered,
@@ -80,12 +80,13 @@ pub(super) fn open_parts(
         let Some((merged, sources)) = fitting else {
             let mut part = open_part(shared, dir, found, gathered)?;
             if part.run().is_none() {
-                (shared.rebuilding)(name, at + 1, stream.len());
+                (shared.rebuilding)(&identity.name, at + 1, stream.len());
             }
-            if may_write {
-                leave_memory(shared, dir, &mut part);
-            }
+            let is_rebuilt = may_write && leave_memory(shared, dir, &mut part);
             parts.push(Arc::new(part));
+            if is_rebuilt {
+                merge::merge_rebuilt(shared, dir, identity, &mut parts);
+            }
             at += 1;
             continue;
         };
@@ -107,13 +108,16 @@ pub(super) fn open_parts(
 
 /// Gives a part that was read from its sealed segment a run at once, so that however many runs are gone, one segment is
 /// in memory at a time. Where that fails it stays in memory, and upkeep tries again.
-fn leave_memory(shared: &Shared, dir: &Path, part: &mut Part) {
-    let Some(frozen) = part.frozen.get().copied().filter(|frozen| frozen.seal_hash.is_some()) else { return };
+fn leave_memory(shared: &Shared, dir: &Path, part: &mut Part) -> bool {
+    let sealed = part.frozen.get().copied().filter(|frozen| frozen.seal_hash.is_some());
     if part.run().is_none()
+        && let Some(frozen) = sealed
         && let Ok(run) = upkeep::write_run(shared, dir, part.segment.header.volume, part, frozen)
     {
         part.index = PartIndex::Run(Arc::new(run));
+        return true;
     }
+    false
 }
 
 /// The part of a segment that takes no more records: its run if that stands and fits, else from the segment.
