@@ -212,6 +212,33 @@ fn two_of_three_answer_and_one_alone_does_not() {
     server_b.stop();
 }
 
+/// Somebody writes the lines into the configuration of the replica first, and goes for lunch: it must not take over from a
+/// primary that lives and asks nobody, and both would answer.
+#[test]
+fn a_primary_that_asks_nobody_is_not_taken_over() {
+    let sites = Sites::new();
+    let Sites { a, b, .. } = &sites;
+    let _witness = Witness::start(a, &sites.witness);
+    let config = a.path(".config/cdp/config.toml");
+    let lines = std::fs::read(&config).unwrap();
+    std::fs::remove_file(&config).unwrap();
+    assert_eq!(a.run(&["create", "disk", "--size", "64M"]).code, 0);
+    let server_a = sites.serve(a);
+    let server_b = sites.serve(b);
+    assert_eq!(a.run(&["replica", "add", "disk", &sites.address_b]).code, 0);
+    let says = |words: &str| seat(b)["text"].as_str().is_some_and(|text| text.contains(words));
+    wait_until("it is fed, and says why it waits", || says("held epoch 1"));
+    std::thread::sleep(LONGER_THAN_A_LEASE);
+    assert!(is(b, "out") && role(b) == "replica", "{}", seat(b));
+    write(&server_a, 1, 1).unwrap();
+    server_a.stop();
+    std::fs::write(&config, lines).unwrap();
+    let server_a = sites.serve(a);
+    wait_until("now it stands by", || is(a, "holds") && is(b, "stands-by"));
+    server_a.stop();
+    server_b.stop();
+}
+
 /// A configuration that cannot work is refused by name, not when the site is needed.
 #[test]
 fn what_cannot_work_is_refused() {

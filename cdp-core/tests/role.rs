@@ -217,3 +217,36 @@ fn a_replica_is_made_once() {
 fn clock_now(store: &Store) -> u64 {
     store.clock().now().0
 }
+
+/// A database on two volumes: one goes on with the other site's history, the other stands where this site's parted from it. No
+/// instant shows both as they were together, and a promotion of the two must not make one.
+#[test]
+fn members_of_different_standing_are_not_promoted_together() {
+    let (disk, clock) = (SimDisk::new(1), SimClock::new(1));
+    let store = create(&disk, &clock);
+    let options = CreateOptions { segment_bytes: 256 << 10, ..CreateOptions::new(1 << 20) };
+    store.create_volume("log", &options, None).unwrap();
+    let volumes = ["disk", "log"].map(|name| store.volume(name).unwrap());
+    volumes.iter().for_each(|volume| assert!(write(&**volume, 1).is_ok()));
+    volumes[0].demote().unwrap();
+    volumes[1].fence(EpochNumber(4), "another site has it").unwrap();
+    let members = volumes.clone().map(|volume| {
+        let tip = volume.tip_lsn();
+        (volume, tip)
+    });
+    let error = store.promote("all", &members, EpochNumber(0), "a test").unwrap_err();
+    assert_eq!(error.kind(), Kind::Refused);
+    assert!(error.to_string().contains("log stands where another site's history parted"), "{error}");
+    assert!(error.hint_text().is_some_and(|hint| hint.contains("resync")), "{error:?}");
+    let roles = volumes.clone().map(|volume| volume.role().word());
+    assert_eq!(roles, ["replica", "fenced"], "nothing was done");
+    assert!(volumes.iter().all(|volume| volume.epochs().newest().number == EpochNumber(1)));
+    // Each by itself, as it is; the fenced one above the epoch that it heard of.
+    let numbers = members.map(|member| {
+        store.promote(member.0.name(), std::slice::from_ref(&member), EpochNumber(0), "a test").unwrap()[0]
+            .epoch
+            .number
+    });
+    assert_eq!(numbers, [EpochNumber(2), EpochNumber(5)]);
+    volumes.iter().for_each(|volume| assert!(write(&**volume, 2).is_ok()));
+}

@@ -353,6 +353,20 @@ impl Sitter {
                 role => return Err(format!("volume {name} is {}", role.word())),
             }
         }
+        // A primary that asks nobody answers without a lease, and would be two with this one.
+        for volume in members {
+            let ballot = self.service.ballot(volume.identity().id);
+            let is_voted_on = ballot.is_some_and(|ballot| {
+                let is_own = ballot.site == self.service.site();
+                ballot.epoch == if is_own { epoch + 1 } else { epoch }
+            });
+            if !is_voted_on {
+                return Err(format!(
+                    "no site has held epoch {epoch} of volume {} by a vote yet; the other site needs its lines of [automatic], too",
+                    volume.name()
+                ));
+            }
+        }
         let complete = members.iter().map(|volume| volume.complete_through().1).min().unwrap_or_default();
         let age_ns = SystemClock.wall_ns().saturating_sub(complete.0);
         if age_ns > self.place.plan.loss_max_ns {

@@ -8,7 +8,7 @@ use cdp_core::ids::VolumeId;
 use cdp_core::io::{Clock, Files};
 
 use super::ballots::BallotFile;
-use super::{Ask, Board, Said, SiteId, Times};
+use super::{Ask, Ballot, Board, Said, SiteId, Times};
 use crate::limits::LEASE_NS;
 
 /// The newest epoch that the voter's own site has begun on a volume, or 0.
@@ -34,6 +34,12 @@ impl Service {
     /// The id of the site that it stands at.
     pub fn site(&self) -> SiteId {
         self.file.site()
+    }
+
+    /// What it is bound to on a volume.
+    pub fn ballot(&self, volume: VolumeId) -> Option<Ballot> {
+        let board = self.board.lock().expect("no panics under this lock");
+        board.ballots().get(&volume).map(|kept| kept.ballot)
     }
 
     /// Answers the site `name`, as its certificate calls it. The ballot is durable when this returns.
