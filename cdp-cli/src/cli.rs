@@ -554,7 +554,7 @@ Examples:
 The first site begins by itself, within ten seconds. Until the new copy is whole the old one stays what it is, and can be
 promoted; then it is called VOL-until-LSN, with every instant it had, until somebody deletes it.")]
     Reseed {
-        /// Which volume; without one, list what was asked for and is not done
+        /// Which volume or group; without one, list what was asked for and is not done
         volume: Option<String>,
         /// Compare with a volume, a point of it, or a file (its name has a slash) [default: the volume as it is here]
         #[arg(long, value_name = "VOL[@POINT]|FILE", requires = "volume")]

@@ -94,6 +94,8 @@ fn a_replica_that_fell_behind_gets_what_differs() {
         assert!(!has_all(replica), "{replica}");
         replica["state"] == "comparing" && replica["sent_bytes"].as_u64().unwrap() > 30_000
     });
+    let status: Value = serde_json::from_str(&sites.b.run(&["status", "vm", "--json"]).out).unwrap();
+    assert_eq!(status["volumes"][0]["reseed"]["size_bytes"], BYTES, "{status}");
     assert!(half["text"].as_str().unwrap().starts_with("compared with what is there"), "{half}");
     assert!(all_of(&b, "vm") == old, "the old copy changed before the new one was whole");
     drop(b);
@@ -120,6 +122,7 @@ fn a_replica_that_fell_behind_gets_what_differs() {
         assert_eq!(verified.code, 0, "{verified:?}");
     }
     assert_ne!(sites.b.run(&["failover", aside]).code, 0);
+    assert!(sites.b.run(&["status", aside]).out.contains("a newer one took its place"));
     assert_eq!(sites.b.run(&["delete", aside, "--yes"]).code, 0);
     a.stop();
     b.stop();
@@ -157,6 +160,13 @@ fn an_image_that_was_carried_there_counts() {
         assert!(all_of(&a, volume) == all_of(&b, volume), "{volume}: the two disks differ");
     }
     assert!(all_of(&b, "carried") == image);
+    // All members of a group, or none: one that is no replica is among them.
+    assert_eq!(sites.b.run(&["group", "create", "pair", "one", "two"]).code, 0);
+    assert_eq!(sites.b.json(&["replica", "reseed", "pair"]).as_array().unwrap().len(), 2);
+    assert_eq!(sites.b.json(&["replica", "reseed", "pair", "--cancel"]), Value::Array(Vec::new()));
+    assert_eq!(sites.b.run(&["group", "add", "pair", "carried"]).code, 0);
+    assert_ne!(sites.b.run(&["replica", "reseed", "pair"]).code, 0);
+    assert_eq!(sites.b.json(&["replica", "reseed"]), Value::Array(Vec::new()));
     a.stop();
     b.stop();
 }

@@ -12,6 +12,7 @@ pub mod receiver;
 mod reseed;
 pub mod sender;
 pub mod status;
+mod stretch;
 mod syncer;
 pub mod vote;
 pub mod wire;

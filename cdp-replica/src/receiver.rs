@@ -108,6 +108,8 @@ pub struct Receiver {
     syncer: Syncer,
     // The other side can compare ranges.
     compares: bool,
+    // When somebody was looked for who wants the volume copied anew.
+    looked_at_ns: u64,
 }
 
 impl Receiver {
@@ -124,6 +126,7 @@ impl Receiver {
             heard_ns: now_ns,
             syncer: Syncer::Here,
             compares: false,
+            looked_at_ns: now_ns,
         };
         control::send(&mut receiver.writer, &mut receiver.out, &control::hello());
         receiver
@@ -293,6 +296,18 @@ impl Receiver {
         control::send(&mut self.writer, &mut self.out, &state);
         self.phase = Phase::Starting(Box::new(Starting { name, origin, volume, plan }));
         Ok(())
+    }
+
+    /// Somebody wants the volume copied anew: the next connection does that.
+    fn end_for_reseed(&self) -> Result<(), Fault> {
+        let Some(volume) = self.volume() else { return Ok(()) };
+        match self.store.seed_plan(volume.name())? {
+            Some(plan) if plan.replaces == Some(volume.identity().id) => {
+                let text = format!("volume {} is to be copied anew", volume.name());
+                Err(Fault::new(FaultKind::Closing, text))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Something is here to compare with, and perhaps a copy that was begun.
@@ -505,6 +520,10 @@ impl Receiver {
         }
         if let Phase::Copying(_) = &self.phase {
             return self.settle_copy(now_ns);
+        }
+        if self.compares && now_ns.saturating_sub(self.looked_at_ns) >= ACK_NS_MAX {
+            self.looked_at_ns = now_ns;
+            self.end_for_reseed()?;
         }
         let Phase::Receiving(intake) = &mut self.phase else { return Ok(()) };
         intake.append(&self.feeding, now_ns)?;

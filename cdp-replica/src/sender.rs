@@ -28,6 +28,7 @@ use crate::fault::{Fault, FaultKind};
 use crate::limits::*;
 use crate::reseed::teller::Teller;
 use crate::status::{LinkState, LinkStatus};
+use crate::stretch::stretch_at;
 use crate::wire::control::{
     self, Ack, CODING_DIFFERENCES, CODING_LZ4, CODING_RANGES, CODING_SECTORS, CODING_ZSTD, Complete, Control,
     Groups, Hello, Open, Start, State, TAKES_GROUPS, WireEpoch, WireGroup,
@@ -455,8 +456,7 @@ impl Sender {
                 || copying.unacknowledged.is_empty())
         {
             looks += 1;
-            let stretches = copying.view.extents(copying.at, size - copying.at, 1)?;
-            let stretch = stretches[0];
+            let stretch = stretch_at(&copying.view, copying.at, COPY_BLOCKS_MAX * BLOCK_BYTES)?;
             if stretch.content != Content::Data {
                 copying.at += stretch.len;
                 continue;

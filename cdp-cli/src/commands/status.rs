@@ -159,6 +159,16 @@ fn volume_lines(volume: &VolumeStatus) -> Vec<String> {
     if let Some(fed) = &volume.fed {
         lines.push(format!("  fed by      {}, complete through {}", fed.site, fed.complete_utc));
     }
+    if volume.old_copy {
+        lines.push("  old copy    a newer one took its place; `cdp delete` lets it go".to_owned());
+    }
+    if let Some(reseed) = &volume.reseed {
+        let done = match reseed.size_bytes {
+            0 => "asked for; its primary has not begun".to_owned(),
+            all => format!("{} of {} are there", size(reseed.done_bytes), size(all)),
+        };
+        lines.push(format!("  reseed      compared with {}: {done}", reseed.compared_with));
+    }
     lines.extend(volume.replicas.iter().flat_map(|replica| replica_lines(replica, "  replica   ")));
     for damage in &volume.damages {
         lines.push(format!("  damage      lsn:{}: blocks {}+{}", damage.lsn, damage.lba, damage.blocks));

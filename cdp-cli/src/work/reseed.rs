@@ -7,6 +7,7 @@ use cdp_core::history::point::{Zone, split_export};
 use cdp_core::ids::VolumeId;
 use cdp_core::store::Store;
 use cdp_core::store::seeds::{SeedFrom, SeedPlan};
+use cdp_core::volume::Volume;
 use serde::{Deserialize, Serialize};
 
 use super::points;
@@ -14,7 +15,7 @@ use super::points;
 /// What to do about reseeds; with nothing in it they are listed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reseed {
-    /// Of which volume.
+    /// Of which volume, or of all members of which group.
     pub volume: Option<String>,
     /// A volume, `VOL@POINT`, or the whole path of a file; without one, what is here of the volume.
     pub from: Option<String>,
@@ -34,23 +35,67 @@ pub struct ReseedLine {
     pub replaces: bool,
 }
 
+/// How far one is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReseedStatus {
+    /// As in [`ReseedLine`].
+    pub compared_with: String,
+    /// So much of the new copy is durable here, in bytes.
+    pub done_bytes: u64,
+    /// Of so many; 0 before it began.
+    pub size_bytes: u64,
+}
+
+/// Of a volume that is going to give its place to a new copy.
+pub fn of_volume(store: &Store, volume: &Volume) -> Option<ReseedStatus> {
+    let id = volume.identity().id;
+    let plan = store.seed_plan(volume.name()).ok().flatten().filter(|plan| plan.replaces == Some(id))?;
+    let begun = store.copy_state(id).ok().flatten();
+    Some(ReseedStatus {
+        compared_with: line(store, &plan).compared_with,
+        done_bytes: begun.as_ref().map_or(0, |state| state.done_bytes),
+        size_bytes: begun.as_ref().map_or(0, |state| state.copied.size_bytes),
+    })
+}
+
 /// Asks for one or takes one back; gives all that are not done.
 pub fn reseed(store: &Store, request: &Reseed, zone: &Zone) -> Result<Vec<ReseedLine>> {
     match &request.volume {
         None => {}
-        Some(name) if request.cancel => match store.withdraw_reseed(name)? {
-            true => {}
-            false => {
-                let context = format!("nobody asked for a reseed of volume {name}");
+        Some(name) if request.cancel => {
+            let mut was_any = false;
+            for name in names(store, name) {
+                was_any |= store.withdraw_reseed(&name)?;
+            }
+            if !was_any {
+                let context = format!("nobody asked for a reseed of {name}");
                 return Err(Error::new(Kind::NotFound, context));
             }
-        },
+        }
+        Some(name) if request.from.is_none() => {
+            let mut planned: Vec<String> = Vec::new();
+            for member in names(store, name) {
+                if let Err(error) = store.plan_reseed(&member, None) {
+                    // All members or none.
+                    for member in planned {
+                        store.withdraw_reseed(&member)?;
+                    }
+                    return Err(error);
+                }
+                planned.push(member);
+            }
+        }
         Some(name) => {
             let from = request.from.as_deref().map(|from| parse(store, from, zone)).transpose()?;
             store.plan_reseed(name, from)?;
         }
     }
     Ok(store.seed_plans()?.iter().map(|plan| line(store, plan)).collect())
+}
+
+/// A group's members, or the one volume.
+fn names(store: &Store, name: &str) -> Vec<String> {
+    store.groups().remove(name).unwrap_or_else(|| vec![name.to_owned()])
 }
 
 fn parse(store: &Store, from: &str, zone: &Zone) -> Result<SeedFrom> {

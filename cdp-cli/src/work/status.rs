@@ -21,6 +21,7 @@ use super::forecast::{self, Forecast};
 use super::memory::MemoryStatus;
 use super::points::Place;
 use super::replicas::{self, ReplicaStatus};
+use super::reseed::{self, ReseedStatus};
 use super::retention::{self, PinLine, Sizes};
 use super::{Endpoints, ProofLine, Serving, Site, volumes};
 use crate::serve::votes::{SeatStatus, voter_words};
@@ -178,6 +179,12 @@ pub struct VolumeStatus {
     /// Of a replica: the site that feeds it, and up to when everything is here.
     #[serde(default)]
     pub fed: Option<FedStatus>,
+    /// Of a replica that is going to be copied anew: what is known of that.
+    #[serde(default)]
+    pub reseed: Option<ReseedStatus>,
+    /// An old copy of a replica, whose place a newer one took: it is only shown.
+    #[serde(default)]
+    pub old_copy: bool,
 }
 
 /// Where a replica's records come from.
@@ -345,6 +352,8 @@ fn failed(store: &Store) -> Vec<VolumeStatus> {
         disproven: None,
         replicas: Vec::new(),
         fed: None,
+        reseed: None,
+        old_copy: false,
     };
     store.failed().into_iter().map(line).collect()
 }
@@ -417,6 +426,8 @@ fn of_volume(site: &Site, volume: &Volume) -> Result<VolumeStatus> {
             let complete = volume.complete_through().1;
             FedStatus { site: source.peer, complete_utc: format_utc(complete), complete_ns: complete.0 }
         }),
+        reseed: reseed::of_volume(store, volume),
+        old_copy: volume.identity().journal_of.is_some(),
     })
 }
 

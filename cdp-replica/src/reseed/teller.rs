@@ -12,6 +12,7 @@ use cdp_core::view::View;
 
 use crate::fault::Fault;
 use crate::limits::*;
+use crate::stretch::stretch_at;
 use crate::wire::control::{self, Ack, Complete};
 use crate::wire::frame::FrameWriter;
 use crate::wire::ranges::{self, Differs, Grid, RangeHash, Ranges};
@@ -102,8 +103,7 @@ impl Teller {
     /// Looks at the next range, or at what is zeros from there on.
     fn look(&mut self) -> Result<(), Fault> {
         let (at, size_bytes) = (self.grid.byte_of(self.looked), self.view.size_bytes());
-        let stretches = self.view.extents(at, size_bytes - at, 1)?;
-        let stretch = stretches[0];
+        let stretch = stretch_at(&self.view, at, RANGE_BLOCKS * BLOCK_BYTES)?;
         if stretch.content != Content::Data {
             let end = at + stretch.len;
             let edge = match end >= size_bytes {

@@ -351,6 +351,29 @@ fn a_rollback_to_before_the_copy() {
     assert!(asides.into_iter().any(|aside| states(&aside) == before));
 }
 
+/// Somebody asks for it while the link is at work, because a block went bad there say: it begins by itself.
+#[test]
+fn a_link_that_is_at_work_ends_for_it() {
+    let mut pair = Pair::behind(89);
+    pair.change(97, 30);
+    let mut turn = 0;
+    let ended = pair.connect(Trouble::Nothing, &mut |pair| {
+        turn += 1;
+        // The two agreed that the log goes on.
+        if turn == 3 {
+            pair.ask(None);
+        }
+        if (3..12).contains(&turn) {
+            // It has something to do.
+            write(&pair.a.volume(), turn, b"on and on");
+        }
+    });
+    assert_eq!(ended.fault.map(|fault| fault.kind), Some(FaultKind::Closing), "{turn} turns");
+    assert_eq!(pair.connect(Trouble::Nothing, &mut |_| {}).fault, None);
+    assert!(pair.b.aside().is_some());
+    pair.check_equal();
+}
+
 /// Asked for by mistake, or in vain: it can be taken back; clones of the old copy keep it where it is; a sender that cannot
 /// compare sends everything.
 #[test]
