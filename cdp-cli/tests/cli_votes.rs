@@ -45,6 +45,10 @@ struct Sites {
 
 impl Sites {
     fn new() -> Sites {
+        Sites::of("disk")
+    }
+
+    fn of(target: &str) -> Sites {
         let [address_a, address_b, witness] = {
             let sockets = [0; 3].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
             sockets.map(|socket| socket.local_addr().unwrap().to_string())
@@ -61,7 +65,7 @@ impl Sites {
         for (home, peer) in [(a, &sites.address_b), (b, &sites.address_a)] {
             let dir = home.path(".config/cdp");
             std::fs::create_dir_all(&dir).unwrap();
-            let text = format!("[automatic.disk]\npeer = \"{peer}\"\nwitness = \"{}\"\n", sites.witness);
+            let text = format!("[automatic.{target}]\npeer = \"{peer}\"\nwitness = \"{}\"\n", sites.witness);
             std::fs::write(dir.join("config.toml"), text).unwrap();
         }
         sites
@@ -209,6 +213,45 @@ fn two_of_three_answer_and_one_alone_does_not() {
     assert_eq!(first_bytes(&server_a, 2), [0, 2]);
     drop(witness);
     server_a.stop();
+    server_b.stop();
+}
+
+/// A database on three volumes: half of it at one site and half at the other is no database. They go as one, from one instant.
+#[test]
+fn a_group_is_taken_over_as_one() {
+    const VOLUMES: [&str; 3] = ["data", "log", "temp"];
+    let sites = Sites::of("db");
+    let Sites { a, b, .. } = &sites;
+    let _witness = Witness::start(a, &sites.witness);
+    for name in VOLUMES {
+        assert_eq!(a.run(&["create", name, "--size", "1M"]).code, 0);
+    }
+    assert_eq!(a.run(&[&["group", "create", "db"], &VOLUMES[..]].concat()).code, 0);
+    let server_a = sites.serve(a);
+    let server_b = sites.serve(b);
+    wait_until("the first site answers", || is(a, "holds"));
+    assert_eq!(a.run(&["replica", "add", "db", &sites.address_b]).code, 0);
+    for (byte, name) in (1..).zip(VOLUMES) {
+        put(&mut server_a.connect(name).unwrap(), 0, &[byte; 4096]).unwrap();
+    }
+    wait_until("the second knows all of the group", || {
+        let planned = b.run(&["--json", "failover", "db", "--dry-run"]);
+        planned.code == 0 && planned.out.matches("\"complete_utc\"").count() == VOLUMES.len()
+    });
+    wait_until("the second stands by", || is(b, "stands-by"));
+    wait_until("all of it has arrived", || {
+        let replicas = a.json(&["replica", "list"]);
+        replicas.as_array().unwrap().iter().all(|replica| replica["lag_records"] == 0)
+    });
+    drop(server_a);
+    wait_until("the second site answers", || is(b, "holds"));
+    for (byte, name) in (1..).zip(VOLUMES) {
+        let mut client = server_b.connect(name).unwrap();
+        assert_eq!(get(&mut client, 0, 1).unwrap(), [byte], "{name}");
+        put(&mut client, 4096, &[9; 4096]).unwrap();
+    }
+    let volumes = status(b)["volumes"].clone();
+    assert!(volumes.as_array().unwrap().iter().all(|volume| volume["role"] == "primary"), "{volumes}");
     server_b.stop();
 }
 
