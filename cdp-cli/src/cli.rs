@@ -620,6 +620,9 @@ pub struct Failover {
     /// Only say what would be done
     #[arg(long)]
     pub dry_run: bool,
+    /// Also where members of the group have not arrived here
+    #[arg(long)]
+    pub partial: bool,
 }
 
 /// `cdp demote`.

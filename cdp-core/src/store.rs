@@ -72,7 +72,7 @@ pub struct Store {
     shared: Shared,
     volumes: Mutex<BTreeMap<String, Arc<Volume>>>,
     failed: Mutex<BTreeMap<String, Error>>,
-    groups: Mutex<BTreeMap<String, Vec<String>>>,
+    groups: Mutex<groups::Groups>,
     // Deleted volumes that clones read from, by their ids.
     hidden: Mutex<BTreeMap<VolumeId, Arc<Volume>>>,
     // Held while volumes are cloned, deleted, or a group is rolled back. Taken before `naming`.

@@ -76,11 +76,17 @@ fn groups_arrive_with_their_volumes() {
     a.add_to_group("base", &["data".to_owned(), "log".to_owned()], true).unwrap();
     feed(&a, &b, "log").unwrap();
     assert_eq!(b.groups(), groups(&[("base", &["log"])]));
+    // A failover of it would leave one behind.
+    assert_eq!(b.refuse_partial("base").unwrap_err().kind(), Kind::Refused);
     feed(&a, &b, "data").unwrap();
     assert_eq!(b.groups(), groups(&[("base", &["data", "log"])]));
+    b.refuse_partial("base").unwrap();
     a.add_to_group("base", &["more".to_owned()], false).unwrap();
     feed(&a, &b, "log").unwrap();
     assert_eq!(b.groups(), groups(&[("base", &["data", "log"])]), "it is not here yet");
+    drop(b);
+    let b = site_b.open();
+    assert!(b.refuse_partial("base").is_err(), "after a restart");
     feed(&a, &b, "more").unwrap();
     let whole = groups(&[("base", &["data", "log", "more"])]);
     assert_eq!(b.groups(), whole);

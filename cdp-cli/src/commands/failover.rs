@@ -11,8 +11,12 @@ use crate::work::{Demote, Failover, Request, Response, Resync};
 
 /// Promotes.
 pub fn failover(context: &Context, arguments: &cli::Failover) -> Result<u8> {
-    let request =
-        Failover { target: arguments.target.clone(), to: arguments.to.clone(), dry_run: arguments.dry_run };
+    let request = Failover {
+        target: arguments.target.clone(),
+        to: arguments.to.clone(),
+        dry_run: arguments.dry_run,
+        partial: arguments.partial,
+    };
     let answer = Door::ask_once(&context.config, false, Request::Failover(request), &mut |_| Ok(()))?;
     let Response::FailedOver(volumes) = &answer else { return Err(unexpected()) };
     context.show(&answer.json(), || {

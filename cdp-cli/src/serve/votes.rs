@@ -403,7 +403,8 @@ impl Sitter {
         tracing::warn!("{target}: the voters give this site epoch {epoch}: it is promoted");
         let work = move || {
             let heard = EpochNumber(u32::try_from(epoch - 1).unwrap_or(u32::MAX - 1));
-            let request = failover::Failover { target: target.clone(), to: None, dry_run: false };
+            let request =
+                failover::Failover { target: target.clone(), to: None, dry_run: false, partial: false };
             let done = failover::failover_above(&site, &request, &Zone::system()?, heard)?;
             for line in &done {
                 tracing::warn!(

@@ -26,6 +26,9 @@ pub struct Failover {
     pub to: Option<String>,
     /// Only say what would be done.
     pub dry_run: bool,
+    /// Also where members of the group have not arrived here.
+    #[serde(default)]
+    pub partial: bool,
 }
 
 /// A volume that was promoted, or would be.
@@ -78,6 +81,11 @@ pub fn failover_above(
     let (store, name) = (&site.store, &request.target);
     if name.contains('@') {
         return Err(Error::new(Kind::Invalid, "a failover names its point with --to"));
+    }
+    if !request.partial {
+        store.refuse_partial(name).map_err(|error| {
+            error.hint("`--partial` promotes those that are here, and leaves the others to the other site")
+        })?;
     }
     let complete: Vec<_> =
         store.members(name)?.into_iter().map(|volume| (volume.complete_through().1, volume)).collect();

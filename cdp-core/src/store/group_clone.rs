@@ -16,7 +16,7 @@ use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::{Arc, MutexGuard};
 
-use super::groups::write_groups;
+use super::groups::{Group, write_groups};
 use super::{Store, VERSION, VOLUMES_DIR};
 use crate::device::Device;
 use crate::error::{Error, IoContext, Kind, Result};
@@ -199,7 +199,7 @@ impl Store {
         if !groups.contains_key(&cloning.group) {
             let mut changed = groups.clone();
             let names = cloning.clones.into_iter().map(|(_, name)| name).collect();
-            changed.insert(cloning.group, names);
+            changed.insert(cloning.group, Group { members: names, awaited: Vec::new() });
             write_groups(&*self.shared.files, &self.path, &changed)?;
             *groups = changed;
         }

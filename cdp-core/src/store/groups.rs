@@ -16,10 +16,41 @@ use crate::volume::Volume;
 const GROUPS_FILE: &str = "groups";
 const GROUPS_KIND: &str = "cdp-groups";
 
+/// By name.
+pub(super) type Groups = BTreeMap<String, Group>;
+
+/// A group.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct Group {
+    /// Its members, in the order in which they were added.
+    pub(super) members: Vec<String>,
+    /// What the site that feeds the members told of, too, and is not here.
+    pub(super) awaited: Vec<VolumeId>,
+}
+
 impl Store {
     /// The groups and their members.
     pub fn groups(&self) -> BTreeMap<String, Vec<String>> {
-        self.groups.lock().expect("no panics under this lock").clone()
+        let groups = self.groups.lock().expect("no panics under this lock");
+        groups.iter().map(|(name, group)| (name.clone(), group.members.clone())).collect()
+    }
+
+    /// Refuses what concerns a whole group as long as some of its members have not arrived from the site that feeds it.
+    ///
+    /// # Errors
+    /// [`Kind::Refused`].
+    pub fn refuse_partial(&self, group: &str) -> Result<()> {
+        let groups = self.groups.lock().expect("no panics under this lock");
+        let awaited = groups.get(group).map(|group| group.awaited.clone()).unwrap_or_default();
+        drop(groups);
+        let missing = awaited.iter().filter(|id| self.volume_by_id(**id).is_none()).count();
+        if missing == 0 {
+            return Ok(());
+        }
+        let context = format!(
+            "the group {group} has {missing} more members at the site that feeds it, and they are not here, or not whole"
+        );
+        Err(Error::new(Kind::Refused, context))
     }
 
     /// Makes a group of volumes, or adds volumes to one.
@@ -41,7 +72,7 @@ impl Store {
             }
             _ => {}
         }
-        let list = changed.entry(group.to_owned()).or_default();
+        let list = &mut changed.entry(group.to_owned()).or_default().members;
         for member in members {
             if !list.contains(member) {
                 list.push(member.clone());
@@ -54,9 +85,9 @@ impl Store {
 
     /// The volumes that a name stands for: a group's members in the order in which they were added, or one volume.
     pub fn members(&self, name: &str) -> Result<Vec<Arc<Volume>>> {
-        let members = self.groups.lock().expect("no panics under this lock").get(name).cloned();
-        match members {
-            Some(members) => members.iter().map(|member| self.volume(member)).collect(),
+        let group = self.groups.lock().expect("no panics under this lock").get(name).cloned();
+        match group {
+            Some(Group { members, .. }) => members.iter().map(|member| self.volume(member)).collect(),
             None => Ok(vec![self.volume(name)?]),
         }
     }
@@ -71,7 +102,7 @@ impl Store {
     }
 
     /// Learns how the site `peer` groups what it sends here: those of `ids` that are replicas of it make up `group`, in this
-    /// order. The same group of other volumes stays as it is. Gives whether anything changed.
+    /// order, and the others are awaited. The same group of other volumes stays as it is. Gives whether anything changed.
     ///
     /// # Errors
     /// [`Kind::Exists`] where the name is that of a volume, or of a group with volumes that are not the peer's.
@@ -80,15 +111,18 @@ impl Store {
         let is_fed = |volume: &Arc<Volume>| {
             !volume.is_primary() && volume.source().is_some_and(|source| source.peer == peer)
         };
-        let here: Vec<String> = ids
-            .iter()
-            .filter_map(|id| self.volume_by_id(*id).filter(is_fed))
-            .map(|volume| volume.name().to_owned())
-            .collect();
+        let (mut members, mut awaited) = (Vec::new(), Vec::new());
+        for id in ids {
+            match self.volume_by_id(*id).filter(is_fed) {
+                Some(volume) => members.push(volume.name().to_owned()),
+                None => awaited.push(*id),
+            }
+        }
+        let here = Group { members, awaited };
         let _naming = self.naming.lock().expect("no panics under this lock");
         let mut groups = self.groups.lock().expect("no panics under this lock");
         let known = groups.get(group);
-        if here.is_empty() || known == Some(&here) {
+        if here.members.is_empty() || known == Some(&here) {
             return Ok(false);
         }
         let volumes = self.volumes.lock().expect("no panics under this lock").clone();
@@ -96,7 +130,8 @@ impl Store {
             let context = format!("{peer} has a group {group:?}, and here a volume has that name");
             return Err(Error::new(Kind::Exists, context));
         }
-        let own = known.into_iter().flatten().find(|name| !volumes.get(*name).is_some_and(is_fed));
+        let mut known = known.into_iter().flat_map(|group| &group.members);
+        let own = known.find(|name| !volumes.get(*name).is_some_and(is_fed));
         if let Some(own) = own {
             let context = format!(
                 "{peer} has a group {group:?}; the group of that name here has the volume {own:?}, which is not a replica of it, or cannot be opened"
@@ -116,36 +151,45 @@ fn no_group(group: &str) -> Error {
         .hint(format!("`cdp group create {group} VOL…` makes one"))
 }
 
-pub(super) fn read_groups(files: &dyn Files, path: &Path) -> Result<BTreeMap<String, Vec<String>>> {
+pub(super) fn read_groups(files: &dyn Files, path: &Path) -> Result<Groups> {
     let path = path.join(GROUPS_FILE);
     let bytes = match read_file(files, &path, MANIFEST_BYTES_MAX) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Groups::new()),
         other => other.at(|| format!("reading {}", path.display()))?,
     };
-    let manifest = Manifest::decode(&bytes).filter(|m| m.kind == GROUPS_KIND && m.version == VERSION);
-    let manifest = manifest.ok_or_else(|| {
+    decode(&bytes).ok_or_else(|| {
         Error::new(Kind::Damaged, format!("{} is damaged or of a newer version", path.display()))
             .hint("remove it and make the groups again; the volumes are not touched")
-    })?;
-    // Names hold no slash, so it separates them.
-    let mut groups = BTreeMap::new();
-    for line in manifest.values.values() {
-        let mut names = line.split('/').map(str::to_owned);
-        groups.insert(names.next().unwrap_or_default(), names.collect());
-    }
-    Ok(groups)
+    })
 }
 
-pub(super) fn write_groups(
-    files: &dyn Files,
-    path: &Path,
-    groups: &BTreeMap<String, Vec<String>>,
-) -> Result<()> {
+fn decode(bytes: &[u8]) -> Option<Groups> {
+    let manifest = Manifest::decode(bytes).filter(|m| m.kind == GROUPS_KIND && m.version == VERSION)?;
+    let mut groups = Groups::new();
+    for (key, line) in &manifest.values {
+        // Names hold no slash, so it separates them.
+        let mut fields = line.split('/').map(str::to_owned);
+        let group = groups.entry(fields.next()?).or_default();
+        match key.split_once('.')?.0 {
+            "awaited" => {
+                let id = |field: String| u128::from_str_radix(&field, 16).ok().map(VolumeId);
+                group.awaited = fields.map(id).collect::<Option<_>>()?;
+            }
+            _ => group.members = fields.collect(),
+        }
+    }
+    Some(groups)
+}
+
+pub(super) fn write_groups(files: &dyn Files, path: &Path, groups: &Groups) -> Result<()> {
     let mut manifest = Manifest::new(GROUPS_KIND, VERSION);
-    for (number, (group, members)) in groups.iter().enumerate() {
-        let names: Vec<&str> =
-            std::iter::once(group.as_str()).chain(members.iter().map(String::as_str)).collect();
-        manifest.set(&format!("group.{number:06}"), names.join("/"));
+    for (number, (name, group)) in groups.iter().enumerate() {
+        let line = |fields: Vec<String>| [vec![name.clone()], fields].concat().join("/");
+        manifest.set(&format!("group.{number:06}"), line(group.members.clone()));
+        if !group.awaited.is_empty() {
+            let ids = group.awaited.iter().map(VolumeId::to_string).collect();
+            manifest.set(&format!("awaited.{number:06}"), line(ids));
+        }
     }
     let path = path.join(GROUPS_FILE);
     let bytes = manifest.encode();
