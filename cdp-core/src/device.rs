@@ -85,4 +85,10 @@ pub trait Device: Send + Sync {
     /// The content of `offset..offset + len`, in order, at most `stretches_max` entries; may end early but
     /// covers at least one byte. Neighbouring entries differ.
     fn extents(&self, offset: u64, len: u64, stretches_max: usize) -> Result<Vec<Stretch>>;
+
+    /// Whether each call may wait until somebody else allows an answer. Then an answer that is had is to go out before the
+    /// next call, because what allows it holds for a time only.
+    fn is_gated(&self) -> bool {
+        false
+    }
 }

@@ -65,6 +65,13 @@ pub enum Command<'a> {
     Refused(Refusal),
 }
 
+impl Command<'_> {
+    /// Whether it is for what the device holds, and changes nothing.
+    pub fn asks(&self) -> bool {
+        matches!(self, Command::Read { .. } | Command::Status { .. })
+    }
+}
+
 /// One request.
 #[derive(Clone, Debug)]
 pub struct Request<'a> {

@@ -62,6 +62,14 @@ struct Slot {
     at: u64,
 }
 
+/// What a round did: requests and bytes.
+#[derive(Default)]
+struct Tally {
+    written: (u64, u64),
+    read: (u64, u64),
+    flush_due: bool,
+}
+
 /// Carries out the rounds of one connection.
 pub struct Executor {
     device: Arc<dyn Device>,
@@ -116,47 +124,68 @@ impl Executor {
     /// Carries out all requests and sends all replies.
     pub fn run(&mut self, requests: &[Request<'_>], outlet: &mut dyn Outlet) -> io::Result<()> {
         self.apply(requests);
-        let mut flush_due = false;
-        let mut change = 0;
-        let mut written = (0, 0);
-        let mut read = (0, 0);
+        let mut tally = Tally::default();
+        if self.device.is_gated() {
+            // A read may wait until nobody may be answered any more; what was changed is not to be held up by it.
+            self.answer(requests, |command| !command.asks(), &mut tally, outlet)?;
+            self.deliver(outlet)?;
+            self.answer(requests, |command| command.asks(), &mut tally, outlet)?;
+        } else {
+            self.answer(requests, |_| true, &mut tally, outlet)?;
+        }
+        self.deliver(outlet)?;
+        self.failed = None;
+        if tally.written.0 > 0 {
+            outlet.done(Class::Write, tally.written.0, tally.written.1);
+        }
+        if tally.read.0 > 0 {
+            outlet.done(Class::Read, tally.read.0, tally.read.1);
+        }
+        if tally.flush_due {
+            self.flush(requests, outlet)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the replies to those requests that are wanted; what a sync has to come before waits for [`Executor::flush`].
+    fn answer(
+        &mut self,
+        requests: &[Request<'_>],
+        is_wanted: impl Fn(&Command<'_>) -> bool,
+        tally: &mut Tally,
+        outlet: &mut dyn Outlet,
+    ) -> io::Result<()> {
+        let mut changes = 0;
         for (number, request) in requests.iter().enumerate() {
+            let change = changes;
+            changes += usize::from(matches!(request.command, Command::Change { .. }));
+            if !is_wanted(&request.command) {
+                continue;
+            }
             let to = To { cookie: request.cookie, offset: request.offset };
             self.make_room(SMALL_REPLY_BYTES, outlet)?;
             match &request.command {
                 Command::Change { change: what, fua } => {
                     match &self.results[change] {
                         Err(error) => self.encoder.failure(&mut self.replies, to, &change_refusal(error)),
-                        Ok(_) if *fua => flush_due = true,
+                        Ok(_) if *fua => tally.flush_due = true,
                         Ok(_) => self.encoder.success(&mut self.replies, to),
                     }
                     if !fua {
-                        written = (written.0 + 1, written.1 + change_bytes(what));
+                        tally.written = (tally.written.0 + 1, tally.written.1 + change_bytes(what));
                     }
-                    change += 1;
                 }
-                Command::Flush => flush_due = true,
+                Command::Flush => tally.flush_due = true,
                 Command::Done => self.encoder.nothing(&mut self.replies, to),
                 Command::Refused(refusal) => self.encoder.failure(&mut self.replies, to, refusal),
                 Command::Read { len, whole } => {
                     self.read(number, to, *len, *whole, outlet)?;
-                    read = (read.0 + 1, read.1 + len);
+                    tally.read = (tally.read.0 + 1, tally.read.1 + len);
                 }
                 Command::Status { len, one, contexts } => {
                     self.status(to, *len, *one, *contexts, outlet)?;
                 }
             }
-        }
-        self.deliver(outlet)?;
-        self.failed = None;
-        if written.0 > 0 {
-            outlet.done(Class::Write, written.0, written.1);
-        }
-        if read.0 > 0 {
-            outlet.done(Class::Read, read.0, read.1);
-        }
-        if flush_due {
-            self.flush(requests, outlet)?;
         }
         Ok(())
     }
@@ -365,6 +394,10 @@ impl Executor {
                 clipped(stretches.iter().map(|stretch| (stretch.len, state(stretch.content))), len, count_max)
             }
             ContextKind::Bitmap(place) => {
+                if self.device.is_gated() {
+                    // Bitmaps know of no gate.
+                    self.device.extents(offset, len, 1)?;
+                }
                 let bitmap = self.bitmaps.get(place).ok_or_else(|| {
                     Error::new(Kind::Io, "a dirty bitmap was selected that the connection does not have")
                 })?;

@@ -90,6 +90,10 @@ impl Device for Gated {
         self.leave(held)?;
         Ok(stretches)
     }
+
+    fn is_gated(&self) -> bool {
+        true
+    }
 }
 
 #[cfg(test)]
