@@ -22,6 +22,7 @@ type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 const VIEWS: u64 = 64;
 const WARM_ROUNDS_MAX: usize = 12;
 const WRITE_TIME: Duration = Duration::from_secs(6);
+const WRITE_ROUNDS: usize = 5;
 
 fn random(state: &mut u64) -> u64 {
     *state ^= *state << 13;
@@ -270,8 +271,21 @@ fn measure(path: &Path) -> Outcome {
     Ok(())
 }
 
+/// Writes a second: by the clock, for each second of a processor that their thread took, and for each that the process took.
+#[derive(Clone, Copy)]
+struct WriteRate {
+    by_clock: f64,
+    by_writer: f64,
+    by_process: f64,
+}
+
+fn writer_seconds() -> f64 {
+    let used = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    used.tv_sec as f64 + used.tv_nsec as f64 / 1e9
+}
+
 /// Writes 4 KiB at random for some seconds, flushing each 256 writes, with upkeep beside it four times a second.
-fn write_rate(path: &Path, merge_runs: usize) -> Outcome<(f64, usize)> {
+fn write_rate(path: &Path, merge_runs: usize) -> Outcome<(WriteRate, usize)> {
     let index = IndexOptions { merge_runs, ..IndexOptions::default() };
     let options =
         OpenOptions { holder: "a measurement", index, catalog: &Catalog::open, ..OpenOptions::default() };
@@ -281,7 +295,7 @@ fn write_rate(path: &Path, merge_runs: usize) -> Outcome<(f64, usize)> {
     let mut state = 0x9e37_79b9_97f4_a7c1;
     let data: Vec<u8> = (0..4096).map(|at| (at % 251) as u8 + 1).collect();
     let blocks = volume.size_bytes() / BLOCK_BYTES;
-    let rate = std::thread::scope(|scope| -> Outcome<f64> {
+    let rate = std::thread::scope(|scope| -> Outcome<WriteRate> {
         scope.spawn(|| {
             while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
                 if let Err(error) = volume.maintain() {
@@ -290,7 +304,7 @@ fn write_rate(path: &Path, merge_runs: usize) -> Outcome<(f64, usize)> {
                 std::thread::sleep(Duration::from_millis(250));
             }
         });
-        let began = Instant::now();
+        let (began, writer, process) = (Instant::now(), writer_seconds(), processor_seconds());
         let mut done = 0;
         let mut results = Vec::new();
         while began.elapsed() < WRITE_TIME {
@@ -305,7 +319,12 @@ fn write_rate(path: &Path, merge_runs: usize) -> Outcome<(f64, usize)> {
                 volume.flush()?;
             }
         }
-        let rate = done as f64 / began.elapsed().as_secs_f64();
+        let done = done as f64;
+        let rate = WriteRate {
+            by_clock: done / began.elapsed().as_secs_f64(),
+            by_writer: done / (writer_seconds() - writer),
+            by_process: done / (processor_seconds() - process),
+        };
         is_over.store(true, std::sync::atomic::Ordering::Relaxed);
         Ok(rate)
     })?;
@@ -315,16 +334,32 @@ fn write_rate(path: &Path, merge_runs: usize) -> Outcome<(f64, usize)> {
 }
 
 fn write(path: &Path) -> Outcome {
-    let mut ratios = Vec::new();
-    for round in 1..=3 {
-        let (without, many) = write_rate(path, usize::MAX >> 1)?;
+    let mut ratios: [Vec<f64>; 3] = Default::default();
+    for round in 1..=WRITE_ROUNDS {
+        // The other one first each time, so that neither always gets what the other left to write out.
+        let first = if round % 2 == 1 { usize::MAX >> 1 } else { 2 };
+        let second = if round % 2 == 1 { 2 } else { usize::MAX >> 1 };
+        let outcomes = [(first, write_rate(path, first)?), (second, write_rate(path, second)?)];
         // Two by two is more merging than a store ever does by itself.
-        let (merging, few) = write_rate(path, 2)?;
-        ratios.push(merging / without * 100.0);
-        println!("| round {round}: writes without merging, {many} layers | {without:.0}/s |");
-        println!("| round {round}: writes while merging, down to {few} layers | {merging:.0}/s |");
+        let of = |is_merging: bool| outcomes.iter().find(|outcome| (outcome.0 == 2) == is_merging);
+        let (Some((_, (without, many))), Some((_, (merging, few)))) = (of(false), of(true)) else { continue };
+        println!(
+            "| round {round}: writes without merging, {many} layers; while merging, down to {few} | {:.0}/s; {:.0}/s |",
+            without.by_clock, merging.by_clock
+        );
+        ratios[0].push(merging.by_clock / without.by_clock * 100.0);
+        ratios[1].push(merging.by_writer / without.by_writer * 100.0);
+        ratios[2].push(merging.by_process / without.by_process * 100.0);
     }
-    println!("| while merging, of without | {ratios:.0?} % |");
+    let by = ["the clock", "the writer's processor time", "the process's, merging included"];
+    for (by, ratios) in by.iter().zip(&mut ratios) {
+        ratios.sort_by(f64::total_cmp);
+        let (least, most) = (ratios[0], ratios[ratios.len() - 1]);
+        println!(
+            "| writes while merging, of without, by {by} | {least:.0} – {:.0} – {most:.0} % |",
+            ratios[ratios.len() / 2]
+        );
+    }
     Ok(())
 }
 
