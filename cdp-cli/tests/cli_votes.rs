@@ -282,6 +282,28 @@ fn a_primary_that_asks_nobody_is_not_taken_over() {
     server_b.stop();
 }
 
+/// One configuration for both sites, so that `peer` is the site itself: its voter would be two of three, and the site would
+/// answer alone, also when it is cut off and the other site and the witness have agreed on another.
+#[test]
+fn a_site_does_not_count_its_own_voter_twice() {
+    let sites = Sites::new();
+    let Sites { a, .. } = &sites;
+    let config = a.path(".config/cdp/config.toml");
+    let text = std::fs::read_to_string(&config).unwrap().replace(&sites.address_b, &sites.address_a);
+    std::fs::write(&config, text).unwrap();
+    assert_eq!(a.run(&["create", "disk", "--size", "64M"]).code, 0);
+    let server_a = sites.serve(a);
+    let says = || seat(a)["voters"][1]["text"].as_str().is_some_and(|text| text.contains("count twice"));
+    wait_until("it says that it met itself", says);
+    // Longer than a new voter keeps silent, too.
+    let until = Instant::now() + 2 * LONGER_THAN_A_LEASE;
+    while Instant::now() < until {
+        assert!(!is(a, "holds"), "it holds the lease alone: {}", seat(a));
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    server_a.stop();
+}
+
 /// A configuration that cannot work is refused by name, not when the site is needed.
 #[test]
 fn what_cannot_work_is_refused() {

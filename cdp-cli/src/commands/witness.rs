@@ -82,10 +82,10 @@ pub fn run(context: &Context, arguments: &Witness) -> Result<u8> {
 fn make_dir(files: &dyn Files, dir: &Path) -> Result<()> {
     let place = || format!("making {}", dir.display());
     match files.create_dir(dir) {
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
         other => other.at(place)?,
     }
-    // So that the ballots in it are found again.
+    // So that the ballots in it are found again; also of a directory that was there, which nobody may have synced yet.
     let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     files.sync_dir(parent).at(place)
 }
@@ -99,5 +99,28 @@ fn lock(files: &dyn Files, dir: &Path) -> Result<Box<dyn Lock>> {
                 .hint("one witness for each directory"))
         }
         other => other.at(|| format!("locking {}", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cdp_core::io::sim::{PowerLoss, SimDisk};
+
+    use super::*;
+
+    // A witness that died as soon as it had made its directory, started again, voted, and lost power: without the directory
+    // it would know nothing of its votes.
+    #[test]
+    fn the_directory_is_durable_before_anybody_votes() {
+        for seed in 0..8 {
+            let disk = SimDisk::new(seed);
+            let dir = Path::new("/witness");
+            disk.create_dir(dir).unwrap();
+            let disk = disk.crash_process();
+            make_dir(&disk, dir).unwrap();
+            let disk = disk.crash_power_with(PowerLoss::seeded(seed));
+            let again = disk.create_dir(dir).map_err(|error| error.kind());
+            assert_eq!(again, Err(std::io::ErrorKind::AlreadyExists), "power loss {seed}");
+        }
     }
 }

@@ -345,6 +345,13 @@ impl Slot {
                         Which::Peer => self.tls.connect_to_vote(&socket)?,
                         Which::Witness => self.tls.connect_to_witness(&socket)?,
                     };
+                    // One voter that is counted twice is a majority by itself.
+                    if self.which == Which::Peer && name == self.tls.site() {
+                        let text = format!(
+                            "{address} is answered by {name}, which is this site's own name: its voter would count twice; `peer` of [automatic] is the other site's address, and each site has a certificate of its own"
+                        );
+                        return Err(Fault::new(FaultKind::Rights, text));
+                    }
                     self.state.lock().expect("no panics under this lock").name = Some(name);
                     return Talk::new(socket, tls);
                 }

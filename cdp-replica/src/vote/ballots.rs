@@ -1,7 +1,9 @@
 //! The file `ballots` of a voter: what it is bound to, and the id of its site. FORMAT.md, "Ballots".
 //!
 //! Legal states after a crash: the ballots before or those after a change; once the change was answered, those after. A
-//! missing file is a voter that never answered anything, so it is written, with its id, before the first answer.
+//! missing file is a voter that never answered anything, so it is written, with its id, before the first answer. What is
+//! read need not be durable: a process that died between the renaming and the sync of the directory left it in the
+//! cache. So it is kept anew when it is opened, or else before the first grant.
 
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -22,6 +24,16 @@ const VERSION: u32 = 1;
 /// Longest file that is read, in bytes: an entry has less than 200.
 const FILE_BYTES_MAX: u64 = 4 << 20;
 
+/// What was found when it was opened.
+pub struct Opened {
+    /// The file.
+    pub file: BallotFile,
+    /// What the voter is bound to.
+    pub ballots: Ballots,
+    /// Whether the disk is known to have these.
+    pub is_durable: bool,
+}
+
 /// The file.
 pub struct BallotFile {
     files: Arc<dyn Files>,
@@ -31,14 +43,14 @@ pub struct BallotFile {
 
 impl BallotFile {
     /// Reads it, or makes it with a new id from `random`. Whoever asks sees to it that nobody else has it open.
-    pub fn open(files: Arc<dyn Files>, dir: &Path, random: u128) -> Result<(BallotFile, Ballots)> {
+    pub fn open(files: Arc<dyn Files>, dir: &Path, random: u128) -> Result<Opened> {
         let path = dir.join(BALLOTS_FILE);
         match read_file(&*files, &path, FILE_BYTES_MAX) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 let file = BallotFile { files, path, site: fresh_site(random) };
                 let none = Ballots::new();
                 file.keep(&none).at(|| format!("writing {}", file.path.display()))?;
-                Ok((file, none))
+                Ok(Opened { file, ballots: none, is_durable: true })
             }
             other => {
                 let bytes = other.at(|| format!("reading {}", path.display()))?;
@@ -48,7 +60,13 @@ impl BallotFile {
                         "remove it only when no site has answered anything for ten seconds: it says to whom this voter is bound",
                     )
                 })?;
-                Ok((BallotFile { files, path, site }, ballots))
+                let file = BallotFile { files, path, site };
+                // A full disk is no reason not to start: then the first grant has to keep them.
+                let kept = file.keep(&ballots);
+                if let Err(error) = &kept {
+                    tracing::warn!(%error, "the ballots of {} cannot be kept anew yet", file.path.display());
+                }
+                Ok(Opened { file, ballots, is_durable: kept.is_ok() })
             }
         }
     }
@@ -123,7 +141,7 @@ mod tests {
                     let disk = SimDisk::new(after);
                     disk.create_dir(dir).unwrap();
                     disk.sync_dir(Path::new("/")).unwrap();
-                    let (file, _) = BallotFile::open(Arc::new(disk.clone()), dir, 5).unwrap();
+                    let file = BallotFile::open(Arc::new(disk.clone()), dir, 5).unwrap().file;
                     file.keep(&ballots(1)).unwrap();
                     disk.set_crash_after(after, at);
                     let mut told = 1;
@@ -140,9 +158,9 @@ mod tests {
                         true => disk.crash_power_with(PowerLoss::seeded(after)),
                         false => disk.crash_process(),
                     };
-                    let (file, found) = BallotFile::open(Arc::new(disk), dir, 6).unwrap();
-                    assert_eq!(file.site(), SiteId(5));
-                    let epoch = found[&VolumeId(1)].ballot.epoch;
+                    let opened = BallotFile::open(Arc::new(disk), dir, 6).unwrap();
+                    assert_eq!(opened.file.site(), SiteId(5));
+                    let epoch = opened.ballots[&VolumeId(1)].ballot.epoch;
                     let most = if crashed { told + 1 } else { told };
                     assert!(
                         (told..=most).contains(&epoch),
@@ -152,5 +170,51 @@ mod tests {
             }
         }
         assert!(crashes > 50, "{crashes}");
+    }
+
+    // kill -9 between the renaming and the sync of the directory: what the next process reads is in the cache and nowhere
+    // else. It tells somebody of it, loses power, and is bound to another site again.
+    #[test]
+    fn a_ballot_that_was_only_read_is_durable_before_it_is_told() {
+        let dir = Path::new("/voter");
+        let mut found_newer = 0;
+        for after in 1..20 {
+            let disk = SimDisk::new(after);
+            disk.create_dir(dir).unwrap();
+            disk.sync_dir(Path::new("/")).unwrap();
+            let file = BallotFile::open(Arc::new(disk.clone()), dir, 5).unwrap().file;
+            file.keep(&ballots(1)).unwrap();
+            disk.set_crash_after(after, CrashAt::Before);
+            let kept = file.keep(&ballots(2));
+            disk.clear_crash();
+            let disk = disk.crash_process();
+            let opened = BallotFile::open(Arc::new(disk.clone()), dir, 6).unwrap();
+            let told = opened.ballots[&VolumeId(1)].ballot.epoch;
+            found_newer += u64::from(kept.is_err() && told == 2);
+            assert!(opened.is_durable);
+            for seed in 0..8 {
+                let disk = disk.crash_power_with(PowerLoss::seeded(seed));
+                let again = BallotFile::open(Arc::new(disk), dir, 6).unwrap().ballots;
+                assert_eq!(
+                    again[&VolumeId(1)].ballot.epoch,
+                    told,
+                    "crash at step {after}, power loss {seed}"
+                );
+            }
+        }
+        assert!(found_newer > 0, "no crash fell between the renaming and the sync: this shows nothing");
+    }
+
+    // A disk that is full when the voter starts: it starts, and says that its ballots may not be durable.
+    #[test]
+    fn ballots_that_cannot_be_kept_anew_are_told_apart() {
+        let dir = Path::new("/voter");
+        let disk = SimDisk::new(1);
+        disk.create_dir(dir).unwrap();
+        BallotFile::open(Arc::new(disk.clone()), dir, 5).unwrap().file.keep(&ballots(1)).unwrap();
+        // Opening and reading need none of the disk's steps; keeping does.
+        disk.set_crash_after(1, CrashAt::Before);
+        let opened = BallotFile::open(Arc::new(disk), dir, 6).unwrap();
+        assert!(!opened.is_durable && opened.ballots == ballots(1));
     }
 }

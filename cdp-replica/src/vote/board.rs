@@ -48,14 +48,18 @@ pub struct Board {
     times: Times,
     ballots: Ballots,
     voters: BTreeMap<VolumeId, Voter>,
+    // The disk may have others: a ballot that was not granted, because keeping it failed half way. Were anybody promised
+    // anything before it has these again, a restart would find the other one, and promise to the wrong site.
+    is_unsure: bool,
 }
 
 impl Board {
-    /// Starts with the ballots that were kept: promises anew, from now on, whatever was promised before.
-    pub fn start(times: Times, ballots: Ballots, now_ns: u64) -> Board {
+    /// Starts with the ballots that were read: promises anew, from now on, whatever was promised before. `is_durable`: the
+    /// disk is known to have them; otherwise they are kept before anything is granted.
+    pub fn start(times: Times, ballots: Ballots, is_durable: bool, now_ns: u64) -> Board {
         let voter = |(id, kept): (&VolumeId, &Kept)| (*id, Voter::start(times, Some(kept.ballot), now_ns));
         let voters = ballots.iter().map(voter).collect();
-        Board { times, ballots, voters }
+        Board { times, ballots, voters, is_unsure: !is_durable }
     }
 
     /// What it is bound to.
@@ -65,7 +69,8 @@ impl Board {
 
     /// Answers a claim of the site `name` that arrived at `now_ns`. `floor` gives the newest epoch that the voter's own site
     /// has begun on a volume, or 0: nothing older is granted. `keep` returns when all these ballots are durable; if it
-    /// fails, nothing is granted and those before hold, whichever of them the disk has: nobody was told of the new ones.
+    /// fails, nothing is granted and those before hold, whichever of them the disk has: nobody was told of the new ones. From
+    /// then on nothing is granted, not even a renewal, before it has returned for all of them again.
     pub fn answer(
         &mut self,
         ask: &Ask,
@@ -112,12 +117,16 @@ impl Board {
             return granted;
         }
         let is_news = |id: &VolumeId| self.voters.get(id).is_none_or(|voter| voter.is_news(claim));
-        if volumes.iter().any(is_news) {
+        if self.is_unsure || volumes.iter().any(is_news) {
             let mut ballots = self.ballots.clone();
             for id in volumes {
                 ballots.insert(*id, Kept { ballot: claim.ballot, name: name.to_owned() });
             }
-            if ballots.len() > BALLOTS_MAX || keep(&ballots).is_err() {
+            if ballots.len() > BALLOTS_MAX {
+                return (Verdict::Broken, String::new());
+            }
+            self.is_unsure = keep(&ballots).is_err();
+            if self.is_unsure {
                 return (Verdict::Broken, String::new());
             }
             self.ballots = ballots;
@@ -162,7 +171,7 @@ mod tests {
     }
 
     fn board() -> Board {
-        Board::start(Times::with_lease(LEASE_NS), Ballots::new(), 0)
+        Board::start(Times::with_lease(LEASE_NS), Ballots::new(), true, 0)
     }
 
     fn say(board: &mut Board, ask: &Ask, name: &str, now_ns: u64) -> Verdict {
@@ -200,9 +209,45 @@ mod tests {
             assert_eq!(board.answer(&first, "a", 0, &|_| 0, &mut keep).answer.verdict, Verdict::Granted);
         }
         assert_eq!((kept, disk.len()), (1, 2), "a renewal needs no disk");
-        let mut again = Board::start(Times::with_lease(LEASE_NS), disk, 500);
+        let mut again = Board::start(Times::with_lease(LEASE_NS), disk, true, 500);
         let other = ask(&[X], 2, B, true);
         assert_eq!(say(&mut again, &other, "b", 600), Verdict::Promised { wait_ns: 8_900, epoch: 1 });
+    }
+
+    // The voter's disk has the other site's ballot, because the sync behind the renaming failed; then the first site renews,
+    // the voter restarts, finds the other's ballot, and grants it at once, while the first one's lease runs.
+    #[test]
+    fn after_a_keeping_that_failed_a_renewal_is_kept_too() {
+        for restarts in [false, true] {
+            let mut board = board();
+            let mut disk = Ballots::new();
+            let (a, b) = (ask(&[X], 1, A, false), ask(&[X], 2, B, false));
+            let mut keep = |ballots: &Ballots| {
+                disk = ballots.clone();
+                Ok(())
+            };
+            assert_eq!(board.answer(&a, "a", 0, &|_| 0, &mut keep).answer.verdict, Verdict::Granted);
+            // The promise is over, and the disk takes the ballot but fails.
+            let mut fail = |ballots: &Ballots| {
+                disk = ballots.clone();
+                Err(io::ErrorKind::Other.into())
+            };
+            assert_eq!(board.answer(&b, "b", 9_000, &|_| 0, &mut fail).answer.verdict, Verdict::Broken);
+            if restarts {
+                // As after a start that could not keep what it read.
+                board = Board::start(Times::with_lease(LEASE_NS), board.ballots().clone(), false, 9_000);
+            }
+            let mut refuse = |_: &Ballots| Err(io::ErrorKind::Other.into());
+            let renewal = board.answer(&a, "a", 9_050, &|_| 0, &mut refuse).answer.verdict;
+            assert_eq!(renewal, Verdict::Broken, "the disk has another ballot");
+            let mut keep = |ballots: &Ballots| {
+                disk = ballots.clone();
+                Ok(())
+            };
+            assert_eq!(board.answer(&a, "a", 9_100, &|_| 0, &mut keep).answer.verdict, Verdict::Granted);
+            let mut again = Board::start(Times::with_lease(LEASE_NS), disk, true, 9_200);
+            assert_eq!(say(&mut again, &b, "b", 9_300), Verdict::Promised { wait_ns: 8_900, epoch: 1 });
+        }
     }
 
     // A site whose own volumes are in a later epoch knows better than its ballots; and who has no certificate of a site must

@@ -7,7 +7,7 @@ use cdp_core::error::Result;
 use cdp_core::ids::VolumeId;
 use cdp_core::io::{Clock, Files};
 
-use super::ballots::BallotFile;
+use super::ballots::{BallotFile, Opened};
 use super::{Ask, Ballot, Board, Said, SiteId, Times};
 use crate::limits::LEASE_NS;
 
@@ -26,8 +26,8 @@ impl Service {
     /// Opens the ballots in `dir`, or makes them. Whoever asks sees to it that nobody else has them open: two voters with
     /// one file would vote twice.
     pub fn open(files: Arc<dyn Files>, clock: Arc<dyn Clock>, dir: &Path, floor: Floor) -> Result<Service> {
-        let (file, ballots) = BallotFile::open(files, dir, clock.random())?;
-        let board = Board::start(Times::with_lease(LEASE_NS), ballots, clock.elapsed_ns());
+        let Opened { file, ballots, is_durable } = BallotFile::open(files, dir, clock.random())?;
+        let board = Board::start(Times::with_lease(LEASE_NS), ballots, is_durable, clock.elapsed_ns());
         Ok(Service { clock, file, floor, board: Mutex::new(board) })
     }
 
