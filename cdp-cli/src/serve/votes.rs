@@ -340,6 +340,7 @@ impl Sitter {
 
     /// Whether it could be promoted to the epoch behind `epoch`, and without losing more than is allowed; or why not.
     fn could_go_on(&self, members: &[Arc<Volume>], epoch: u64) -> std::result::Result<(), String> {
+        self.site.store.refuse_partial(&self.place.plan.target).map_err(|error| error.to_string())?;
         for volume in members {
             let name = volume.name();
             match volume.role() {
