@@ -99,7 +99,7 @@ fn tick(store: &Store, stop: &AtomicBool) {
 fn watch_roles(site: &Site, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
         if let Some(server) = &site.server {
-            server.roles.look(&site.store);
+            server.roles.look(&site.store, u64::MAX);
         }
         std::thread::sleep(ROLES);
     }

@@ -5,10 +5,11 @@
 //! stands in the file `roles-told` of the store, written when the program has ended: so each change is told at least once,
 //! and a program that is told twice must not mind.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use cdp_core::error::{IoContext, Result};
@@ -26,6 +27,8 @@ use crate::hooks::{Limit, run_program};
 const FILE: &str = "roles-told";
 const KIND: &str = "cdp-roles-told";
 const VERSION: u32 = 1;
+/// What the newest so many runs said is kept for whoever asked for the change.
+const RUNS_KEPT: usize = 64;
 /// So long a program may take.
 const HOOK_TIME: Duration = Duration::from_secs(60);
 
@@ -49,8 +52,18 @@ pub struct HookRun {
 pub struct RoleHooks {
     on_promote: Option<PathBuf>,
     on_demote: Option<PathBuf>,
-    // Whether each volume was a primary when somebody was told last. Held while programs run: one change after another.
-    told: Mutex<BTreeMap<VolumeId, bool>>,
+    // Held while programs run: one change after another.
+    told: Mutex<Told>,
+    // How many programs were run. Beside the lock: who changes a role waits for no program.
+    count: AtomicU64,
+}
+
+#[derive(Default)]
+struct Told {
+    // Whether each volume was a primary when somebody was told last.
+    primaries: BTreeMap<VolumeId, bool>,
+    // The newest programs that were run.
+    runs: VecDeque<HookRun>,
 }
 
 impl RoleHooks {
@@ -60,14 +73,15 @@ impl RoleHooks {
             on_promote: config.on_promote.clone(),
             on_demote: config.on_demote.clone(),
             told: Mutex::default(),
+            count: AtomicU64::new(0),
         };
         if hooks.is_wanted() {
             let mut told = hooks.told.lock().expect("no panics under this lock");
-            *told = read(store)?;
+            told.primaries = read(store)?;
             for volume in store.volumes() {
-                told.entry(volume.identity().id).or_insert(volume.role() == Role::Primary);
+                told.primaries.entry(volume.identity().id).or_insert(volume.role() == Role::Primary);
             }
-            write(store, &told)?;
+            write(store, &told.primaries)?;
         }
         Ok(hooks)
     }
@@ -77,14 +91,20 @@ impl RoleHooks {
         self.on_promote.is_some() || self.on_demote.is_some()
     }
 
-    /// Runs the programs for what has changed since they were told; gives what they said.
-    pub fn look(&self, store: &Store) -> Vec<HookRun> {
+    /// How many programs were run so far; for [`RoleHooks::look`].
+    pub fn count(&self) -> u64 {
+        self.count.load(Ordering::Acquire)
+    }
+
+    /// Runs the programs for what has changed since they were told; gives what all said that were run behind the first
+    /// `since`. Whoever changes a role takes [`RoleHooks::count`] before: the server's own look may come first.
+    pub fn look(&self, store: &Store, since: u64) -> Vec<HookRun> {
         if !self.is_wanted() {
             return Vec::new();
         }
         let mut told = self.told.lock().expect("no panics under this lock");
         let (mut promoted, mut demoted) = (Vec::new(), Vec::new());
-        let mut now = told.clone();
+        let mut now = told.primaries.clone();
         for volume in store.volumes() {
             let is_primary = volume.role() == Role::Primary;
             match now.insert(volume.identity().id, is_primary) {
@@ -93,21 +113,26 @@ impl RoleHooks {
                 _ => {}
             }
         }
-        if now == *told {
-            return Vec::new();
-        }
-        let mut runs = Vec::new();
-        let changes = [("demote", &self.on_demote, demoted), ("promote", &self.on_promote, promoted)];
-        for (action, program, volumes) in changes {
-            if let (Some(program), false) = (program, volumes.is_empty()) {
-                runs.push(run(program, action, volumes, store));
+        if now != told.primaries {
+            let changes = [("demote", &self.on_demote, demoted), ("promote", &self.on_promote, promoted)];
+            for (action, program, volumes) in changes {
+                if let (Some(program), false) = (program, volumes.is_empty()) {
+                    let run = run(program, action, volumes, store);
+                    told.runs.push_back(run);
+                    self.count.fetch_add(1, Ordering::AcqRel);
+                }
+            }
+            if let Err(error) = write(store, &now) {
+                tracing::error!("{error}");
+            }
+            told.primaries = now;
+            while told.runs.len() > RUNS_KEPT {
+                told.runs.pop_front();
             }
         }
-        if let Err(error) = write(store, &now) {
-            tracing::error!("{error}");
-        }
-        *told = now;
-        runs
+        let wanted = usize::try_from(self.count().saturating_sub(since)).unwrap_or(usize::MAX);
+        let skipped = told.runs.len().saturating_sub(wanted);
+        told.runs.iter().skip(skipped).cloned().collect()
     }
 }
 

@@ -62,11 +62,12 @@ pub fn at_common(members: &[Arc<Volume>], at: Timestamp) -> Result<Vec<(Arc<Volu
 pub fn failover(site: &Site, request: &Failover, zone: &Zone) -> Result<Vec<FailedOver>> {
     let votes = site.server.as_ref().map(|server| &server.votes);
     let heard = votes.map_or(EpochNumber(0), |votes| votes.heard(&request.target));
+    let told = told_so_far(site);
     let mut lines = failover_above(site, request, zone, heard)?;
     if !request.dry_run
         && let Some(first) = lines.first_mut()
     {
-        first.hooks = tell(site);
+        first.hooks = tell(site, told);
     }
     Ok(lines)
 }
@@ -133,9 +134,14 @@ pub fn failover_above(
     Ok(lines)
 }
 
-/// Whoever wants to know of changed roles is told.
-fn tell(site: &Site) -> Vec<HookRun> {
-    site.server.as_ref().map_or_else(Vec::new, |server| server.roles.look(&site.store))
+/// How often somebody was told of changed roles.
+fn told_so_far(site: &Site) -> u64 {
+    site.server.as_ref().map_or(0, |server| server.roles.count())
+}
+
+/// Whoever wants to know of changed roles is told. Gives what was said since `told`, also to the server's own look.
+fn tell(site: &Site, told: u64) -> Vec<HookRun> {
+    site.server.as_ref().map_or_else(Vec::new, |server| server.roles.look(&site.store, told))
 }
 
 /// A volume or a group to demote.
@@ -167,6 +173,7 @@ pub struct Demoted {
 
 /// Ends writing on a volume, or on all members of a group, so that another site can go on without losing a write.
 pub fn demote(site: &Site, request: &Demote, watch: &mut Watch<'_>) -> Result<Vec<Demoted>> {
+    let told = told_so_far(site);
     let volumes = site.store.members(&request.target)?;
     // Nobody comes in while we look who is there.
     let bars: Vec<_> = volumes.iter().map(|volume| volume.bar()).collect();
@@ -184,7 +191,7 @@ pub fn demote(site: &Site, request: &Demote, watch: &mut Watch<'_>) -> Result<Ve
     let ends = volumes.iter().map(|volume| volume.tip());
     drop(bars);
     // Before the wait: whoever moves an address takes it away now.
-    let mut hooks = tell(site);
+    let mut hooks = tell(site, told);
     let until = request.drain_s.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     let mut demoted = Vec::with_capacity(volumes.len());
     for (volume, (lsn, at)) in volumes.iter().zip(ends) {
