@@ -143,8 +143,11 @@ fn followed_through_kills_and_finished() {
     written(&served, 12);
     following.signal(Signal::KILL);
     drop(following);
+    // A marker, or the end of a session, may come at any time; no write does any more.
+    let newest = tip(&home);
     let finished = home.json(&["restore", "disk", "vm.img", "--finish"]);
-    assert_eq!((&finished["event"], finished["lsn"].as_u64()), (&"handed-over".into(), Some(tip(&home))));
+    assert_eq!(finished["event"], "handed-over");
+    assert!(finished["lsn"].as_u64().is_some_and(|lsn| (newest..=tip(&home)).contains(&lsn)), "{finished}");
     check(&home, &finished);
     // From now on it is somebody else's.
     let again = home.run(&["restore", "disk@latest", "vm.img", "--follow"]);
