@@ -282,6 +282,49 @@ fn a_primary_that_asks_nobody_is_not_taken_over() {
     server_b.stop();
 }
 
+/// A planned change to a site that is far behind: everything that was answered before has to be there before it goes on,
+/// however long that takes; and nobody answers meanwhile.
+#[test]
+fn whoever_steps_down_keeps_the_epoch_until_all_has_arrived() {
+    let sites = Sites::new();
+    let Sites { a, b, .. } = &sites;
+    let _witness = Witness::start(a, &sites.witness);
+    assert_eq!(a.run(&["create", "disk", "--size", "64M"]).code, 0);
+    let server_a = sites.serve(a);
+    let server_b = sites.serve(b);
+    wait_until("the first site answers", || is(a, "holds"));
+    assert_eq!(a.run(&["replica", "add", "disk", &sites.address_b, "--limit", "400KiB"]).code, 0);
+    wait_until("the second stands by", || is(b, "stands-by"));
+    // What does not compress, for some fifteen seconds of the line.
+    let mut client = server_a.connect("disk").unwrap();
+    let mut noise = 88172645463325252u64;
+    for block in 0..6 {
+        let mut bytes = vec![0; 1 << 20];
+        for word in bytes.chunks_exact_mut(8) {
+            noise ^= noise << 13;
+            noise ^= noise >> 7;
+            noise ^= noise << 17;
+            word.copy_from_slice(&noise.to_le_bytes());
+        }
+        put(&mut client, block << 20, &bytes).unwrap();
+    }
+    put(&mut client, 63 << 20, &[7; 4096]).unwrap();
+    drop(client);
+
+    let began = Instant::now();
+    wait_until("nobody has it open", || a.run(&["demote", "disk", "--drain", "90"]).code == 0);
+    let took = began.elapsed();
+    println!("drained in {took:?}");
+    assert!(took > LONGER_THAN_A_LEASE, "the line was too fast for this to show anything");
+    assert!(!is(a, "holds") && role(b) == "replica", "it went on before all was there");
+    wait_until("the second site answers", || is(b, "holds"));
+    let mut client = server_b.connect("disk").unwrap();
+    assert_eq!(get(&mut client, 63 << 20, 4096).unwrap(), [7; 4096], "what was answered last is lost");
+    drop(client);
+    server_a.stop();
+    server_b.stop();
+}
+
 /// One configuration for both sites, so that `peer` is the site itself: its voter would be two of three, and the site would
 /// answer alone, also when it is cut off and the other site and the witness have agreed on another.
 #[test]

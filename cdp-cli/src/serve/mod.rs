@@ -4,6 +4,7 @@ pub mod bitmaps;
 pub mod control;
 pub mod exports;
 pub mod gate;
+mod handover;
 pub mod keeper;
 pub mod prove;
 pub mod ready;

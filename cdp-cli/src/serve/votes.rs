@@ -23,6 +23,7 @@ use cdp_replica::vote::service::Service;
 use cdp_replica::vote::{Ask, Claim, Said, Seat, Standing, Times, Verdict};
 use serde::{Deserialize, Serialize};
 
+use super::handover::Handover;
 use crate::config::Config;
 use crate::work::{Site, failover};
 
@@ -54,7 +55,8 @@ pub struct Automatic {
 pub struct SeatStatus {
     /// The volume or group.
     pub target: String,
-    /// `holds` the lease, `waits` for it as the primary, `stands-by` as the replica, or is `out`.
+    /// `holds` the lease, `waits` for it as the primary, `hands-over` after it stepped down, `stands-by` as the replica, or
+    /// is `out`.
     pub state: String,
     /// The same in a sentence.
     pub text: String,
@@ -89,6 +91,7 @@ struct Place {
     lease: Arc<Lease>,
     status: Mutex<SeatStatus>,
     heard: AtomicU64,
+    handover: Handover,
 }
 
 impl Place {
@@ -96,7 +99,7 @@ impl Place {
         let lease = Arc::new(Lease::new(Arc::new(SystemClock)));
         let status = SeatStatus { target: plan.target.clone(), ..SeatStatus::default() };
         let (status, heard) = (Mutex::new(status), AtomicU64::new(0));
-        Arc::new(Place { plan: plan.clone(), lease, status, heard })
+        Arc::new(Place { plan: plan.clone(), lease, status, heard, handover: Handover::default() })
     }
 }
 
@@ -174,6 +177,14 @@ impl Votes {
         let of = self.places.iter().filter(|place| place.plan.target == target);
         let heard = of.map(|place| place.heard.load(Ordering::Relaxed)).max().unwrap_or_default();
         EpochNumber(u32::try_from(heard).unwrap_or(u32::MAX - 1))
+    }
+
+    /// These are about to be demoted: their epoch is kept until the other site has all of them, and until this instant at
+    /// most. Gives whether any of them fails over by itself.
+    pub fn step_down(&self, store: &Store, volumes: &[Arc<Volume>], until: Option<Instant>) -> bool {
+        let places: Vec<_> = volumes.iter().filter_map(|volume| self.place_of(store, volume)).collect();
+        places.iter().for_each(|place| place.handover.begin(until));
+        !places.is_empty()
     }
 
     /// How the seats stand.
@@ -332,6 +343,9 @@ impl Sitter {
         if members.iter().all(|volume| volume.is_primary()) {
             return (Standing::Primary(epoch), volumes, String::new());
         }
+        if let Some(why) = self.place.handover.keeps(&members, &self.place.plan.peer) {
+            return (Standing::Leaving(epoch), volumes, why);
+        }
         match self.could_go_on(&members, epoch) {
             Ok(()) => (Standing::Ready(epoch), volumes, String::new()),
             Err(why) => (Standing::Out, volumes, why),
@@ -454,7 +468,7 @@ impl Sitter {
             _ => self.place.lease.give_up(&text),
         }
         let epoch = match standing {
-            Standing::Primary(epoch) => Some(epoch),
+            Standing::Primary(epoch) | Standing::Leaving(epoch) => Some(epoch),
             Standing::Ready(epoch) => Some(epoch + 1),
             Standing::Out => None,
         };
@@ -498,6 +512,7 @@ impl Sitter {
                     format!("no lease: two voters of three have to grant it, and {}", silent.join("; ")),
                 ),
             },
+            Standing::Leaving(_) => ("hands-over", why.to_owned()),
             Standing::Ready(_) => match (&self.promotion, &self.promoted_at) {
                 (Some((epoch, _)), _) => ("stands-by", format!("it is being promoted, in epoch {epoch}")),
                 (None, Some((_, error))) => ("stands-by", format!("the promotion failed: {error}")),

@@ -187,12 +187,14 @@ pub fn demote(site: &Site, request: &Demote, watch: &mut Watch<'_>) -> Result<Ve
         close_connections(site, &volumes)?;
     }
     let parts: Vec<&Volume> = volumes.iter().map(|volume| &**volume).collect();
+    let until = request.drain_s.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    let votes = site.server.as_ref().map(|server| &server.votes);
+    let is_automatic = votes.is_some_and(|votes| votes.step_down(&site.store, &volumes, until));
     let through = Volume::demote_all(&parts)?;
     let ends = volumes.iter().map(|volume| volume.tip());
     drop(bars);
     // Before the wait: whoever moves an address takes it away now.
     let mut hooks = tell(site, told);
-    let until = request.drain_s.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     let mut demoted = Vec::with_capacity(volumes.len());
     for (volume, (lsn, at)) in volumes.iter().zip(ends) {
         let has_all = || {
@@ -212,9 +214,10 @@ pub fn demote(site: &Site, request: &Demote, watch: &mut Watch<'_>) -> Result<Ve
                     "volume {} takes no more writes, and no replica has acknowledged {lsn:?} yet",
                     volume.name()
                 );
-                return Err(Error::new(Kind::Busy, context).hint(
-                    "look at `cdp replica list`, and wait before the other site is promoted; or `cdp failover` here goes on with it",
-                ));
+                return Err(Error::new(Kind::Busy, context).hint(match is_automatic {
+                    true => "the other site goes on within seconds, with what it has, if that is not older than its loss_max; `cdp demote --drain SECONDS` again makes it wait, `cdp failover` here goes on with all of it",
+                    false => "look at `cdp replica list`, and wait before the other site is promoted; or `cdp failover` here goes on with it",
+                }));
             }
             watch(Progress { what: format!("draining {}", volume.name()), done: 0, total: 0 })?;
             std::thread::sleep(DRAIN_POLL);

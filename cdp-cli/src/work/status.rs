@@ -278,8 +278,8 @@ fn vote_reason(seat: &SeatStatus) -> Option<String> {
 
 /// Two voters are enough; with one of them away there is none to spare.
 fn vote_warnings(seat: &SeatStatus) -> Vec<String> {
-    let out =
-        (seat.state == "out" && !seat.text.is_empty()).then(|| format!("{}: {}.", seat.target, seat.text));
+    let out = (["out", "hands-over"].contains(&seat.state.as_str()) && !seat.text.is_empty())
+        .then(|| format!("{}: {}.", seat.target, seat.text));
     let silent = seat.voters.iter().filter(|voter| !voter.reachable && seat.state != "out");
     let silent = silent.map(|voter| {
         format!(

@@ -3,6 +3,7 @@
 //! ```text
 //!   Out ───────────────── claims nothing
 //!   Primary, epoch e ──── claims e: first a trial, then the claim, renewed every quarter of the lease
+//!   Leaving, epoch e ──── the same as the primary, and answers nobody: a replica does not have all of it yet
 //!   Replica, epoch e ──── while it could go on: a trial of e + 1; would it win, the claim; with the lease: promote
 //! ```
 //!
@@ -19,6 +20,9 @@ use super::{Answer, Claim, Claimant, SiteId, Times};
 pub enum Standing {
     /// It is the primary, in this epoch.
     Primary(u64),
+    /// It was the primary, in this epoch, and stepped down: it answers nobody, and keeps the epoch, so that nobody goes on
+    /// before what it answered has arrived.
+    Leaving(u64),
     /// It is a replica with all of this epoch that it knows of, and could go on from there.
     Ready(u64),
     /// Neither: it claims nothing.
@@ -29,7 +33,7 @@ impl Standing {
     /// The epoch to claim.
     fn wanted(self) -> Option<u64> {
         match self {
-            Standing::Primary(epoch) => Some(epoch),
+            Standing::Primary(epoch) | Standing::Leaving(epoch) => Some(epoch),
             Standing::Ready(epoch) => epoch.checked_add(1),
             Standing::Out => None,
         }
