@@ -2,7 +2,7 @@
 
 mod cli;
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
 use std::process::{Child, Stdio};
 use std::sync::mpsc;
@@ -278,8 +278,16 @@ fn a_primary_that_asks_nobody_is_not_taken_over() {
     std::fs::write(&config, lines).unwrap();
     let server_a = sites.serve(a);
     wait_until("now it stands by", || is(a, "holds") && is(b, "stands-by"));
-    server_a.stop();
+    wait_until("its own new voter has a vote", || seat(a)["voters"][0]["text"] == "granted");
     server_b.stop();
+    server_a.stop();
+    // And lost again, at the next start: nobody would notice before the other site takes over.
+    std::fs::remove_file(&config).unwrap();
+    let mut server_a = sites.serve(a);
+    server_a.child.kill().unwrap();
+    let mut told = String::new();
+    server_a.child.stderr.take().unwrap().read_to_string(&mut told).unwrap();
+    assert!(told.contains("volume disk failed over by itself before"), "{told}");
 }
 
 /// A planned change to a site that is far behind: everything that was answered before has to be there before it goes on,
@@ -325,6 +333,46 @@ fn whoever_steps_down_keeps_the_epoch_until_all_has_arrived() {
     server_b.stop();
 }
 
+/// A third site, with a certificate of the same authority, must not end the lease of a volume that is none of its business.
+#[test]
+fn a_site_votes_on_its_own_volumes_with_their_other_site_only() {
+    use cdp_core::ids::VolumeId;
+    use cdp_replica::net::tls::Tls;
+    use cdp_replica::net::votes::{Line, Which};
+    use cdp_replica::vote::{Ask, Ballot, Claim, SiteId, Verdict};
+
+    let sites = Sites::new();
+    let Sites { a, b, .. } = &sites;
+    let _witness = Witness::start(a, &sites.witness);
+    let issued = a.run(&["pki", "issue", "authority", "stranger", "--to", "stranger-pki"]);
+    assert_eq!(issued.code, 0);
+    assert_eq!(a.run(&["create", "disk", "--size", "64M"]).code, 0);
+    let server_a = sites.serve(a);
+    let server_b = sites.serve(b);
+    wait_until("the first site answers", || is(a, "holds"));
+    assert_eq!(a.run(&["replica", "add", "disk", &sites.address_b]).code, 0);
+    wait_until("the second stands by", || is(b, "stands-by"));
+    let manifest = std::fs::read_to_string(a.store().join("volumes/disk/volume")).unwrap();
+    let id = manifest.lines().find_map(|line| line.strip_prefix("id = ")).unwrap();
+    let id = VolumeId(u128::from_str_radix(id.trim(), 16).unwrap());
+
+    let (post, answers) = mpsc::channel();
+    let tls = Tls::load(&a.path("stranger-pki")).unwrap();
+    let line = Line::open(Which::Peer, &sites.address_a, tls, 1, post).unwrap();
+    let said = |epoch, volume| {
+        let claim = Claim { ballot: Ballot { epoch, site: SiteId(99) }, trial: true, round: epoch };
+        line.ask(Ask { volumes: vec![volume], claim });
+        answers.recv_timeout(Duration::from_secs(20)).unwrap().1.answer.verdict
+    };
+    assert_eq!(said(2, id), Verdict::Broken);
+    // Of a volume that is not here it may ask: its own.
+    assert_eq!(said(3, VolumeId(7)), Verdict::Granted);
+    assert!(is(a, "holds"));
+    drop(line);
+    server_a.stop();
+    server_b.stop();
+}
+
 /// One configuration for both sites, so that `peer` is the site itself: its voter would be two of three, and the site would
 /// answer alone, also when it is cut off and the other site and the witness have agreed on another.
 #[test]
@@ -362,4 +410,22 @@ fn what_cannot_work_is_refused() {
     std::fs::write(&config, "[automatic.disk]\npeer = \"h:1\"\n").unwrap();
     let ran = a.run(&["list"]);
     assert!(ran.code != 0 && ran.err.contains("witness"), "{ran:?}");
+
+    // A certificate with which it could never claim.
+    let only = ["pki", "issue", "authority", "site-c", "--replica-only", "--to", "only-pki"];
+    let lines = "peer = \"h:1\"\nwitness = \"h:2\"\n";
+    std::fs::write(&config, format!("[automatic.disk]\n{lines}")).unwrap();
+    assert_eq!(a.run(&only).code, 0);
+    let ran = a.run(&["serve", "--pki", "only-pki", "--replica-listen", "127.0.0.1:0"]);
+    assert!(ran.code != 0 && ran.err.contains("for a replica only"), "{ran:?}");
+
+    // A group and one of its members, both by themselves: half a group would be promoted.
+    std::fs::remove_file(&config).unwrap();
+    for volume in ["disk", "logs"] {
+        assert_eq!(a.run(&["create", volume, "--size", "64M"]).code, 0);
+    }
+    assert_eq!(a.run(&["group", "create", "shop", "disk", "logs"]).code, 0);
+    std::fs::write(&config, format!("[automatic.shop]\n{lines}[automatic.disk]\n{lines}")).unwrap();
+    let ran = a.run(&["serve", "--pki", "pki", "--replica-listen", "127.0.0.1:0"]);
+    assert!(ran.code != 0 && ran.err.contains("both mean volume disk"), "{ran:?}");
 }

@@ -51,6 +51,10 @@ pub const COPY_SYNC_BYTES: u64 = 32 << 20;
 pub const SEGMENT_BYTES_MIN: u64 = 64 << 10;
 /// Volumes that a voter is bound for at most.
 pub const BALLOTS_MAX: usize = 10_000;
+/// Volumes that one site, by the name in its certificate, gets a voter bound for at most.
+pub const BALLOTS_PER_SITE_MAX: usize = 2000;
+/// The highest epoch that is claimed: epochs of a history have 32 bits, and one has to be left to begin.
+pub const CLAIM_EPOCH_MAX: u64 = u32::MAX as u64 - 1;
 /// Volumes of one claim.
 pub const CLAIM_VOLUMES_MAX: usize = 1000;
 /// Longest message between a site and a voter, in bytes.
@@ -91,4 +95,6 @@ const _: () = assert!(SYNC_BYTES < WINDOW_BYTES && SYNC_REST_NS < SYNC_NS && SYN
 // The store's own bound for a replica is behind the receiver's.
 const _: () = assert!(SYNC_NS < REPLICA_UNSYNCED_NS_MAX / 3);
 const _: () = assert!(PAYLOAD_BYTES_MAX < WINDOW_BYTES_MAX);
-const _: () = assert!(CLAIM_VOLUMES_MAX * 16 + 64 < VOTE_BYTES_MAX && CLAIM_VOLUMES_MAX <= BALLOTS_MAX);
+const _: () =
+    assert!(CLAIM_VOLUMES_MAX * 16 + 64 < VOTE_BYTES_MAX && CLAIM_VOLUMES_MAX <= BALLOTS_PER_SITE_MAX);
+const _: () = assert!(BALLOTS_PER_SITE_MAX * 5 <= BALLOTS_MAX);

@@ -67,7 +67,7 @@ pub fn run(context: &Context, arguments: &Witness) -> Result<u8> {
     // Two witnesses with the same ballots would vote twice.
     let _lock = lock(&*files, dir)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let service = Arc::new(Service::open(files, clock, dir, Box::new(|_| 0))?);
+    let service = Arc::new(Service::open(files, clock, dir, Box::new(|_| 0), Box::new(|_, _| true))?);
     let door = Door::open(service, tls, arguments.listen)?;
     let ready =
         Ready { pid: std::process::id(), dir: dir.display().to_string(), listen: door.address().to_string() };

@@ -6,6 +6,7 @@ pub mod exports;
 pub mod gate;
 mod handover;
 pub mod keeper;
+mod overlap;
 pub mod prove;
 pub mod ready;
 pub mod replication;

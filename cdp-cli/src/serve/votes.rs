@@ -18,12 +18,14 @@ use cdp_core::volume::{Health, Volume};
 use cdp_replica::limits::LEASE_NS;
 use cdp_replica::net::tls::Tls;
 use cdp_replica::net::votes::{Line, Which};
+use cdp_replica::vote::ballots::BallotFile;
 use cdp_replica::vote::lease::Lease;
 use cdp_replica::vote::service::Service;
 use cdp_replica::vote::{Ask, Claim, Said, Seat, Standing, Times, Verdict};
 use serde::{Deserialize, Serialize};
 
 use super::handover::Handover;
+use super::overlap;
 use crate::config::Config;
 use crate::work::{Site, failover};
 
@@ -125,6 +127,20 @@ impl Votes {
 
     /// Opens the site's ballots, if anything is to fail over by itself. Nothing is answered before [`Votes::start`].
     pub fn prepare(config: &Config, store: &Arc<Store>) -> Result<Votes> {
+        let targets: Vec<&str> = config.automatic.iter().map(|plan| &*plan.target).collect();
+        if let Some((volume, one, other)) = overlap::named_twice(&store.groups(), &targets) {
+            let context = format!("[automatic.{one}] and [automatic.{other}] both mean volume {volume}");
+            return Err(Error::new(Kind::Invalid, context)
+                .hint("name the group only: its members fail over together, and a half of it is of no use"));
+        }
+        let groups = store.groups();
+        let is_meant = |name: &str| {
+            let is_member =
+                |target: &&str| groups.get(*target).is_some_and(|m| m.iter().any(|one| one == name));
+            targets.iter().any(|target| *target == name || is_member(target))
+        };
+        let ballots = BallotFile::peek(&**store.files(), store.path());
+        overlap::warn_of_forgotten(store, &ballots, is_meant);
         if config.automatic.is_empty() {
             return Ok(Votes::default());
         }
@@ -133,7 +149,10 @@ impl Votes {
             own.volume_by_id(id).map_or(0, |volume| u64::from(volume.epochs().newest().number.0))
         };
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let service = Service::open(store.files().clone(), clock.clone(), store.path(), Box::new(floor))?;
+        let (files, dir) = (store.files().clone(), store.path());
+        let own = store.clone();
+        let may = move |id: VolumeId, name: &str| own.volume_by_id(id).is_none_or(|one| concerns(&one, name));
+        let service = Service::open(files, clock.clone(), dir, Box::new(floor), Box::new(may))?;
         let places = config.automatic.iter().map(Place::new).collect();
         Ok(Votes { service: Some(Arc::new(service)), places, ..Votes::default() })
     }
@@ -172,10 +191,15 @@ impl Votes {
         })
     }
 
-    /// The highest epoch that a voter told of for a volume or a group: what is begun has to be above it.
-    pub fn heard(&self, target: &str) -> EpochNumber {
-        let of = self.places.iter().filter(|place| place.plan.target == target);
-        let heard = of.map(|place| place.heard.load(Ordering::Relaxed)).max().unwrap_or_default();
+    /// The highest epoch that a voter told of for a volume or a group, or for the group that it belongs to, and that this
+    /// site's own voter is bound to: what is begun has to be above it.
+    pub fn heard(&self, store: &Store, target: &str) -> EpochNumber {
+        let members = store.members(target).unwrap_or_default();
+        let places = members.iter().filter_map(|volume| self.place_of(store, volume));
+        let heard = places.map(|place| place.heard.load(Ordering::Relaxed));
+        let ballot = |volume: &Arc<Volume>| self.service.as_ref()?.ballot(volume.identity().id);
+        let heard = heard.chain(members.iter().filter_map(ballot).map(|ballot| ballot.epoch));
+        let heard = heard.max().unwrap_or_default();
         EpochNumber(u32::try_from(heard).unwrap_or(u32::MAX - 1))
     }
 
@@ -199,6 +223,12 @@ impl Votes {
     /// Takes the seats.
     pub fn start(&self, site: &Arc<Site>, tls: Option<&Tls>) -> Result<()> {
         let (Some(service), Some(tls)) = (&self.service, tls) else { return Ok(()) };
+        if !tls.is_sender() {
+            let context = "[automatic] needs a certificate with which this site can claim, and its own is for a replica only";
+            return Err(
+                Error::new(Kind::Invalid, context).hint("`cdp pki issue` without --replica-only makes one")
+            );
+        }
         for place in &self.places {
             let (post, answers) = mpsc::channel();
             let open =
@@ -211,6 +241,7 @@ impl Votes {
                 service: service.clone(),
                 own_name: tls.site().to_owned(),
                 seat: Seat::new(Times::with_lease(LEASE_NS), service.site()),
+                targets: self.places.iter().map(|place| place.plan.target.clone()).collect(),
                 lines,
                 said: BTreeMap::new(),
                 promotion: None,
@@ -243,6 +274,12 @@ impl Votes {
     }
 }
 
+/// Whether the site of this name feeds a volume, or is fed: nobody else is asked for a vote on it.
+fn concerns(volume: &Volume, name: &str) -> bool {
+    volume.source().is_some_and(|source| source.peer == name)
+        || volume.replicas().iter().any(|replica| replica.site.as_deref() == Some(name))
+}
+
 /// Whoever has one seat, on a thread of its own.
 struct Sitter {
     site: Arc<Site>,
@@ -250,6 +287,8 @@ struct Sitter {
     service: Arc<Service>,
     own_name: String,
     seat: Seat,
+    // Of all seats.
+    targets: Vec<String>,
     lines: [Line; VOTERS - 1],
     // What each voter said last.
     said: BTreeMap<usize, Said>,
@@ -367,6 +406,13 @@ impl Sitter {
                 Role::Replica { .. } => {}
                 role => return Err(format!("volume {name} is {}", role.word())),
             }
+        }
+        // A group that got another member while this server runs.
+        let targets: Vec<&str> = self.targets.iter().map(|target| &**target).collect();
+        if let Some((volume, one, other)) = overlap::named_twice(&self.site.store.groups(), &targets)
+            && [&one, &other].contains(&&self.place.plan.target)
+        {
+            return Err(format!("[automatic.{one}] and [automatic.{other}] both mean volume {volume}"));
         }
         // A primary that asks nobody answers without a lease, and would be two with this one.
         for volume in members {
@@ -527,6 +573,10 @@ impl Sitter {
             None => "was not asked yet".to_owned(),
             Some(Verdict::Granted) => "granted".to_owned(),
             Some(Verdict::Superseded { by }) => format!("is bound to epoch {by}{}", self.of(number)),
+            Some(Verdict::Promised { wait_ns, epoch: 0 }) => format!(
+                "was just made, and votes in {}: it may have promised something before",
+                format_duration(wait_ns / 100_000_000 * 100_000_000)
+            ),
             Some(Verdict::Promised { wait_ns, epoch }) => format!(
                 "promised epoch {epoch}{} for another {}",
                 self.of(number),
@@ -568,5 +618,45 @@ pub fn voter_words(voter: &VoterStatus) -> &'static str {
         "here" => "this site",
         "peer" => "the other site",
         _ => "the witness",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cdp_core::io::native;
+    use cdp_core::io::sim::SimClock;
+    use cdp_core::store::CreateOptions;
+    use cdp_replica::vote::{Ballot, SiteId};
+
+    use super::*;
+
+    // Somebody promotes by hand what fails over by itself, or one member of such a group: with the number of an epoch that
+    // the voters gave to the other site, both would have it.
+    #[test]
+    fn a_failover_by_hand_is_above_what_was_voted_on() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path().join("store");
+        let (files, sim) = (native(false), SimClock::new(1));
+        let clock: Arc<dyn Clock> = Arc::new(sim.clone());
+        Store::create(&*files, &*clock, &dir).unwrap();
+        let store = Store::open(files.clone(), clock.clone(), &dir, "a test").unwrap();
+        for name in ["db", "logs", "other"] {
+            store.create_volume(name, &CreateOptions::new(1 << 20), None).unwrap();
+        }
+        store.add_to_group("shop", &["db".to_owned(), "logs".to_owned()], true).unwrap();
+        let service = Service::open(files, clock, &dir, Box::new(|_| 0), Box::new(|_, _| true)).unwrap();
+        let service = Arc::new(service);
+        let [target, peer, witness] = ["shop", "peer:1", "witness:1"].map(str::to_owned);
+        let place = Place::new(&Automatic { target, peer, witness, loss_max_ns: 0 });
+        let votes = Votes { service: Some(service.clone()), places: vec![place.clone()], ..Votes::default() };
+        assert_eq!(votes.heard(&store, "db"), EpochNumber(0));
+
+        sim.advance(2 * LEASE_NS);
+        let claim = Claim { ballot: Ballot { epoch: 3, site: SiteId(9) }, trial: false, round: 1 };
+        let ask = Ask { volumes: vec![store.volume("db").unwrap().identity().id], claim };
+        assert_eq!(service.answer(&ask, "site-b").answer.verdict, Verdict::Granted);
+        place.heard.store(2, Ordering::Relaxed);
+        let heard = ["db", "shop", "logs", "other"].map(|name| votes.heard(&store, name).0);
+        assert_eq!(heard, [3, 3, 2, 0]);
     }
 }

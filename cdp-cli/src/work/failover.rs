@@ -61,7 +61,7 @@ pub fn at_common(members: &[Arc<Volume>], at: Timestamp) -> Result<Vec<(Arc<Volu
 /// Promotes a volume, or all members of a group, at one instant, and tells the programs that want to know of it.
 pub fn failover(site: &Site, request: &Failover, zone: &Zone) -> Result<Vec<FailedOver>> {
     let votes = site.server.as_ref().map(|server| &server.votes);
-    let heard = votes.map_or(EpochNumber(0), |votes| votes.heard(&request.target));
+    let heard = votes.map_or(EpochNumber(0), |votes| votes.heard(&site.store, &request.target));
     let told = told_so_far(site);
     let mut lines = failover_above(site, request, zone, heard)?;
     if !request.dry_run

@@ -32,6 +32,7 @@ pub struct Tls {
     server: Arc<ServerConfig>,
     // Its own name.
     site: String,
+    is_sender: bool,
 }
 
 impl Tls {
@@ -66,6 +67,7 @@ impl Tls {
                 .map_err(|e| unusable(SITE_FILE, &e))?;
         let names: Vec<&str> = own.valid_dns_names().collect();
         let sender = sender_in_names(&names).or_else(|| receiver_in_names(&names));
+        let is_sender = sender_in_names(&names).is_some();
         let site = sender.or_else(|| witness_in_names(&names)).unwrap_or_default();
         let mut server = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])
@@ -74,12 +76,17 @@ impl Tls {
             .with_single_cert(chain.clone(), key().map_err(|e| unusable(SITE_KEY_FILE, &e))?)
             .map_err(wrong)?;
         server.alpn_protocols = vec![VOTES.to_vec()];
-        Ok(Tls { client: Arc::new(client), server: Arc::new(server), site })
+        Ok(Tls { client: Arc::new(client), server: Arc::new(server), site, is_sender })
     }
 
     /// What its own certificate calls it.
     pub fn site(&self) -> &str {
         &self.site
+    }
+
+    /// Whether its certificate lets it feed others, and claim a lease from them.
+    pub fn is_sender(&self) -> bool {
+        self.is_sender
     }
 
     /// Greets a site as a voter; gives the connection and its name.

@@ -82,15 +82,18 @@ impl Talk {
             if stop.load(Ordering::Relaxed) {
                 return Err(Fault::new(FaultKind::Closing, "this side is going down"));
             }
+            // Also while something comes, a byte now and then.
+            if Instant::now() >= until {
+                return Err(Fault::new(FaultKind::Closing, "the other side does not answer"));
+            }
             match self.read(&mut buffer) {
                 Ok(0) => return Err(Fault::new(FaultKind::Closing, "the other side closed the connection")),
                 Ok(read) => self.came.extend_from_slice(&buffer[..read]),
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                    if Instant::now() >= until {
-                        return Err(Fault::new(FaultKind::Closing, "the other side does not answer"));
-                    }
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+                    ) => {}
                 Err(error) => return Err(lost(error)),
             }
         }
@@ -107,7 +110,7 @@ pub fn serve(service: &Service, socket: &TcpStream, tls: Connection, peer: &str,
         let mut talk = Talk::new(socket.try_clone().map_err(lost)?, tls)?;
         loop {
             let ask = decode_ask(&talk.next(SILENCE, stop)?)?;
-            talk.send(&encode_said(&service.answer(&ask, peer)))?;
+            talk.send(&encode_said(&service.answer_other(&ask, peer)))?;
         }
     };
     let outcome: std::result::Result<(), Fault> = run();
@@ -364,5 +367,47 @@ impl Slot {
     fn exchange(&self, talk: &mut Talk, ask: &Ask) -> std::result::Result<Said, Fault> {
         talk.send(&encode_ask(ask))?;
         decode_said(&talk.next(ANSWER_TIME, &self.stop)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pki::{Rights, issue, make_authority};
+
+    // A voter that sends a byte now and then would hold the line, and the newest question would wait behind it for minutes.
+    #[test]
+    fn an_answer_that_comes_by_the_byte_is_given_up() {
+        let home = tempfile::tempdir().unwrap();
+        let [authority, a, b] = ["authority", "a", "b"].map(|name| home.path().join(name));
+        make_authority(&authority, "authority").unwrap();
+        let rights = Rights { primary: true, replica: true, witness: false };
+        issue(&authority, "site-a", rights, &a).unwrap();
+        issue(&authority, "site-b", rights, &b).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let slow = std::thread::spawn(move || {
+            let socket = listener.accept().unwrap().0;
+            let (tls, _) = Tls::load(&b).unwrap().accept(&socket).unwrap();
+            let mut talk = Talk::new(socket, tls).unwrap();
+            // The header of a long message, and then not enough of it, for twenty times the patience.
+            let mut bytes = b"CDPV\x01\x02\x00\x00\x00\x40\x00\x00".to_vec();
+            bytes.extend_from_slice(&[0; 400]);
+            let began = Instant::now();
+            for byte in bytes {
+                if began.elapsed() > Duration::from_secs(20) || talk.send(&[byte]).is_err() {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        });
+        let socket = TcpStream::connect(address).unwrap();
+        let (tls, _) = Tls::load(&a).unwrap().connect_to_vote(&socket).unwrap();
+        let mut talk = Talk::new(socket, tls).unwrap();
+        let fault = talk.next(Duration::from_secs(1), &AtomicBool::new(false)).unwrap_err();
+        assert!(fault.to_string().contains("does not answer"), "{fault}");
+        assert!(!slow.is_finished(), "it was waited for to its end");
+        drop(talk);
+        slow.join().unwrap();
     }
 }

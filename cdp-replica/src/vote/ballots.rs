@@ -1,7 +1,9 @@
-//! The file `ballots` of a voter: what it is bound to, and the id of its site. FORMAT.md, "Ballots".
+//! The file `ballots` of a voter: what it is bound to, and the id of its site, which `voter` has, too: who has to remove
+//! damaged ballots would otherwise be another site to the other voters. FORMAT.md, "Small files".
 //!
 //! Legal states after a crash: the ballots before or those after a change; once the change was answered, those after. A
-//! missing file is a voter that never answered anything, so it is written, with its id, before the first answer. What is
+//! missing file, or one without ballots, is a voter that never granted anything, or one that lost what it granted: it begins with
+//! a silence. The file is written, with its id, before the first answer. What is
 //! read need not be durable: a process that died between the renaming and the sync of the directory left it in the
 //! cache. So it is kept anew when it is opened, or else before the first grant.
 
@@ -19,7 +21,10 @@ use super::{Ballot, SiteId, fresh_site};
 
 /// Name of the file in a store, or in a witness's directory.
 pub const BALLOTS_FILE: &str = "ballots";
+/// Name of the file with the id alone.
+pub const VOTER_FILE: &str = "voter";
 const KIND: &str = "cdp-ballots";
+const VOTER_KIND: &str = "cdp-voter";
 const VERSION: u32 = 1;
 /// Longest file that is read, in bytes: an entry has less than 200.
 const FILE_BYTES_MAX: u64 = 4 << 20;
@@ -45,9 +50,18 @@ impl BallotFile {
     /// Reads it, or makes it with a new id from `random`. Whoever asks sees to it that nobody else has it open.
     pub fn open(files: Arc<dyn Files>, dir: &Path, random: u128) -> Result<Opened> {
         let path = dir.join(BALLOTS_FILE);
+        let known = read_site(&*files, dir)?;
+        let keep_site = |site: SiteId| {
+            if known == Some(site) {
+                return Ok(());
+            }
+            write_site(&*files, dir, site).at(|| format!("writing {}", dir.join(VOTER_FILE).display()))
+        };
         match read_file(&*files, &path, FILE_BYTES_MAX) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                let file = BallotFile { files, path, site: fresh_site(random) };
+                let site = known.unwrap_or_else(|| fresh_site(random));
+                keep_site(site)?;
+                let file = BallotFile { files: files.clone(), path, site };
                 let none = Ballots::new();
                 file.keep(&none).at(|| format!("writing {}", file.path.display()))?;
                 Ok(Opened { file, ballots: none, is_durable: true })
@@ -57,18 +71,27 @@ impl BallotFile {
                 let (site, ballots) = decode(&bytes).ok_or_else(|| {
                     let context = format!("{} is damaged or of a newer version", path.display());
                     Error::new(Kind::Damaged, context).hint(
-                        "remove it only when no site has answered anything for ten seconds: it says to whom this voter is bound",
+                        "it says to whom this voter is bound: remove it only while both sites reach each other, so that none of them is left with an epoch that is over; the id of a site is in the file `voter`, which stays",
                     )
                 })?;
-                let file = BallotFile { files, path, site };
+                let file = BallotFile { files: files.clone(), path, site };
                 // A full disk is no reason not to start: then the first grant has to keep them.
                 let kept = file.keep(&ballots);
+                let kept =
+                    kept.at(|| format!("writing {}", file.path.display())).and_then(|()| keep_site(site));
                 if let Err(error) = &kept {
                     tracing::warn!(%error, "the ballots of {} cannot be kept anew yet", file.path.display());
                 }
                 Ok(Opened { file, ballots, is_durable: kept.is_ok() })
             }
         }
+    }
+
+    /// What the voter in `dir` is bound to, for whoever only wants to look; nothing where there is no file, or one that
+    /// cannot be read.
+    pub fn peek(files: &dyn Files, dir: &Path) -> Ballots {
+        let bytes = read_file(files, &dir.join(BALLOTS_FILE), FILE_BYTES_MAX);
+        bytes.ok().and_then(|bytes| decode(&bytes)).map(|(_, ballots)| ballots).unwrap_or_default()
     }
 
     /// The id of this site.
@@ -80,6 +103,26 @@ impl BallotFile {
     pub fn keep(&self, ballots: &Ballots) -> io::Result<()> {
         replace_file(&*self.files, &self.path, &encode(self.site, ballots))
     }
+}
+
+fn read_site(files: &dyn Files, dir: &Path) -> Result<Option<SiteId>> {
+    let path = dir.join(VOTER_FILE);
+    let bytes = match read_file(files, &path, FILE_BYTES_MAX) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        other => other.at(|| format!("reading {}", path.display()))?,
+    };
+    let manifest = Manifest::decode(&bytes).filter(|m| m.kind == VOTER_KIND && m.version == VERSION);
+    let site = manifest.and_then(|manifest| manifest.get_hex("site")).map(SiteId);
+    site.map(Some).ok_or_else(|| {
+        let context = format!("{} is damaged or of a newer version", path.display());
+        Error::new(Kind::Damaged, context).hint("remove it: the id is in `ballots`, too")
+    })
+}
+
+fn write_site(files: &dyn Files, dir: &Path, site: SiteId) -> io::Result<()> {
+    let mut manifest = Manifest::new(VOTER_KIND, VERSION);
+    manifest.set("site", VolumeId(site.0));
+    replace_file(files, &dir.join(VOTER_FILE), &manifest.encode())
 }
 
 fn encode(site: SiteId, ballots: &Ballots) -> Vec<u8> {
@@ -203,6 +246,34 @@ mod tests {
             }
         }
         assert!(found_newer > 0, "no crash fell between the renaming and the sync: this shows nothing");
+    }
+
+    // Damaged ballots of a site are removed: with a new id it would be another site to the voters, who are bound to the old
+    // one, and nobody could answer in that epoch any more.
+    #[test]
+    fn a_site_without_its_ballots_is_still_the_same_site() {
+        let dir = Path::new("/voter");
+        let disk = SimDisk::new(1);
+        disk.create_dir(dir).unwrap();
+        disk.sync_dir(Path::new("/")).unwrap();
+        let first = BallotFile::open(Arc::new(disk.clone()), dir, 5).unwrap();
+        first.file.keep(&ballots(1)).unwrap();
+        let again = BallotFile::open(Arc::new(disk.clone()), dir, 6).unwrap();
+        assert!(first.ballots.is_empty() && again.ballots == ballots(1));
+        disk.remove(&dir.join(BALLOTS_FILE)).unwrap();
+        let disk = disk.crash_power_with(PowerLoss::seeded(1));
+        disk.remove(&dir.join(BALLOTS_FILE)).ok();
+        let without = BallotFile::open(Arc::new(disk.clone()), dir, 7).unwrap();
+        assert!(without.ballots.is_empty());
+        assert_eq!(without.file.site(), SiteId(5));
+        // And of a store from before that file.
+        disk.remove(&dir.join(VOTER_FILE)).unwrap();
+        let older = BallotFile::open(Arc::new(disk.clone()), dir, 8).unwrap();
+        assert_eq!(older.file.site(), SiteId(5));
+        let text =
+            String::from_utf8(read_file(&disk, &dir.join(VOTER_FILE), FILE_BYTES_MAX).unwrap()).unwrap();
+        let body = "cdp-voter 1\nsite = 00000000000000000000000000000005\n";
+        assert_eq!(text, format!("{body}crc32 = {:08x}\n", crc32fast::hash(body.as_bytes())));
     }
 
     // A disk that is full when the voter starts: it starts, and says that its ballots may not be durable.

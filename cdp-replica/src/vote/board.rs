@@ -11,7 +11,7 @@ use std::io;
 use cdp_core::ids::VolumeId;
 
 use super::{Answer, Ballot, Claim, SiteId, Times, Verdict, Voter};
-use crate::limits::BALLOTS_MAX;
+use crate::limits::{BALLOTS_MAX, BALLOTS_PER_SITE_MAX};
 
 /// What a voter has to have kept: a ballot, and what the site is called, for people.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -51,6 +51,8 @@ pub struct Board {
     // The disk may have others: a ballot that was not granted, because keeping it failed half way. Were anybody promised
     // anything before it has these again, a restart would find the other one, and promise to the wrong site.
     is_unsure: bool,
+    // Nothing is granted before.
+    silent_until_ns: u64,
 }
 
 impl Board {
@@ -59,7 +61,14 @@ impl Board {
     pub fn start(times: Times, ballots: Ballots, is_durable: bool, now_ns: u64) -> Board {
         let voter = |(id, kept): (&VolumeId, &Kept)| (*id, Voter::start(times, Some(kept.ballot), now_ns));
         let voters = ballots.iter().map(voter).collect();
-        Board { times, ballots, voters, is_unsure: !is_durable }
+        Board { times, ballots, voters, is_unsure: !is_durable, silent_until_ns: 0 }
+    }
+
+    /// Starts without any: it may have had some, and lost them with its file. So it grants nothing for as long as it could
+    /// have promised anything.
+    pub fn fresh(times: Times, now_ns: u64) -> Board {
+        let board = Board::start(times, Ballots::new(), true, now_ns);
+        Board { silent_until_ns: now_ns.saturating_add(times.promise_ns), ..board }
     }
 
     /// What it is bound to.
@@ -112,6 +121,10 @@ impl Board {
         if let Some(worst) = worst {
             return worst;
         }
+        if now_ns < self.silent_until_ns {
+            let wait_ns = self.silent_until_ns - now_ns;
+            return (Verdict::Promised { wait_ns, epoch: 0 }, String::new());
+        }
         let granted = (Verdict::Granted, String::new());
         if claim.trial {
             return granted;
@@ -122,7 +135,8 @@ impl Board {
             for id in volumes {
                 ballots.insert(*id, Kept { ballot: claim.ballot, name: name.to_owned() });
             }
-            if ballots.len() > BALLOTS_MAX {
+            let own = ballots.values().filter(|kept| kept.name == name).count();
+            if ballots.len() > BALLOTS_MAX || own > BALLOTS_PER_SITE_MAX {
                 return (Verdict::Broken, String::new());
             }
             self.is_unsure = keep(&ballots).is_err();
@@ -212,6 +226,31 @@ mod tests {
         let mut again = Board::start(Times::with_lease(LEASE_NS), disk, true, 500);
         let other = ask(&[X], 2, B, true);
         assert_eq!(say(&mut again, &other, "b", 600), Verdict::Promised { wait_ns: 8_900, epoch: 1 });
+    }
+
+    // Somebody removed the ballots, or a disk was replaced: the voter does not know that it promised the lease to a site, and
+    // must not promise it to the other before that is over.
+    #[test]
+    fn a_voter_without_its_ballots_waits_for_what_it_may_have_promised() {
+        let mut board = Board::fresh(Times::with_lease(LEASE_NS), 1_000);
+        for is_trial in [true, false] {
+            let wait = Verdict::Promised { wait_ns: 1, epoch: 0 };
+            assert_eq!(say(&mut board, &ask(&[X], 2, B, is_trial), "b", 9_999), wait);
+        }
+        assert!(board.ballots().is_empty(), "it binds itself to nobody meanwhile");
+        assert_eq!(say(&mut board, &ask(&[X], 2, B, false), "b", 10_000), Verdict::Granted);
+    }
+
+    // One site that makes up volumes must not use up the ballots of all the others.
+    #[test]
+    fn one_site_does_not_fill_the_ballots() {
+        let mut board = board();
+        let ids: Vec<VolumeId> = (0..=BALLOTS_PER_SITE_MAX as u128).map(VolumeId).collect();
+        let (most, one_more) = ids.split_at(BALLOTS_PER_SITE_MAX);
+        assert_eq!(say(&mut board, &ask(most, 1, A, false), "a", 0), Verdict::Granted);
+        assert_eq!(say(&mut board, &ask(one_more, 1, A, false), "a", 0), Verdict::Broken);
+        assert_eq!(say(&mut board, &ask(most, 1, A, false), "a", 0), Verdict::Granted);
+        assert_eq!(say(&mut board, &ask(one_more, 1, B, false), "b", 0), Verdict::Granted);
     }
 
     // The voter's disk has the other site's ballot, because the sync behind the renaming failed; then the first site renews,

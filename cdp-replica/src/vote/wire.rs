@@ -6,7 +6,7 @@ use cdp_core::ids::VolumeId;
 use super::board::{Ask, Said};
 use super::{Answer, Ballot, Claim, SiteId, Verdict};
 use crate::fault::Fault;
-use crate::limits::{CLAIM_VOLUMES_MAX, NAME_BYTES_MAX, VOTE_BYTES_MAX};
+use crate::limits::{CLAIM_EPOCH_MAX, CLAIM_VOLUMES_MAX, NAME_BYTES_MAX, VOTE_BYTES_MAX};
 
 /// Length of what stands before a body.
 pub const HEADER_BYTES: usize = 16;
@@ -90,6 +90,10 @@ fn read_ask(message: &[u8]) -> Option<Ask> {
     let (trial, _, mut cursor) = body(message, CLAIM)?;
     let round = cursor.u64()?;
     let ballot = Ballot { epoch: cursor.u64()?, site: SiteId(cursor.u128()?) };
+    // Were a voter bound to the last epoch there is, nobody could ever go on from it.
+    if ballot.epoch > CLAIM_EPOCH_MAX {
+        return None;
+    }
     let count = cursor.u32()? as usize;
     if cursor.u32()? != 0 || !(1..=CLAIM_VOLUMES_MAX).contains(&count) || cursor.rest() != count * 16 {
         return None;
@@ -172,6 +176,11 @@ mod tests {
                     assert!(decode_ask(&flipped).is_err() && decode_said(&flipped).is_err());
                 }
             }
+        }
+        for (epoch, is_taken) in [(CLAIM_EPOCH_MAX, true), (CLAIM_EPOCH_MAX + 1, false), (u64::MAX, false)] {
+            let mut last = ask();
+            last.claim.ballot.epoch = epoch;
+            assert_eq!(decode_ask(&encode_ask(&last)).is_ok(), is_taken, "{epoch}");
         }
         let mut long = ask_bytes;
         long[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
