@@ -106,7 +106,7 @@ impl Store {
         let common = volume.stands_at(join.common).map_err(|error| match error.kind() {
             Kind::OutOfRange => {
                 let context = format!(
-                    "the last record that both sites have of volume {name} is {:?}, and it was thinned away here",
+                    "the last record that both sites have of volume {name} is {:?}, and the records around it were thinned here",
                     join.common
                 );
                 Error::new(Kind::Refused, context)

@@ -211,8 +211,10 @@ impl Volume {
                 "what only this site has of volume {} goes back to states before {oldest:?}, its oldest",
                 self.name()
             );
-            Error::new(Kind::Refused, context)
-                .hint("keep this volume as it is under another name, and make a new replica by a first copy")
+            Error::new(Kind::Refused, context).hint(format!(
+                "`cdp replica reseed {}` keeps it as it is under another name, and makes a new replica",
+                self.name()
+            ))
         })
     }
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use cdp_core::error::Error;
 use cdp_core::history::epochs::Standing;
 use cdp_core::history::point::Timeline;
 use cdp_core::ids::*;
@@ -342,7 +343,10 @@ impl World {
                 Err(error) => {
                     self.met.refused_resyncs += 1;
                     self.met.split_brains += u64::from(error.to_string().contains("two primaries"));
-                    let is_gone = error.hint_text().is_some_and(|hint| hint.contains("first copy"));
+                    let is_gone = is_to_be_copied(&error);
+                    if !is_gone && !error.to_string().contains("two primaries") {
+                        broken!("{name} cannot be resynced, and nobody says what helps: {error:?}");
+                    }
                     drop(volume);
                     if is_gone {
                         self.copy_anew(site, name)?;
@@ -396,7 +400,7 @@ impl World {
             self.find_orphans(site, &known)?;
             if let Some(error) = failed {
                 self.say(|| format!("it failed: {error:?}"));
-                if error.hint_text().is_some_and(|hint| hint.contains("first copy")) {
+                if is_to_be_copied(&error) {
                     self.copy_anew(site, name)?;
                     continue;
                 }
@@ -424,4 +428,10 @@ impl World {
         }
         self.sites[site].check_orphans()
     }
+}
+
+/// Whether whoever is refused a resync is told to have the volume copied anew. People here do without comparing: they
+/// remove it, and the first copy follows.
+fn is_to_be_copied(error: &Error) -> bool {
+    error.hint_text().is_some_and(|hint| hint.contains("`cdp replica reseed"))
 }

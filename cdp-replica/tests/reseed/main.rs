@@ -8,6 +8,7 @@ use std::path::Path;
 
 use cdp_core::base::BaseWriter;
 use cdp_core::error::Kind;
+use cdp_core::history::retention;
 use cdp_core::ids::*;
 use cdp_core::io::Files;
 use cdp_core::io::sim::{Chance, PowerLoss};
@@ -325,6 +326,43 @@ fn a_fenced_primary_is_made_anew() {
     pair.check_equal();
     assert_eq!(pair.b.volume().role().word(), "replica");
     assert!(states(&pair.b.aside().unwrap()) == tail, "what only it had is gone");
+}
+
+/// A site stepped down with writes that only it has, another one went on before them, and of the record that both have it
+/// keeps nothing any more: `resync` cannot cut there, and says what helps; that helps, and loses nothing.
+#[test]
+fn a_replica_whose_fork_is_not_kept() {
+    let mut pair = Pair::behind(89);
+    let volume = pair.b.volume();
+    pair.b.store().promote(NAME, &[(volume.clone(), volume.tip_lsn())], EpochNumber(0), "a test").unwrap();
+    let fork = volume.epochs().newest().start.previous();
+    write(&volume, 4, b"of the site that won");
+    volume.add_replica("b:1", 0, false).unwrap();
+    drop(volume);
+    pair.a.volume().remove_replica("b:1").unwrap();
+    pair.a.volume().set_retention(retention::parse("every-write 1s, named 1s").unwrap()).unwrap();
+    for turn in 0..40 {
+        pair.change(97 + turn, 60);
+        pair.a.clock.advance(2_000_000_000);
+        assert!(pair.a.store().tick().is_empty() && pair.a.store().maintain().is_empty());
+    }
+    assert!(pair.a.volume().oldest().0 > fork, "{:?}, {fork:?}", pair.a.volume().oldest());
+    pair.a.volume().demote().unwrap();
+    std::mem::swap(&mut pair.a, &mut pair.b);
+    pair.feeding = Default::default();
+    let fault = pair.connect(Trouble::Nothing, &mut |_| {}).fault.unwrap();
+    assert_eq!(fault.kind, FaultKind::Fork, "{fault}");
+    let loser = pair.b.volume();
+    let refused = pair.b.store().resync(NAME, &loser.elsewhere().unwrap()).err().unwrap();
+    assert_eq!(refused.kind(), Kind::Refused, "{refused:?}");
+    assert!(refused.hint_text().unwrap().contains("`cdp replica reseed disk`"), "{refused:?}");
+    let (tip, newest) = (loser.tip_lsn(), content(&loser, loser.tip_lsn()));
+    drop(loser);
+    pair.ask(None);
+    assert_eq!(pair.connect(Trouble::Nothing, &mut |_| {}).fault, None);
+    pair.check_equal();
+    let aside = pair.b.aside().unwrap();
+    assert!(aside.tip_lsn() == tip && content(&aside, tip) == newest, "what only it had is gone");
 }
 
 /// The first site goes back to a state that the replica never had, since it began as a copy of a later one. Nothing wrong is
