@@ -200,12 +200,18 @@ impl Store {
     }
 
     /// Begins a first copy of the state that `origin` names, or goes on with it. One of another state is thrown away.
+    ///
+    /// # Errors
+    /// `Busy` while somebody else has it, or is still making some of it durable: what is removed here, that manifest would count.
     pub fn take_copy(&self, name: &str, origin: &Origin) -> Result<ReplicaCopy> {
         let active = Arc::new(());
         {
             let mut copying = self.copying.lock().expect("no panics under this lock");
             copying.retain(|_, active| active.strong_count() > 0);
-            // Of two connections the newer counts: the older one's is dropped when it is met next.
+            if copying.contains_key(&origin.id) {
+                let context = format!("another connection has the first copy of volume {name} in hand");
+                return Err(Error::new(Kind::Busy, context));
+            }
             copying.insert(origin.id, Arc::downgrade(&active));
         }
         let copied = origin.copied.ok_or_else(|| Error::new(Kind::Invalid, "a copy of no state"))?;
