@@ -5,6 +5,7 @@
 
 use super::PageCache;
 use crate::limits::{LIVE_BYTES_MAX, LIVE_BYTES_MIN, LIVE_BYTES_SHORT, MERGE_FILTER_BYTES_MAX};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Of the budget, a sixteenth is left free: what is in memory grows between two looks at it.
@@ -53,13 +54,20 @@ pub struct Memory {
     budget_bytes: usize,
     pages: Arc<PageCache>,
     used: Mutex<Used>,
+    // Beside the lock: each write of each volume asks.
+    is_short_of_parts: AtomicBool,
 }
 
 impl Memory {
     /// Of so many bytes.
     pub fn new(budget_bytes: usize) -> Arc<Memory> {
         let pages = PageCache::new(budget_bytes / PAGES_MAX.1 * PAGES_MAX.0);
-        Arc::new(Memory { budget_bytes, pages, used: Mutex::default() })
+        Arc::new(Memory {
+            budget_bytes,
+            pages,
+            used: Mutex::default(),
+            is_short_of_parts: AtomicBool::default(),
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Used> {
@@ -89,7 +97,7 @@ impl Memory {
 
     /// Whether parts take so much that they should get runs, small ones too.
     pub fn is_short_of_parts(&self) -> bool {
-        self.lock().parts_bytes > self.budget_bytes / PARTS
+        self.is_short_of_parts.load(Ordering::Relaxed)
     }
 
     /// Whether runs take so much that fewer should be made of them.
@@ -113,6 +121,7 @@ impl Memory {
     fn change(&self, from: Used, to: Used) {
         let mut used = self.lock();
         used.change(from, to);
+        self.is_short_of_parts.store(used.parts_bytes > self.budget_bytes / PARTS, Ordering::Relaxed);
         let left = self.budget_bytes.saturating_sub(used.total_bytes() + self.budget_bytes / HEADROOM);
         // Not below it: a lookup that has no page of its own reads each of them again and again.
         self.pages.set_limit(left.max(self.budget_bytes / PAGES_MIN));
