@@ -15,6 +15,11 @@ const RATE_NS: u64 = 3600 * 1_000_000_000;
 const RATE_NS_MIN: u64 = 600 * 1_000_000_000;
 /// Somebody is warned so long before, in hours.
 const WARN_HOURS: f64 = 24.0;
+/// A rate tells no further ahead than so many times the time that it was taken over: thirty seconds of a new volume say
+/// nothing of tomorrow.
+const FORESIGHT: f64 = 24.0;
+/// So far ahead even a short look tells something, in hours.
+const FORESIGHT_HOURS_MIN: f64 = 1.0;
 /// Where writes will be refused it is a reason to act so long before, in hours.
 const ACT_HOURS: f64 = 1.0;
 /// Beyond that nothing is said, in hours: a year.
@@ -29,6 +34,8 @@ pub struct Forecast {
     pub bytes_per_s: f64,
     /// Hours until it is at its cap at that rate; 0: it is.
     pub hours: Option<f64>,
+    /// It comes within a day, as far as its rate can tell.
+    pub is_soon: bool,
     /// Within a day, and why somebody might not want that.
     pub warning: Option<String>,
     /// Writes are refused, or about to be: somebody should act.
@@ -38,9 +45,9 @@ pub struct Forecast {
 }
 
 impl Forecast {
-    /// In words, if it is within a day.
+    /// In words, if it is soon.
     pub fn soon(&self) -> Option<String> {
-        self.words.clone().filter(|_| self.hours.is_some_and(|hours| hours < WARN_HOURS))
+        self.words.clone().filter(|_| self.is_soon)
     }
 }
 
@@ -64,6 +71,7 @@ pub fn of(volume: &Volume, now: Timestamp) -> Result<Forecast> {
         at_cap: word(policy.at_cap).to_owned(),
         bytes_per_s,
         hours,
+        is_soon: hours.is_some_and(|hours| hours < foresight_hours(volume, now)),
         warning: None,
         alarm: None,
         words: None,
@@ -112,7 +120,7 @@ pub fn of(volume: &Volume, now: Timestamp) -> Result<Forecast> {
         )),
         _ => None,
     };
-    if forecast.alarm.is_none() && hours > 0.0 && hours < WARN_HOURS {
+    if forecast.alarm.is_none() && hours > 0.0 && forecast.is_soon {
         let held = match (policy.at_cap, holder) {
             (AtCap::Block, _) | (_, None) => String::new(),
             (_, Some(pin)) => {
@@ -132,9 +140,20 @@ fn word(at_cap: AtCap) -> &'static str {
     }
 }
 
+/// How far ahead somebody is warned, in hours.
+fn foresight_hours(volume: &Volume, now: Timestamp) -> f64 {
+    let looked_hours = now.0.saturating_sub(begin_of_look(volume, now)) as f64 / 3600e9;
+    (FORESIGHT * looked_hours).clamp(FORESIGHT_HOURS_MIN, WARN_HOURS)
+}
+
+/// From where on the rate is taken: an hour ago, or when the volume was made.
+fn begin_of_look(volume: &Volume, now: Timestamp) -> u64 {
+    now.0.saturating_sub(RATE_NS).max(volume.identity().created.0)
+}
+
 /// Bytes a second that went into the journal in the last hour, or since the volume was made.
 fn rate(volume: &Volume, now: Timestamp) -> f64 {
-    let from = now.0.saturating_sub(RATE_NS).max(volume.identity().created.0);
+    let from = begin_of_look(volume, now);
     let window = now.0.saturating_sub(from).max(RATE_NS_MIN);
     let mut bytes = 0.0;
     for segment in volume.segments() {
