@@ -82,6 +82,8 @@ pub struct Store {
     copying: copies::Active,
     // When idle copies were looked for.
     copies_looked_ns: AtomicU64,
+    // When what could not be opened was tried again.
+    unopened_looked_ns: AtomicU64,
     // Held until the store is dropped.
     _lock: Box<dyn Lock>,
 }
@@ -239,6 +241,7 @@ impl Store {
             naming: Mutex::new(()),
             copying: Mutex::default(),
             copies_looked_ns: AtomicU64::new(0),
+            unopened_looked_ns: AtomicU64::new(0),
             _lock: lock,
         };
         store.finish_cloning()?;
@@ -385,16 +388,20 @@ impl Store {
         let dir = self.free_dir(name)?;
         let fresh = self.unfinished_dir(identity.id);
         let made = self.fill_dir(&fresh, identity, fill, begin, journal).and_then(|()| {
-            let _naming = self.naming.lock().expect("no panics under this lock");
+            // Until it is open: a volume that stands there and is not is opened by whoever comes by (`reopen.rs`).
+            let naming = self.naming.lock().expect("no panics under this lock");
             // Somebody may have been quicker.
             self.free_dir(name)?;
-            self.name_dir(&fresh, &dir)
+            self.name_dir(&fresh, &dir).map(|()| naming)
         });
-        if let Err(error) = made {
-            // The next opening removes what is left.
-            let _ = self.shared.files.remove_dir_all(&fresh);
-            return Err(error);
-        }
+        let _naming = match made {
+            Ok(naming) => naming,
+            Err(error) => {
+                // The next opening removes what is left.
+                let _ = self.shared.files.remove_dir_all(&fresh);
+                return Err(error);
+            }
+        };
         // Whoever makes a volume waits: its first segment is only reserved, not written.
         let shared = Shared { prewrite: self.shared.prewrite && parent.is_none(), ..self.shared.clone() };
         let volume = open_on(&shared, &dir, Accept::default(), parent)?;
@@ -463,7 +470,13 @@ impl Store {
         let volume = self.volumes.lock().expect("no panics under this lock").remove(name);
         let id = volume.as_ref().map(|volume| volume.identity().id);
         match volume {
-            Some(volume) => volume.close()?,
+            // What it had open may be in somebody's hands yet: it is not opened beside that.
+            Some(volume) => volume.close().inspect_err(|error| {
+                let context = format!("closing {name} to delete it: {error}");
+                let unclosed =
+                    Error::new(Kind::Refused, context).hint("delete it again, or restart the server");
+                self.failed.lock().expect("no panics under this lock").insert(name.to_owned(), unclosed);
+            })?,
             None if self.failed.lock().expect("no panics under this lock").remove(name).is_some() => {}
             None => return self.volume(name).map(drop),
         }
@@ -564,8 +577,8 @@ impl Store {
     /// The slow duties of all volumes. Gives the errors that occurred.
     pub fn maintain(&self) -> Vec<Error> {
         self.reopen_where_space_is_back();
-        let mut errors: Vec<Error> =
-            self.volumes().iter().filter_map(|volume| volume.maintain().err()).collect();
+        let mut errors: Vec<Error> = self.retry_unopened().err().into_iter().collect();
+        errors.extend(self.volumes().iter().filter_map(|volume| volume.maintain().err()));
         let now_ns = self.shared.clock.elapsed_ns();
         if now_ns.saturating_sub(self.copies_looked_ns.load(Ordering::Relaxed)) >= COPIES_LOOK_NS {
             self.copies_looked_ns.store(now_ns, Ordering::Relaxed);

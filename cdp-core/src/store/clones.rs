@@ -135,6 +135,7 @@ impl Store {
         match self.open_with_parent(name, dir, accept, depth) {
             Ok(volume) => {
                 self.volumes.lock().expect("no panics under this lock").insert(name.to_owned(), volume);
+                self.failed.lock().expect("no panics under this lock").remove(name);
             }
             Err(error) => {
                 self.failed.lock().expect("no panics under this lock").insert(name.to_owned(), error);

@@ -1,0 +1,110 @@
+//! A disk that was gone for a minute must not take a volume out of service until somebody restarts the server; and a
+//! damaged one must not be opened by itself, again and again.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use cdp_core::device::{Change, Device, Read};
+use cdp_core::error::Kind;
+use cdp_core::ids::*;
+use cdp_core::io::sim::{Fault, FaultKind, SimClock, SimDisk, When};
+use cdp_core::store::{CreateOptions, Store};
+use cdp_core::volume::Volume;
+
+const STORE: &str = "/store";
+const MINUTE_NS: u64 = 60 * 1_000_000_000;
+
+fn open(disk: &SimDisk, clock: &SimClock) -> Store {
+    Store::open(Arc::new(disk.clone()), Arc::new(clock.clone()), Path::new(STORE), "a test").unwrap()
+}
+
+fn write(volume: &Volume, byte: u8) {
+    let mut results = Vec::new();
+    volume.apply(SessionId(1), &[Change::Write { offset: 0, data: &[byte; 4096] }], &mut results);
+    results.remove(0).unwrap();
+    volume.flush().unwrap();
+}
+
+fn first_byte(volume: &Volume) -> u8 {
+    let mut buffer = [0; 1];
+    let mut reads = [Read { offset: 0, buffer: &mut buffer, result: Ok(()) }];
+    volume.read(&mut reads);
+    std::mem::replace(&mut reads[0].result, Ok(())).unwrap();
+    buffer[0]
+}
+
+/// Two volumes, one written to; closed.
+fn store_of_two(disk: &SimDisk, clock: &SimClock) {
+    Store::create(disk, clock, Path::new(STORE)).unwrap();
+    let store = open(disk, clock);
+    for name in ["disk", "other"] {
+        let options = CreateOptions { segment_bytes: 256 << 10, ..CreateOptions::new(1 << 20) };
+        write(&store.create_volume(name, &options, None).unwrap(), 7);
+    }
+    store.close().unwrap();
+}
+
+#[test]
+fn what_the_disk_did_not_give_is_tried_again() {
+    let (disk, clock) = (SimDisk::new(1), SimClock::new(1));
+    store_of_two(&disk, &clock);
+    let disk = disk.crash_process();
+    disk.inject(Fault::new(FaultKind::ReadError, When::From(1)).on("volumes/disk/"));
+    let store = open(&disk, &clock);
+    assert_eq!(store.failed().len(), 1, "{:?}", store.failed());
+    assert_eq!(first_byte(&store.volume("other").unwrap()), 7);
+    // The disk stays away for a while.
+    for _ in 0..3 {
+        clock.advance(MINUTE_NS);
+        assert!(store.maintain().is_empty());
+        assert!(store.volume("disk").is_err_and(|error| error.kind() == Kind::Io));
+    }
+    disk.clear_faults();
+    clock.advance(MINUTE_NS);
+    assert!(store.maintain().is_empty());
+    assert!(store.failed().is_empty(), "{:?}", store.failed());
+    let volume = store.volume("disk").unwrap();
+    assert_eq!(first_byte(&volume), 7);
+    write(&volume, 8);
+    assert_eq!(first_byte(&volume), 8);
+}
+
+#[test]
+fn a_volume_whose_name_was_not_known_to_be_durable_is_there_all_the_same() {
+    let (disk, clock) = (SimDisk::new(2), SimClock::new(2));
+    Store::create(&disk, &clock, Path::new(STORE)).unwrap();
+    let store = open(&disk, &clock);
+    disk.inject(Fault::new(FaultKind::DirectorySyncError, When::Nth(1)).on("/store/volumes"));
+    let options = CreateOptions { segment_bytes: 256 << 10, ..CreateOptions::new(1 << 20) };
+    // Whichever directory's sync it is that fails first, the volume is there in the end, or can be made.
+    let made = store.create_volume("disk", &options, None);
+    assert!(made.is_err_and(|error| error.kind() == Kind::Io), "the fault did not strike");
+    disk.clear_faults();
+    clock.advance(MINUTE_NS);
+    assert!(store.maintain().is_empty());
+    let volume = match store.volume("disk") {
+        Ok(volume) => volume,
+        Err(_) => store.create_volume("disk", &options, None).unwrap(),
+    };
+    write(&volume, 9);
+    assert_eq!(first_byte(&volume), 9);
+    drop((volume, store));
+    let store = open(&disk.crash_power(3), &clock);
+    assert_eq!(first_byte(&store.volume("disk").unwrap()), 9);
+}
+
+#[test]
+fn what_somebody_has_to_decide_is_left_alone() {
+    let (disk, clock) = (SimDisk::new(3), SimClock::new(3));
+    store_of_two(&disk, &clock);
+    let disk = disk.crash_process();
+    disk.mutate("/store/volumes/disk/volume", |bytes| bytes[40] ^= 1).unwrap();
+    let store = open(&disk, &clock);
+    let [(name, error)] = &store.failed()[..] else { panic!("{:?}", store.failed()) };
+    assert_eq!((&name[..], error.kind()), ("disk", Kind::Damaged));
+    disk.reset_reads();
+    clock.advance(MINUTE_NS);
+    store.maintain();
+    assert_eq!(disk.reads_of("/store/volumes/disk/volume").reads, 0, "it was tried again");
+    assert_eq!(store.failed().len(), 1);
+}
