@@ -23,8 +23,9 @@ mod reopen;
 pub mod replicas;
 pub mod resync;
 pub mod seeds;
+mod swap;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -72,6 +73,8 @@ pub struct Store {
     shared: Shared,
     volumes: Mutex<BTreeMap<String, Arc<Volume>>>,
     failed: Mutex<BTreeMap<String, Error>>,
+    // Those of them of which it is not settled which copy has the name (`swap.rs`).
+    withheld: Mutex<BTreeSet<String>>,
     groups: Mutex<groups::Groups>,
     // Deleted volumes that clones read from, by their ids.
     hidden: Mutex<BTreeMap<VolumeId, Arc<Volume>>>,
@@ -235,6 +238,7 @@ impl Store {
             shared,
             volumes: Mutex::new(BTreeMap::new()),
             failed: Mutex::new(BTreeMap::new()),
+            withheld: Mutex::default(),
             groups: Mutex::new(groups::read_groups(&*files, path)?),
             hidden: Mutex::new(BTreeMap::new()),
             changing: Mutex::new(()),
@@ -412,6 +416,7 @@ impl Store {
     /// Where a volume of this name would stand, if the name is legal and nobody has it.
     fn free_dir(&self, name: &str) -> Result<PathBuf> {
         validate_volume_name(name)?;
+        self.refuse_if_withheld(name)?;
         if self.groups.lock().expect("no panics under this lock").contains_key(name) {
             return Err(Error::new(Kind::Exists, format!("there is a group named {name:?}")));
         }
@@ -467,6 +472,7 @@ impl Store {
         let files = &*self.shared.files;
         let dir = self.path.join(VOLUMES_DIR).join(name);
         let _changing = self.changing.lock().expect("no panics under this lock");
+        self.refuse_if_withheld(name)?;
         let volume = self.volumes.lock().expect("no panics under this lock").remove(name);
         let id = volume.as_ref().map(|volume| volume.identity().id);
         match volume {
@@ -526,6 +532,7 @@ impl Store {
             .find(|trashed| trashed.name == name)
             .ok_or_else(|| Error::new(Kind::NotFound, format!("there is no deleted volume {name:?}")))?;
         let _changing = self.changing.lock().expect("no panics under this lock");
+        self.refuse_if_withheld(name)?;
         let trash = self.path.join(TRASH_DIR);
         let from = trash.join(&trashed.dir);
         let hidden = self.close_hidden(&from)?;

@@ -104,6 +104,9 @@ fn reseed(context: &Context, volume: Option<String>, from: Option<String>, cance
     let answer = Door::ask_once(&context.config, false, request, &mut |_| Ok(()))?;
     let Response::Reseeds(lines) = &answer else { return Err(unexpected()) };
     let line = |line: &ReseedLine| {
+        if let Some(problem) = &line.problem {
+            return format!("{}  {problem}", line.volume);
+        }
         let then = match line.replaces {
             true => "; what is here steps aside when the new copy is whole",
             false => "",

@@ -33,6 +33,9 @@ pub struct ReseedLine {
     pub compared_with: String,
     /// There is an old copy, which steps aside when the new one is whole.
     pub replaces: bool,
+    /// What is wrong with it, and what to do about that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// How far one is.
@@ -90,7 +93,15 @@ pub fn reseed(store: &Store, request: &Reseed, zone: &Zone) -> Result<Vec<Reseed
             store.plan_reseed(name, from)?;
         }
     }
-    Ok(store.seed_plans()?.iter().map(|plan| line(store, plan)).collect())
+    let lines = store.seed_plans()?.into_iter().map(|(name, plan)| match plan {
+        Ok(plan) => line(store, &plan),
+        Err(error) => {
+            let hint = error.hint_text().map(|hint| format!("; {hint}")).unwrap_or_default();
+            let problem = Some(format!("{error}{hint}"));
+            ReseedLine { volume: name, compared_with: String::new(), replaces: false, problem }
+        }
+    });
+    Ok(lines.collect())
 }
 
 /// A group's members, or the one volume.
@@ -124,5 +135,6 @@ fn line(store: &Store, plan: &SeedPlan) -> ReseedLine {
             SeedFrom::Volume { id, at: Some(lsn) } => format!("{}@lsn:{lsn}", name(*id)),
         },
         replaces: plan.replaces.is_some(),
+        problem: None,
     }
 }

@@ -196,6 +196,7 @@ impl Store {
                 Error::new(Kind::NotFound, format!("no volume of this store has the id {id}"))
             })?;
         if !place.is_trash {
+            self.refuse_if_withheld(&place.name)?;
             self.open_by_dir(&place.name, &place.dir, accept, depth);
             return self.volume(&place.name);
         }
@@ -226,6 +227,12 @@ impl Store {
     pub(super) fn place_of(&self, id: VolumeId) -> Result<Option<String>> {
         let is_it = |place: &Place| place.identity.as_ref().is_some_and(|identity| identity.id == id);
         Ok(self.places()?.into_iter().find(is_it).map(|place| place.name))
+    }
+
+    /// Old copies whose place a newer one took, or is about to take.
+    pub(super) fn stepped_aside(&self) -> Result<Vec<Identity>> {
+        let identities = self.places()?.into_iter().filter_map(|place| place.identity);
+        Ok(identities.filter(|identity| identity.journal_of.is_some()).collect())
     }
 
     /// A volume that was made for just this tail.

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
 
 use super::replicas::{Copied, Origin};
-use super::seeds::INHERITED;
+use super::swap::INHERITED;
 use super::{Store, VOLUMES_DIR, make_dir, validate_volume_name};
 use crate::base::{BaseWriter, Unsynced};
 use crate::error::{Error, IoContext, Kind, Result};
@@ -204,6 +204,7 @@ impl Store {
     /// # Errors
     /// `Busy` while somebody else has it, or is still making some of it durable: what is removed here, that manifest would count.
     pub fn take_copy(&self, name: &str, origin: &Origin) -> Result<ReplicaCopy> {
+        self.refuse_if_withheld(name)?;
         let active = Arc::new(());
         {
             let mut copying = self.copying.lock().expect("no panics under this lock");
@@ -306,13 +307,14 @@ impl Store {
     }
 
     /// A copy that is whole becomes a volume. Where somebody asked for that, it takes the place of an old copy, which steps
-    /// aside (`seeds.rs`).
+    /// aside (`swap.rs`).
     ///
     /// Legal states after a crash: the copy, whole, or the volume.
     pub fn finish_copy(&self, name: &str, copy: ReplicaCopy) -> Result<Arc<Volume>> {
         let _changing = self.changing.lock().expect("no panics under this lock");
         let _naming = self.naming.lock().expect("no panics under this lock");
         validate_volume_name(name)?;
+        self.refuse_if_withheld(name)?;
         if let Some((plan, old)) = self.replaced_by(name, copy.origin.id)? {
             return self.replace_volume(plan, old, copy);
         }

@@ -60,6 +60,7 @@ impl Store {
             self.volume(member)?;
         }
         let _naming = self.naming.lock().expect("no panics under this lock");
+        self.refuse_if_withheld(group)?;
         let mut groups = self.groups.lock().expect("no panics under this lock");
         let mut changed = groups.clone();
         match (create, changed.contains_key(group)) {

@@ -58,6 +58,7 @@ impl Store {
             return Ok(());
         }
         self.unopened_looked_ns.store(now_ns, Ordering::Relaxed);
+        self.settle_all_withheld();
         if self.unopened()?.is_empty() {
             return Ok(());
         }
@@ -81,8 +82,12 @@ impl Store {
         let may_pass = |error: &Error| matches!(error.kind(), Kind::Io | Kind::NoSpace);
         let volumes = self.volumes.lock().expect("no panics under this lock");
         let failed = self.failed.lock().expect("no panics under this lock");
-        let is_unopened =
-            |name: &String| !volumes.contains_key(name) && failed.get(name).is_none_or(may_pass);
+        // Of these it is not settled yet which copy has the name.
+        let withheld = self.withheld.lock().expect("no panics under this lock");
+        let is_unopened = |name: &String| {
+            let is_free = !volumes.contains_key(name) && !withheld.contains(name);
+            is_free && failed.get(name).is_none_or(may_pass)
+        };
         let dirs = entries.into_iter().filter(|entry| entry.is_dir).map(|entry| entry.name);
         Ok(dirs.filter(|name| !name.starts_with(UNFINISHED_PREFIX) && is_unopened(name)).collect())
     }

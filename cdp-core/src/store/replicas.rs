@@ -114,6 +114,7 @@ impl Store {
 
     /// Says why a replica of this name cannot be made here, if it cannot: before anything is sent for it.
     pub fn refuse_replica(&self, name: &str, id: VolumeId) -> Result<()> {
+        self.refuse_if_withheld(name)?;
         if self.volume(name).is_ok() || self.groups().contains_key(name) {
             let context = format!("there is another volume or group named {name:?} at the replica's site");
             return Err(Error::new(Kind::Exists, context));

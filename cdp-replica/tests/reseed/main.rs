@@ -2,6 +2,7 @@
 //! the way, nothing that was there is lost, and nothing wrong is shown.
 
 mod pair;
+mod stuck;
 
 use std::io::IoSlice;
 use std::path::Path;
