@@ -17,6 +17,7 @@ pub mod io;
 pub mod journal;
 pub mod limits;
 pub mod planted;
+pub mod promises;
 pub mod reader;
 pub mod store;
 pub mod time;

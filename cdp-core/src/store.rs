@@ -7,6 +7,7 @@
 //! STORE/operation        what is being done to a group, until all members have it
 //! STORE/cloning          which clones of a group become volumes, until all have
 //! STORE/promotion        which volumes are being made primaries, until all are
+//! STORE/time             what other sites were told to be over
 //! STORE/seeds/           what the next copies of replicas are compared with
 //! STORE/volumes/NAME/    a volume
 //! STORE/trash/NAME.NS/   a deleted volume, and when it was deleted
@@ -44,6 +45,7 @@ use crate::ids::*;
 use crate::index::{IndexOptions, Memory, Used};
 use crate::io::{Clock, FilePool, Files, Lock, read_file, replace_file};
 use crate::limits::*;
+use crate::promises::Promises;
 use crate::time::StoreClock;
 use crate::volume::epoch::write_epochs;
 use crate::volume::identity::{create_mark, write_manifest};
@@ -222,9 +224,11 @@ impl Store {
             files.sync_dir(&dir).at(|| format!("syncing {}", dir.display()))?;
         }
         let memory = Memory::new(index.budget_bytes);
+        let (promises, promised) = Promises::open(files.clone(), path);
         let shared = Shared {
             files: files.clone(),
-            clock: Arc::new(StoreClock::new(clock, Timestamp(0))),
+            clock: Arc::new(StoreClock::new(clock, promised)),
+            promises: Arc::new(promises),
             pages: memory.pages().clone(),
             memory,
             segments: FilePool::new(files.clone(), SEGMENT_FILES_MAX),
@@ -599,6 +603,7 @@ impl Store {
         let mut volumes = self.volumes();
         volumes.extend(self.hidden.lock().expect("no panics under this lock").values().cloned());
         let outcomes: Vec<Result<()>> = volumes.iter().map(|volume| volume.close()).collect();
+        self.shared.promises.settle(self.shared.clock.now());
         outcomes.into_iter().collect()
     }
 }

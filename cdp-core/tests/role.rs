@@ -10,7 +10,7 @@ use cdp_core::format::marker::{MarkerClass, MarkerPayload};
 use cdp_core::history::epochs::Epochs;
 use cdp_core::history::point::Timeline;
 use cdp_core::ids::*;
-use cdp_core::io::sim::{SimClock, SimDisk};
+use cdp_core::io::sim::{Fault, FaultKind, SimClock, SimDisk, When};
 use cdp_core::store::replicas::{Copied, Origin};
 use cdp_core::store::{CreateOptions, Store};
 use cdp_core::volume::Volume;
@@ -249,4 +249,58 @@ fn members_of_different_standing_are_not_promoted_together() {
     });
     assert_eq!(numbers, [EpochNumber(2), EpochNumber(5)]);
     volumes.iter().for_each(|volume| assert!(write(&**volume, 2).is_ok()));
+}
+
+/// A replica was told that everything through an instant is there, though nothing was written for a while. The machine dies, and
+/// comes back with a wall clock that is behind: a record within that instant would be one that the replica says it has.
+#[test]
+fn what_was_told_to_be_over_stays_over() {
+    for (seed, power) in [(1, false), (2, true)] {
+        let (disk, clock) = (SimDisk::new(seed), SimClock::new(seed));
+        let store = create(&disk, &clock);
+        let volume = store.volume("disk").unwrap();
+        write(&*volume, 1).unwrap();
+        volume.flush().unwrap();
+        clock.advance(40_000_000_000);
+        let (lsn, told) = volume.promise_complete();
+        assert!(
+            told.0 >= wall_of(&clock) && lsn == volume.tip_lsn(),
+            "an idle volume is complete through now"
+        );
+        drop((volume, store));
+        let disk = if power { disk.crash_power(seed) } else { disk.crash_process() };
+        clock.step_wall(-3_600_000_000_000);
+        let store = open(&disk, &clock);
+        let volume = store.volume("disk").unwrap();
+        let next = write(&*volume, 2).unwrap();
+        assert!(volume.timestamp_of(next).unwrap() > told, "power {power}: {next:?} is within {told:?}");
+        // A clean stop leaves nothing ahead of the wall clock.
+        clock.step_wall(3_600_000_000_000);
+        clock.advance(100_000_000_000);
+        let (_, told) = volume.promise_complete();
+        store.close().unwrap();
+        drop((volume, store));
+        let store = open(&disk, &clock);
+        assert_eq!(store.clock().now(), told.max(Timestamp(wall_of(&clock))));
+    }
+}
+
+fn wall_of(clock: &SimClock) -> u64 {
+    cdp_core::io::Clock::wall_ns(clock)
+}
+
+/// An append that the disk refused may be there after a restart, with the timestamp that it got: until then no instant behind it
+/// is told.
+#[test]
+fn a_refused_record_is_within_no_instant_that_is_told() {
+    let (disk, clock) = (SimDisk::new(3), SimClock::new(3));
+    let store = create(&disk, &clock);
+    let volume = store.volume("disk").unwrap();
+    write(&*volume, 1).unwrap();
+    volume.flush().unwrap();
+    disk.inject(Fault::new(FaultKind::WriteError, When::From(1)).on(".seg"));
+    assert!(write(&*volume, 2).is_err());
+    clock.advance(10_000_000_000);
+    let (lsn, told) = volume.promise_complete();
+    assert_eq!((lsn, told), volume.tip());
 }

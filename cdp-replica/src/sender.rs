@@ -566,7 +566,7 @@ impl Sender {
             }
         }
         if stream.complete.is_none() && now_ns.saturating_sub(stream.complete_at_ns) >= COMPLETE_NS {
-            stream.complete = Some(self.volume.complete_through());
+            stream.complete = Some(self.volume.promise_complete());
         }
         if let Some((lsn, at)) = stream.complete
             && stream.rest.is_none()

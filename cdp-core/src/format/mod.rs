@@ -11,6 +11,7 @@ pub mod looked;
 pub mod manifest;
 pub mod mark;
 pub mod marker;
+pub mod promise;
 pub mod record;
 pub mod run;
 pub mod segment;

@@ -59,6 +59,7 @@ use crate::journal::looked::LookedFile;
 use crate::journal::mark::MarkFile;
 use crate::journal::pool::Pool;
 use crate::journal::segment::Segment;
+use crate::promises::Promises;
 use crate::reader::Reader;
 use crate::time::StoreClock;
 pub use identity::Identity;
@@ -71,6 +72,8 @@ pub struct Shared {
     pub files: Arc<dyn Files>,
     /// The store's one clock.
     pub clock: Arc<StoreClock>,
+    /// What its clock never goes back behind.
+    pub promises: Arc<Promises>,
     /// Pages of runs.
     pub pages: Arc<PageCache>,
     /// What the indexes take.

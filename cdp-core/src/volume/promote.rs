@@ -128,6 +128,7 @@ pub(crate) fn promote_all(members: &[Member], id: u128, asked: &str) -> Result<V
 }
 
 fn append_all(members: &[Member], id: u128, asked: &str) -> Result<()> {
+    let ended: Vec<Timestamp> = members.iter().map(|member| member.volume.complete_through().1).collect();
     let mut pins = Vec::with_capacity(members.len());
     for Member { volume, to, .. } in members {
         volume.refuse_unless_healthy()?;
@@ -154,9 +155,10 @@ fn append_all(members: &[Member], id: u128, asked: &str) -> Result<()> {
         if let Some(appender) = &**lock {
             member.volume.shared.clock.pass(appender.position.timestamp);
         }
-        // Nor within what it said to be complete.
+        // Nor within what it said to be complete, or this site when it stepped down.
         member.volume.shared.clock.pass(member.volume.source_complete());
     }
+    ended.into_iter().for_each(|at| members.iter().for_each(|member| member.volume.shared.clock.pass(at)));
     let how = How { group: id, asked: asked.to_owned() };
     for (member, lock) in members.iter().zip(&mut locks) {
         if !member.has_epoch(id) {

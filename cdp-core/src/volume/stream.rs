@@ -18,6 +18,7 @@ use crate::format::record::{RecordHeader, RecordKind, block_crcs, chain_value, p
 use crate::format::turn::Turn;
 use crate::history::course::TurnAt;
 use crate::history::epochs::Epochs;
+use crate::history::point::Timeline;
 use crate::ids::*;
 use crate::journal::append::{Appender, Position, Verbatim};
 use crate::journal::follow::Follow;
@@ -211,6 +212,20 @@ impl Volume {
         let now = self.shared.clock.now();
         self.shared.clock.pass(now);
         (tip, now)
+    }
+
+    /// As [`Volume::complete_through`], to be told to another site: of a primary, as far as a crash cannot take it back.
+    pub fn promise_complete(&self) -> (Lsn, Timestamp) {
+        let (lsn, at) = self.complete_through();
+        if self.is_replica() {
+            // Its own instant stands in its manifest, and every other is that of another site.
+            return (lsn, at);
+        }
+        if self.refuse_unless_healthy().is_err() {
+            // A record that could not be appended may turn up at the next opening all the same, with the timestamp that it got.
+            return Timeline::tip(self);
+        }
+        (lsn, self.shared.promises.reach(at))
     }
 
     /// The chain value after this record, which is in the journal, and its timestamp.

@@ -15,8 +15,6 @@ use cdp_replica::receiver::Feeding;
 use crate::model::{BLOCKS, Entry, Log, bytes_of};
 
 const STORE: &str = "/store";
-/// What a start takes at least, in nanoseconds.
-const RESTART_NS: u64 = 1000;
 
 /// A volume's copy at this site.
 pub struct Copy {
@@ -132,8 +130,6 @@ impl Site {
             }
         }
         self.crashes += 1;
-        // A start takes time. Within the same instant a store could give a timestamp again that it told to be complete.
-        self.clock.advance(RESTART_NS);
     }
 
     /// Starts it, however often it dies on the way.
