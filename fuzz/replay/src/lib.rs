@@ -10,6 +10,7 @@ pub mod nbd_requests;
 pub mod point;
 mod ram;
 pub mod run_file;
+pub mod votes;
 
 /// A function that panics when the bytes break a promise.
 pub type Run = fn(&[u8]);
@@ -22,4 +23,5 @@ pub const TARGETS: &[(&str, Run)] = &[
     ("nbd_requests", nbd_requests::run),
     ("point", point::run),
     ("run_file", run_file::run),
+    ("votes", votes::run),
 ];
