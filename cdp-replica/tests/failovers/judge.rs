@@ -190,6 +190,8 @@ impl World {
                     volume.part_list().iter().filter(|part| part.segment.fold.is_some()).count() as u64;
             }
             self.sites[site].check_orphans()?;
+            self.sites[site].check_asides()?;
+            self.met.asides += self.sites[site].asides.len() as u64;
         }
         for name in self.names {
             let [a, b] = [0, 1].map(|site| &self.sites[site].copies[name].log);

@@ -1,5 +1,5 @@
 //! Failovers, seeded: both sites with simulated disks and clocks, a network that cuts, stalls, doubles and flips, people
-//! who promote, step down and resync at any moment, and a naive model of what every copy has to show.
+//! who promote, step down, resync and reseed at any moment, and a naive model of what every copy has to show.
 
 /// Ends a history that is not as it should be.
 macro_rules! broken {
@@ -23,7 +23,7 @@ use world::{Met, World};
 /// Steps of one history before it is healed.
 const STEPS: usize = 280;
 /// Of CI. `CDP_SEEDS=5000` for more, `CDP_SEEDS_FROM=N` for those from N on, `CDP_SIM_SEED=N` for that one alone, with `CDP_SIM_TRACE=1` step by step.
-const SEEDS: u64 = 96;
+const SEEDS: u64 = 104;
 /// Played beside them, for what they found. 110: an instant was told to be complete, a crash took the memory of it, and with the
 /// wall clock set back a later record got the same timestamp; and a primary whose disk refused an append told as complete the very
 /// instant of that record, which was there after the restart.
@@ -79,6 +79,7 @@ fn no_failover_loses_or_mixes_anything() {
     assert!(broken.is_empty(), "broken with seeds {broken:?}: CDP_SIM_SEED=N repeats one");
     if seeds.len() as u64 >= SEEDS {
         assert!(met.failovers >= 200 && met.drained > 20 && met.resyncs > 80 && met.orphans > 50, "{met:?}");
+        assert!(met.reseeds > 100 && met.asides > 50 && met.withdrawn > 0, "{met:?}");
         assert!(met.to_points > 10 && met.crashes > 500 && met.cuts > 100 && met.flips > 20, "{met:?}");
         assert!(
             met.bases_moved > 10 && met.folds > 10 && met.rollbacks > 100 && met.refused_full > 20,

@@ -25,8 +25,32 @@ impl World {
         self.empty_trash()
     }
 
-    /// What a replica needs is gone: it is removed, and begins with a first copy.
+    /// What a replica needs is gone: somebody asks for a reseed, or removes it, and it begins with a first copy.
     pub fn copy_anew(&mut self, site: usize, name: &'static str) -> Outcome {
+        match self.chance.percent(60) && self.reseed(site, name)? {
+            true => Ok(()),
+            false => self.remove_copy(site, name),
+        }
+    }
+
+    /// Somebody asks for a reseed, where it is possible; whether he was heard.
+    pub fn reseed(&mut self, site: usize, name: &'static str) -> Outcome<bool> {
+        let Some(store) = self.sites[site].store.clone() else { return Ok(false) };
+        let is_replaceable = self.sites[site].volume(name).is_some_and(|volume| !volume.is_primary());
+        if !is_replaceable || !self.make_independent(site) {
+            return Ok(false);
+        }
+        self.say(|| format!("{} wants {name} to be copied anew", self.sites[site].name));
+        let planned = store.plan_reseed(name, None);
+        drop(store);
+        self.met.reseeds += u64::from(planned.is_ok());
+        if let Err(error) = &planned {
+            self.say(|| format!("it was refused: {error}"));
+        }
+        Ok(planned.is_ok())
+    }
+
+    fn remove_copy(&mut self, site: usize, name: &'static str) -> Outcome {
         let Some(store) = self.sites[site].store.clone() else { return Ok(()) };
         if self.sites[site].volume(name).is_none_or(|volume| volume.is_primary())
             || !self.make_independent(site)
@@ -78,9 +102,19 @@ impl World {
     /// An operator does something, wise or not.
     pub fn somebody_acts(&mut self) -> Outcome {
         let site = self.chance.below(2) as usize;
-        match self.chance.below(10) {
+        match self.chance.below(12) {
             0..4 => self.failover(site),
             4..6 => self.planned(site),
+            6..8 => {
+                let name = self.chance.pick(self.names);
+                let Some(store) = self.sites[site].store.clone() else { return Ok(()) };
+                // Some think better of it.
+                if self.is_up(site) && self.chance.percent(25) {
+                    self.met.withdrawn += u64::from(store.withdraw_reseed(name).is_ok_and(|was_any| was_any));
+                    return Ok(());
+                }
+                self.reseed(site, name).map(drop)
+            }
             _ => self.resync(site),
         }
     }
@@ -415,7 +449,8 @@ impl World {
         for volume in store.volumes() {
             let is_old = known.iter().any(|known| known == volume.name());
             // A member that was closed for want of room, and is open again after a crash.
-            if is_old || self.names.contains(&volume.name()) {
+            let is_aside = self.sites[site].asides.iter().any(|aside| aside.name == volume.name());
+            if is_old || is_aside || self.names.contains(&volume.name()) {
                 continue;
             }
             let of = self.names.iter().find(|name| volume.name().starts_with(&format!("{name}-orphan-")));
@@ -430,8 +465,7 @@ impl World {
     }
 }
 
-/// Whether whoever is refused a resync is told to have the volume copied anew. People here do without comparing: they
-/// remove it, and the first copy follows.
+/// Whether whoever is refused a resync is told to have the volume copied anew.
 fn is_to_be_copied(error: &Error) -> bool {
     error.hint_text().is_some_and(|hint| hint.contains("`cdp replica reseed"))
 }

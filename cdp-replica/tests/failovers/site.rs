@@ -54,6 +54,12 @@ pub struct Orphan {
     pub fork: Lsn,
 }
 
+/// An old copy that stepped aside, and has to stay as it was.
+pub struct Aside {
+    pub name: String,
+    pub log: Log,
+}
+
 pub struct Site {
     pub name: &'static str,
     pub disk: SimDisk,
@@ -64,6 +70,10 @@ pub struct Site {
     /// What a receiver was about to make a volume of: a crash may leave it or not.
     pub making: BTreeMap<&'static str, Log>,
     pub orphans: Vec<Orphan>,
+    pub asides: Vec<Aside>,
+    /// What a receiver is about to put in an old copy's place: it is there, or not, after a crash; and, where the disk refuses a
+    /// step, some time later.
+    pub replacing: BTreeMap<&'static str, Log>,
     /// Histories that a resync, which failed, was about to set aside behind their forks.
     pub parting: BTreeMap<&'static str, (Log, Lsn)>,
     /// Without power for so many steps.
@@ -84,6 +94,8 @@ impl Site {
             copies: BTreeMap::new(),
             making: BTreeMap::new(),
             orphans: Vec::new(),
+            asides: Vec::new(),
+            replacing: BTreeMap::new(),
             parting: BTreeMap::new(),
             dark: 0,
             crashes: 0,
@@ -94,6 +106,12 @@ impl Site {
 
     pub fn volume(&self, name: &str) -> Option<Arc<Volume>> {
         self.store.as_ref()?.volume(name).ok()
+    }
+
+    /// Whether somebody asked for a reseed that may take its place.
+    pub fn is_to_be_replaced(&self, name: &str) -> bool {
+        let plan = self.store.as_ref().and_then(|store| store.seed_plan(name).ok()).flatten();
+        plan.is_some_and(|plan| plan.replaces.is_some())
     }
 
     /// All volumes that have a copy here, in the order of their ids.
@@ -163,6 +181,8 @@ impl Site {
     /// After a start: what was durable is there, and nothing that nobody wrote.
     fn recovered(&mut self) -> Result<(), String> {
         let site = self.name;
+        self.notice_swaps(true)?;
+        self.replacing.clear();
         for (name, source) in std::mem::take(&mut self.making) {
             if let Some(volume) = self.volume(name) {
                 let mut copy = Copy::new(source.at(Lsn::ZERO).size);
@@ -205,9 +225,66 @@ impl Site {
         Ok(())
     }
 
+    /// Where a new copy took an old one's place, the model follows; `died` just now.
+    fn notice_swaps(&mut self, died: bool) -> Result<(), String> {
+        let site = self.name;
+        let Some(store) = self.store.clone() else { return Ok(()) };
+        for aside in store.volumes() {
+            let Some((of, _)) = aside.name().split_once("-until-") else { continue };
+            if self.asides.iter().any(|known| known.name == aside.name()) {
+                continue;
+            }
+            let Some((name, copy)) = self.copies.iter_mut().find(|(name, _)| **name == of) else {
+                return Err(format!("{site}: {} stepped aside, of which there was no copy", aside.name()));
+            };
+            let Some(source) = self.replacing.remove(name) else {
+                return Err(format!("{site}: nobody sent what took the place of {}", aside.name()));
+            };
+            let Ok(volume) = store.volume(name) else {
+                return Err(format!("{site}: {} stepped aside, and nothing is in its place", aside.name()));
+            };
+            // What it had appended, and never acknowledged, may go with the power, but nothing comes that nobody sent.
+            let tip = aside.tip_lsn();
+            let least = if died { copy.durable.max(copy.staged) } else { copy.log.tip() };
+            if tip < least {
+                return Err(format!("{site}: {} has {tip:?} of {least:?}", aside.name()));
+            }
+            take_pending(copy, tip).map_err(|error| format!("{site}: {}: {error}", aside.name()))?;
+            copy.log.cut(tip);
+            let mut fresh = Copy::new(source.at(Lsn::ZERO).size);
+            fresh.log.follow(&source, volume.tip_lsn());
+            let old = std::mem::replace(copy, fresh);
+            self.asides.push(Aside { name: aside.name().to_owned(), log: old.log });
+        }
+        Ok(())
+    }
+
+    /// Each old copy that stepped aside shows what it showed.
+    pub fn check_asides(&self) -> Result<(), String> {
+        for aside in &self.asides {
+            let Some(volume) = self.volume(&aside.name) else {
+                return Err(format!("{}: {} is gone", self.name, aside.name));
+            };
+            let (oldest, tip) = (volume.oldest().0, volume.tip_lsn());
+            if tip != aside.log.tip() || volume.is_primary() {
+                return Err(format!(
+                    "{}: {} stands at {tip:?}, not at {:?}",
+                    self.name,
+                    aside.name,
+                    aside.log.tip()
+                ));
+            }
+            for lsn in (oldest.0..=tip.0).map(Lsn).filter(|lsn| volume.keeps(*lsn)) {
+                shows(&volume, lsn, aside.log.at(lsn)).map_err(|what| format!("{}: {what}", self.name))?;
+            }
+        }
+        Ok(())
+    }
+
     /// After something was done: its records, and no others, are there.
     pub fn absorb(&mut self) -> Result<(), String> {
         let site = self.name;
+        self.notice_swaps(false)?;
         for volume in self.volumes() {
             let name = volume.name();
             let (tip, copy) = (volume.tip_lsn(), self.copies.get_mut(name).expect("of a copy"));

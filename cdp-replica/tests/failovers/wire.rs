@@ -93,6 +93,11 @@ impl Wire {
         if let Some(receiver) = &mut self.receiver {
             let site = &mut sites[1 - self.from];
             let known = site.volume(self.name).is_some();
+            // Of which it is not settled which copy has the name.
+            let withheld = !known && site.copies.contains_key(self.name);
+            if known && site.is_to_be_replaced(self.name) {
+                site.replacing.insert(self.name, self.source.clone());
+            }
             if known && !site.disk.is_crashed() {
                 // Whatever it appends is what the sender had.
                 let copy = site.copy(self.name);
@@ -102,13 +107,16 @@ impl Wire {
                     copy.pending = rest.collect();
                 }
             }
-            if !known {
+            if !known && !withheld {
                 site.making.insert(self.name, self.source.clone());
             }
             let outcome = receiver.receive(&incoming, now_ns).and_then(|()| receiver.poll(now_ns));
             self.back.extend(receiver.output().drain(..));
             if !site.disk.is_crashed() {
-                if !known && let Some(volume) = site.volume(self.name) {
+                if !known
+                    && !withheld
+                    && let Some(volume) = site.volume(self.name)
+                {
                     // It was made just now, whole or by a first copy.
                     let mut copy = crate::site::Copy::new(self.source.at(Lsn::ZERO).size);
                     copy.log.follow(&self.source, volume.tip_lsn());
@@ -116,6 +124,9 @@ impl Wire {
                     site.making.remove(self.name);
                 }
                 site.absorb()?;
+                if site.volume(self.name).is_some() {
+                    site.replacing.remove(self.name);
+                }
             }
             if let Err(fault) = outcome {
                 self.last_words(sites, now_ns);

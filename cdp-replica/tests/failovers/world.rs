@@ -46,6 +46,9 @@ pub struct Met {
     pub orphans: u64,
     pub refused_resyncs: u64,
     pub first_copies: u64,
+    pub reseeds: u64,
+    pub withdrawn: u64,
+    pub asides: u64,
     pub fenced_writes: u64,
     pub bases_moved: u64,
     pub folds: u64,
@@ -59,7 +62,8 @@ macro_rules! add {
 impl Met {
     pub fn add(&mut self, other: &Met) {
         add!(self, other; writes rollbacks cuts half_open stalls flips doubled crashes full refused_full failovers
-            failed_failovers to_points planned drained split_brains resyncs orphans refused_resyncs first_copies
+            failed_failovers to_points planned drained split_brains resyncs orphans refused_resyncs first_copies reseeds
+            withdrawn asides
             fenced_writes bases_moved folds states);
     }
 }
@@ -245,6 +249,13 @@ impl World {
                 self.met.full += 1;
             }
             (30..40, _) => self.sites[site].disk.set_capacity(None),
+            // Where a new copy is about to take an old one's place, more often than elsewhere.
+            (42..50, _)
+                if self.is_up(site)
+                    && self.names.iter().any(|name| self.sites[site].is_to_be_replaced(name)) =>
+            {
+                self.sites[site].disk.set_crash_after(1 + self.chance.below(60), at);
+            }
             (40..42, _) => {
                 let step = self.chance.below(400_000_000) as i64 - 200_000_000;
                 self.sites[site].clock.step_wall(step);
