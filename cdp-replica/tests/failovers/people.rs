@@ -17,6 +17,11 @@ use crate::world::{Outcome, World};
 
 impl World {
     pub fn begin_anew(&mut self) -> Outcome {
+        for site in std::mem::take(&mut self.read_from) {
+            if self.is_up(site) {
+                self.make_independent(site);
+            }
+        }
         for (site, name) in std::mem::take(&mut self.behind) {
             if self.is_up(site) {
                 self.copy_anew(site, name)?;

@@ -89,6 +89,8 @@ pub struct World {
     pub keeping: Keeping,
     // Replicas that need a first copy.
     pub behind: Vec<(usize, &'static str)>,
+    // Sites whose orphans have to stand on their own.
+    pub read_from: Vec<usize>,
     pub trace: bool,
     pub met: Met,
 }
@@ -120,6 +122,7 @@ impl World {
             faults: true,
             keeping,
             behind: Vec::new(),
+            read_from: Vec::new(),
             trace: std::env::var_os("CDP_SIM_TRACE").is_some(),
             met: Met::default(),
         };
@@ -484,6 +487,10 @@ impl World {
         }
         if fault.kind == FaultKind::Behind {
             self.behind.push((1 - wire.from, wire.name));
+        }
+        // A resync made an orphan after somebody had asked for a reseed: it reads from what is to step aside.
+        if fault.text.contains("`cdp hydrate` them") {
+            self.read_from.push(1 - wire.from);
         }
         Ok(())
     }
