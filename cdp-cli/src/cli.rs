@@ -89,7 +89,7 @@ Examples:
   fsfreeze --freeze /srv; cdp import web --again /dev/sdb --frozen; fsfreeze --unfreeze /srv
 
 A source that somebody may write to is refused, and one that was written to meanwhile is an error: a marker is set only
-on a state that the source had. With --frozen its filesystems may be mounted, if they are frozen until it is done; not
+on a state that the source had. One that ends before the volume's data does is refused, too. With --frozen its filesystems may be mounted, if they are frozen until it is done; not
 the one that the store is on. Interrupted, it is run again: what is alike is not written a second time.")]
     Import(Import),
     /// Change a volume's settings, while it is served
@@ -198,7 +198,7 @@ Examples:
   cdp log disk --around 10:03 --step 1s
   cdp log disk --around lsn:4711 --records
 
-Every row carries a point to copy: the state right before it. The bars show what was written: `#` where nothing
+Every row carries a point to copy: the state right before it, of a rollback the one that was left. The bars show what was written: `#` where nothing
 was before, `o` over other data, `-` trimmed or zeroed.")]
     Log(Log),
     /// Close a throw-away clone that connections share
@@ -303,7 +303,8 @@ Examples:
   cdp restore disk@latest plain.img --follow
   cdp restore disk plain.img --finish
 
-Sparse; read back and compared afterwards. A target that is in use or too small is refused.
+Sparse; read back and compared afterwards. A target that is in use (mounted, a loop device, or locked, as by QEMU and by
+`--follow`) or too small is refused.
 
 With --follow the target is kept a moment behind the volume, so that a machine can be started from it without cdp.
 SIGTERM or Ctrl-C: it is brought to what was written last, and the instant is printed; the same command goes on later.

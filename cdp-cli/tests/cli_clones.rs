@@ -29,6 +29,28 @@ fn a_shared_clone_is_one_disk_until_it_is_closed() {
     assert_eq!(get(&mut open("disk@v1"), 0, 3).unwrap(), b"old");
     assert_eq!(get(&mut open("disk"), 0, 3).unwrap(), b"new");
 
+    // What looks at a state must not answer for the state when it was asked about the clone.
+    for arguments in [
+        &["ls", CLONE][..],
+        &["cat", "disk@v1+rw:try:/x"],
+        &["cp", "disk@v1+rw:try:/x", "."],
+        &["log", CLONE],
+        &["log", "disk", "--around", "v1+rw:try"],
+        &["log", CLONE, "--records"],
+        &["mount", CLONE, "there"],
+        &["prove", CLONE, "--", "true"],
+        &["diff", CLONE],
+        &["diff", "disk@v1", CLONE, "--files"],
+        &["restore", CLONE, "x.img"],
+        &["restore", CLONE, "x.img", "--follow"],
+        &["rollback", CLONE],
+        &["clone", CLONE, "copy"],
+    ] {
+        let refused = home.run(arguments);
+        let is_told = refused.err.contains("clone") || refused.err.contains("+rw");
+        assert!(refused.code == 2 && is_told, "{arguments:?}: {refused:?}");
+    }
+
     // The cap is the clone's, whoever writes.
     assert!(put(&mut one, 1 << 20, &[1; 248 << 10]).is_ok());
     assert!(put(&mut two, 4 << 20, &[1; 4096]).is_err(), "the cap is 256 KiB");

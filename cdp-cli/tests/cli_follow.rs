@@ -104,6 +104,10 @@ fn followed_through_kills_and_finished() {
     // Two of them would write over each other.
     let second = home.run(&["restore", "disk", "vm.img", "--finish"]);
     assert_eq!(second.code, 4, "{second:?}");
+    // Nor may anybody put another file in its place under its hands.
+    let replaced = home.run(&["restore", "disk@start", "vm.img", "--force"]);
+    assert_eq!(replaced.code, 4, "{replaced:?}");
+    assert!(replaced.err.contains("holds a lock"), "{replaced:?}");
     // A rollback and a larger disk are steps like any other.
     written(&served, 2);
     home.json(&["rollback", &format!("disk@lsn:{}", first["lsn"])]);
@@ -180,7 +184,7 @@ fn finished_without_a_server() {
     check(&home, &finished);
 
     // An older instant than it stands at, which the same road leads to; and with force from anything.
-    let forced = home.run(&["restore", "disk@good", "vm.img", "--follow"]);
+    let forced = home.run(&["restore", "disk@latest", "vm.img", "--follow"]);
     assert_eq!(forced.code, 4, "{forced:?}");
     let served = home.serve(&[]);
     let mut following = Following::start(&home, &["--force"]);
@@ -245,5 +249,45 @@ fn a_disk_that_somebody_wrote_to_is_refused() {
     following.signal(Signal::TERM);
     assert_eq!(wait(&mut following.child), Some(0));
     check(&home, &stood);
+    served.stop();
+}
+
+/// The image of a running machine: whoever replaced it would take the machine's disk away, and nobody would notice until it
+/// is started anew. And a follower that lost its file must not say that the file stands anywhere.
+#[test]
+fn a_file_in_use_is_not_replaced_and_a_replaced_one_is_not_followed() {
+    let home = Home::new();
+    assert_eq!(home.run(&["create", "disk", "--size", "64M"]).code, 0);
+    let served = home.serve(&[]);
+    written(&served, 1);
+    for (name, format) in [("run.img", "raw"), ("run.qcow2", "qcow2")] {
+        std::fs::write(home.path(name), "a machine's").unwrap();
+        let image = std::fs::File::options().read(true).write(true).open(home.path(name)).unwrap();
+        rustix::fs::fcntl_lock(&image, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        let refused = home.run(&["restore", "disk@latest", name, "--force", "--format", format]);
+        assert_eq!(refused.code, 4, "{refused:?}");
+        assert_eq!(read(&home.path(name)), b"a machine's");
+        drop(image);
+        assert_eq!(
+            home.run(&["restore", "disk@latest", name, "--force", "--format", format]).code,
+            0,
+            "{name}"
+        );
+    }
+
+    for arguments in [["disk@start", "vm.img"], ["disk@latest", "vm.qcow2"]] {
+        let refused = home.run(&["restore", arguments[0], arguments[1], "--follow"]);
+        assert_eq!(refused.code, 2, "{arguments:?}: {refused:?}");
+    }
+    let mut following = Following::start(&home, &[]);
+    following.reaches(tip(&home));
+    std::fs::rename(home.path("run.img"), home.path("vm.img")).unwrap();
+    let there = read(&home.path("vm.img"));
+    written(&served, 2);
+    assert_eq!(wait(&mut following.child), Some(4));
+    let mut rest = String::new();
+    std::io::Read::read_to_string(&mut following.out, &mut rest).unwrap();
+    assert!(rest.contains("replaced by another file"), "{rest}");
+    assert!(read(&home.path("vm.img")) == there, "what is there now is somebody else's");
     served.stop();
 }

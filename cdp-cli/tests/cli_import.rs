@@ -53,6 +53,29 @@ fn two_passes(home: &Home) {
     assert!(log.contains("moved"), "{log}");
 }
 
+/// A migration ends in a marker that somebody boots from: it must not stand on half of another disk, and a word that
+/// cannot be a name must not cost the volume its state.
+#[test]
+fn what_cannot_end_well_is_refused_before_anything_is_written() {
+    let home = Home::new();
+    source(&home);
+    home.json(&["create", "web", "--from", "machine.img"]);
+    let tip = || home.json(&["status", "web"])["volumes"][0]["tip"]["lsn"].clone();
+    let before = tip();
+    std::fs::write(home.path("zeros.img"), vec![0; 9 * MIB + 1536]).unwrap();
+    let refused = home.run(&["import", "web", "--again", "zeros.img", "--mark", "latest"]);
+    assert_eq!(refused.code, 2, "{refused:?}");
+    std::fs::write(home.path("short.img"), vec![7; 4 * MIB]).unwrap();
+    let refused = home.run(&["import", "web", "--again", "short.img", "--mark", "short"]);
+    assert_eq!(refused.code, 2, "{refused:?}");
+    assert!(refused.err.contains("beyond") && refused.err.contains("cdp create"), "{refused:?}");
+    assert_eq!(tip(), before, "nothing was written");
+    // A volume that is larger than its source all along: behind its end there is nothing that could be another disk's.
+    home.json(&["create", "roomy", "--from", "short.img", "--size", "16M"]);
+    std::fs::write(home.path("short.img"), vec![8; 4 * MIB]).unwrap();
+    assert_eq!(home.json(&["import", "roomy", "--again", "short.img"])["written_bytes"], 4 * MIB);
+}
+
 #[test]
 fn two_passes_without_a_server() {
     two_passes(&Home::new());

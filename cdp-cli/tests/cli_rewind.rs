@@ -49,6 +49,12 @@ fn back_and_forth_and_everything_can_still_be_seen() {
     let log = home.run(&["log", "disk"]).out;
     assert!(log.contains("rolled back to good"), "{log}");
     assert!(log.contains("the rollback before was undone"), "{log}");
+    // What is offered beside a rollback is the state that it took away.
+    let rows = home.json(&["log", "disk"])[0]["rows"].clone();
+    let mut left = rows.as_array().unwrap().iter().filter(|row| row["event"]["kind"] == "rollback");
+    let mut left_bytes = || bytes(&served, left.next().unwrap()["event"]["point"].as_str().unwrap());
+    assert_eq!(left_bytes(), [2; 9000], "{rows}");
+    assert_eq!(left_bytes()[..100], [3; 100], "{rows}");
     let status = home.json(&["status", "disk"]);
     assert_eq!(status["volumes"][0]["rolled_back"]["marker"], "before-rollback-3");
     assert_eq!(home.run(&["verify"]).code, 0);

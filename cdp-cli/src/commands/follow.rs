@@ -22,12 +22,14 @@ use crate::follow::remote::Remote;
 use crate::follow::state::Position;
 use crate::follow::{Follower, Source, Trouble};
 use crate::host::notify::tell_systemd;
-use crate::image::usage;
+use crate::image::{Format, usage};
 use crate::reach::Reach;
 use crate::report;
 use crate::units::{latency, parse_duration};
 use crate::work::State;
 
+/// The state that goes on.
+const NEWEST: &str = "latest";
 /// Behind a target's name: how far it is.
 const STATE_SUFFIX: &str = ".cdp-follow";
 /// In the store: how far block devices are.
@@ -43,14 +45,27 @@ pub fn run(context: &Context, arguments: &cli::Restore) -> Result<u8> {
     if point.is_some_and(|point| point.contains("+rw")) {
         return Err(Error::new(Kind::Invalid, "a clone cannot be followed: `+rw` has no meaning here"));
     }
+    if arguments.follow && point.is_some_and(|point| point != NEWEST) {
+        let context = format!("{} is a past state, which does not go on", arguments.source);
+        return Err(Error::new(Kind::Invalid, context).hint(format!(
+            "a copy that goes on: cdp restore {volume}@{NEWEST} {0} --follow; the past: leave --follow out",
+            arguments.target.display()
+        )));
+    }
     let target = std::path::absolute(&arguments.target);
     let target = target.at(|| format!("finding {}", arguments.target.display()))?;
+    let format = Format::of_name(&target);
+    if arguments.follow && format != Format::Raw && !usage::is_block_device(&target) {
+        let context =
+            format!("{} is named as a {}, and what is followed is raw", target.display(), format.name());
+        return Err(Error::new(Kind::Invalid, context).hint("call it .img; --finish, then qemu-img convert"));
+    }
     // A link's own directory may be another one than its file's, and a draft has to be renamed within one.
     let target = target.canonicalize().unwrap_or(target);
     let follow = Follow {
         context,
         volume: volume.to_owned(),
-        point: point.unwrap_or("latest").to_owned(),
+        point: point.unwrap_or(NEWEST).to_owned(),
         paths: Paths::of(&state_path(context, arguments, &target)?),
         target,
         force: arguments.force,
@@ -327,7 +342,7 @@ impl Follow<'_> {
     }
 
     fn finish_by(&self, reach: &mut Reach, follower: &mut Follower) -> Result<()> {
-        if self.point == "latest" {
+        if self.point == NEWEST {
             return self.catch_up(&mut Remote::new(reach, &self.volume), follower);
         }
         let info = reach.point(&format!("{}@{}", self.volume, self.point))?;

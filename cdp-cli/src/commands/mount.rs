@@ -17,6 +17,10 @@ pub fn run(context: &Context, arguments: &Mount) -> Result<u8> {
         Some(target) => (target, true),
         None => (arguments.target.as_str(), arguments.rw),
     };
+    if let Some((state, _)) = target.split_once("+rw:") {
+        let error = Error::new(Kind::Invalid, "a mount has a clone of its own, which no others share");
+        return Err(error.hint(format!("leave the name out: cdp mount {state}+rw DIR")));
+    }
     let Some((name, _)) = target.split_once('@') else {
         let error = Error::new(Kind::Invalid, format!("{target} names no point"));
         return Err(error.hint(format!(

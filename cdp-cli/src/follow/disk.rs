@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use cdp_core::error::{Error, IoContext, Kind, Result};
 use cdp_core::io::{File, Files};
-use rustix::fs::{Advice, FallocateFlags, FlockOperation, fadvise, fallocate, fcntl_lock};
+use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate};
 
 use crate::image::source::next_data;
-use crate::image::usage;
+use crate::image::usage::{self, lock_alone, refuse_if_used, take_lock};
 
 /// Behind the name of a file whose first copy is not finished.
 const DRAFT_SUFFIX: &str = ".copying";
@@ -101,7 +101,7 @@ impl FileDisk {
         };
         let Some(file) = file else { return Ok(None) };
         let now = draft.as_deref().unwrap_or(path);
-        let guard = if alone { Some(lock(now)?) } else { None };
+        let guard = if alone { Some(lock_alone(now)?) } else { None };
         Ok(Some(Box::new(FileDisk { files: files.clone(), file, path: path.to_owned(), draft, guard })))
     }
 }
@@ -118,7 +118,10 @@ impl Disk for FileDisk {
 
     fn check_alone(&self) -> Result<()> {
         match (&self.guard, &self.draft) {
-            (Some(_), None) => refuse_if_used(&self.path),
+            (Some(guard), None) => {
+                refuse_if_replaced(guard, &self.path)?;
+                refuse_if_used(&self.path)
+            }
             _ => Ok(()),
         }
     }
@@ -150,30 +153,21 @@ impl Disk for FileDisk {
     }
 }
 
-fn refuse_if_used(path: &Path) -> Result<()> {
-    let Some(used) = usage::uses(path)?.into_iter().next() else { return Ok(()) };
-    let context = format!("{} is in use: {}", path.display(), used.what);
-    Err(Error::new(Kind::Busy, context).hint("unmount or detach it first"))
-}
-
-fn lock(path: &Path) -> Result<fs::File> {
-    let mut options = fs::OpenOptions::new();
-    let file = options.read(true).write(true).open(path).at(|| format!("opening {}", path.display()))?;
-    take_lock(&file, path)?;
-    Ok(file)
-}
-
-fn take_lock(file: &fs::File, path: &Path) -> Result<()> {
-    match fcntl_lock(file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(()),
-        // A filesystem without locks.
-        Err(rustix::io::Errno::NOLCK | rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(()),
-        Err(_) => {
-            let context = format!("{} is in use: another program holds a lock on it", path.display());
-            Err(Error::new(Kind::Busy, context)
-                .hint("a virtual machine, or another `cdp restore --follow`: end it first"))
-        }
+/// What has no name any more is nobody's copy: it must not be said that the one of this name stands anywhere.
+fn refuse_if_replaced(file: &fs::File, path: &Path) -> Result<()> {
+    let place = || format!("looking at {}", path.display());
+    let ours = file.metadata().at(place)?;
+    let is_ours = match fs::metadata(path) {
+        Ok(found) => (found.dev(), found.ino()) == (ours.dev(), ours.ino()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+        Err(error) => return Err(Error::io(error, place())),
+    };
+    if is_ours {
+        return Ok(());
     }
+    let context =
+        format!("{} was removed, or replaced by another file, while it was followed", path.display());
+    Err(Error::new(Kind::Busy, context).hint("what is there now is left alone; --force begins anew"))
 }
 
 /// A block device, opened so that nobody can mount it or open it so.

@@ -165,11 +165,10 @@ fn refuse_references(path: &Path, format: Format) -> Result<()> {
 
 /// Writes the export of a URI to an image, reads that back and compares, and gives it its name.
 pub fn write(uri: &str, path: &Path, format: Format, force: bool) -> Result<()> {
+    // The file that is replaced, so that nobody begins to use it meanwhile.
+    let mut _replaced = None;
     if path.exists() {
-        if let Some(used) = super::usage::uses(path)?.first() {
-            let context = format!("{} is in use: {}", path.display(), used.what);
-            return Err(Error::new(Kind::Busy, context).hint("stop or detach it first"));
-        }
+        super::usage::refuse_if_used(path)?;
         if super::usage::is_block_device(path) {
             let context = format!("{} is a block device, which takes raw bytes only", path.display());
             return Err(Error::new(Kind::Invalid, context).hint("--format raw"));
@@ -178,6 +177,7 @@ pub fn write(uri: &str, path: &Path, format: Format, force: bool) -> Result<()> 
             let context = format!("{} exists", path.display());
             return Err(Error::new(Kind::Exists, context).hint("--force replaces it"));
         }
+        _replaced = Some(super::usage::lock_alone(path)?);
     }
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".restoring-{}", std::process::id()));

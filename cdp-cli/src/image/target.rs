@@ -26,6 +26,8 @@ pub struct Target {
     file: File,
     // A file gets its name when everything in it was read back; until then it has this one.
     draft: Option<PathBuf>,
+    // The file that it replaces, so that nobody begins to use that meanwhile.
+    _replaced: Option<File>,
 }
 
 impl Target {
@@ -35,7 +37,7 @@ impl Target {
         let found = match std::fs::metadata(path) {
             Ok(found) => found,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Target::draft(path, size_bytes);
+                return Target::draft(path, size_bytes, None);
             }
             Err(error) => return Err(Error::io(error, format!("looking at {}", path.display()))),
         };
@@ -44,17 +46,15 @@ impl Target {
             let context = format!("{} is neither a file nor a block device", path.display());
             return Err(Error::new(Kind::Invalid, context));
         }
-        if let Some(used) = usage::uses(path)?.first() {
-            let context = format!("{} is in use: {}", path.display(), used.what);
-            return Err(Error::new(Kind::Busy, context).hint("unmount or detach it first"));
-        }
+        usage::refuse_if_used(path)?;
         if !device {
             if !force {
                 let context = format!("{} exists", path.display());
                 return Err(Error::new(Kind::Exists, context).hint("--force replaces it"));
             }
             let path = path.canonicalize().at(|| format!("finding {}", path.display()))?;
-            return Target::draft(&path, size_bytes);
+            let replaced = usage::lock_alone(&path)?;
+            return Target::draft(&path, size_bytes, Some(replaced));
         }
         let mut file = usage::open_alone(path, true)?;
         let bytes = usage::size_of(&mut file, path)?;
@@ -67,16 +67,16 @@ impl Target {
             let context = format!("everything on {} would be overwritten", path.display());
             return Err(Error::new(Kind::Exists, context).hint("--force does it"));
         }
-        Ok(Target { path: path.to_owned(), file, draft: None })
+        Ok(Target { path: path.to_owned(), file, draft: None, _replaced: None })
     }
 
-    fn draft(path: &Path, size_bytes: u64) -> Result<Target> {
+    fn draft(path: &Path, size_bytes: u64, replaced: Option<File>) -> Result<Target> {
         let mut name = path.file_name().unwrap_or_default().to_owned();
         name.push(format!(".restoring-{}", std::process::id()));
         let draft = path.with_file_name(name);
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&draft);
         let file = file.at(|| format!("making {}", draft.display()))?;
-        let target = Target { path: path.to_owned(), file, draft: Some(draft) };
+        let target = Target { path: path.to_owned(), file, draft: Some(draft), _replaced: replaced };
         target.file.set_len(size_bytes).at(|| format!("extending {}", target.path.display()))?;
         Ok(target)
     }

@@ -5,7 +5,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use cdp_core::error::{Error, IoContext, Kind, Result};
-use rustix::fs::{major, makedev, minor};
+use rustix::fs::{FlockOperation, fcntl_lock, major, makedev, minor};
 
 /// How something uses it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -154,6 +154,36 @@ pub fn open_alone(path: &Path, write: bool) -> Result<File> {
                 .hint("it is mounted, part of a RAID or LVM, or open in another program"))
         }
         other => other.at(|| format!("opening {}", path.display())),
+    }
+}
+
+/// [`Kind::Busy`] if something is seen to use it.
+pub fn refuse_if_used(path: &Path) -> Result<()> {
+    let Some(used) = uses(path)?.into_iter().next() else { return Ok(()) };
+    let context = format!("{} is in use: {}", path.display(), used.what);
+    Err(Error::new(Kind::Busy, context).hint("unmount or detach it first"))
+}
+
+/// Locks an existing file that is about to be replaced, as long as the answer lives. QEMU's own locks are of the same kind:
+/// neither of us opens what the other one writes. One that somebody holds a lock on is [`Kind::Busy`].
+pub fn lock_alone(path: &Path) -> Result<File> {
+    let mut options = OpenOptions::new();
+    let file = options.read(true).write(true).open(path).at(|| format!("opening {}", path.display()))?;
+    take_lock(&file, path)?;
+    Ok(file)
+}
+
+/// As [`lock_alone`], of a file that is open.
+pub fn take_lock(file: &File, path: &Path) -> Result<()> {
+    match fcntl_lock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(()),
+        // A filesystem without locks.
+        Err(rustix::io::Errno::NOLCK | rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(()),
+        Err(_) => {
+            let context = format!("{} is in use: another program holds a lock on it", path.display());
+            Err(Error::new(Kind::Busy, context)
+                .hint("a virtual machine, or another `cdp restore --follow`: end it first"))
+        }
     }
 }
 

@@ -80,6 +80,7 @@ fn due(site: &Site, plan: &ProvePlan, now: Timestamp) -> Result<bool> {
 fn prove(site: &Site, plan: &ProvePlan, stop: &Arc<AtomicBool>) -> Result<bool> {
     let volume = site.store.volume(&plan.volume)?;
     let target = points::of_volume(&site.store, volume.clone(), &plan.point, &Zone::system()?)?;
+    target.refuse_clone(&plan.point)?;
     let store: PathBuf = site.store.path().to_owned();
     let prober = Prober {
         volume: plan.volume.clone(),

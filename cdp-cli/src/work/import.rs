@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use cdp_core::device::{Change, Device, Read};
+use cdp_core::device::{Change, Content, Device, Read};
 use cdp_core::error::{Error, Kind, Result};
 use cdp_core::ids::{BLOCK_BYTES, SessionId};
 use cdp_core::volume::Volume;
@@ -62,7 +62,27 @@ pub fn import(site: &Site, request: &Import, watch: &mut Watch<'_>) -> Result<Im
         let context = format!("{} has {bytes} bytes, more than {name}", source.name());
         return Err(Error::new(Kind::Invalid, context).hint(format!("cdp grow {name} {bytes}")));
     }
+    let mark = Mark {
+        target: volume.name().to_owned(),
+        name: request.marker.clone(),
+        note: format!("as {}", source.name()),
+        tags: vec!["import".to_owned()],
+        application: None,
+    };
+    // Nothing is changed for a marker that could not be set.
+    mark::check(&mark)?;
     let mut writing = Writing { volume: &volume, written_bytes: 0, found: vec![0; STEP_BYTES as usize] };
+    if let Some(at) = writing.first_beyond(source.bytes())? {
+        let (name, bytes) = (volume.name(), source.bytes());
+        let context = format!(
+            "{} has {bytes} bytes, and {name} has data beyond them, at byte {at}: it would be part of both",
+            source.name()
+        );
+        return Err(Error::new(Kind::Invalid, context).hint(format!(
+            "another disk belongs into a volume of its own: cdp create NAME --from {}",
+            source.name()
+        )));
+    }
     let what = format!("comparing {} with {}", volume.name(), source.name());
     // Once the source turns out to have changed meanwhile, this is an error, and no marker is set.
     source.walk(&what, watch, &mut |piece| match piece {
@@ -71,13 +91,6 @@ pub fn import(site: &Site, request: &Import, watch: &mut Watch<'_>) -> Result<Im
     })?;
     let written_bytes = writing.written_bytes;
     volume.flush()?;
-    let mark = Mark {
-        target: volume.name().to_owned(),
-        name: request.marker.clone(),
-        note: format!("as {}", source.name()),
-        tags: vec!["import".to_owned()],
-        application: None,
-    };
     let marked = mark::mark(&site.store, &mark)?.into_iter().next();
     let marker = marked.ok_or_else(|| Error::new(Kind::NotFound, "the marker that was just set"))?;
     let compared_bytes = source.bytes();
@@ -116,6 +129,28 @@ struct Writing<'a> {
 }
 
 impl Writing<'_> {
+    /// The first byte of the volume from `at` on that is not zero: behind the end of a source that is all that the two may
+    /// have in common.
+    fn first_beyond(&mut self, at: u64) -> Result<Option<u64>> {
+        let end = self.volume.size_bytes();
+        let mut from = at;
+        while from < end {
+            for stretch in self.volume.extents(from, end - from, 256)? {
+                let stop = from + stretch.len;
+                while stretch.content == Content::Data && from < stop {
+                    let step = (stop - from).min(STEP_BYTES);
+                    self.look(from, step as usize)?;
+                    if let Some(byte) = self.found[..step as usize].iter().position(|byte| *byte != 0) {
+                        return Ok(Some(from + byte as u64));
+                    }
+                    from += step;
+                }
+                from = stop;
+            }
+        }
+        Ok(None)
+    }
+
     /// Writes the blocks that are not these.
     fn bring(&mut self, at: u64, wanted: &[u8]) -> Result<()> {
         self.look(at, wanted.len())?;
@@ -147,7 +182,7 @@ impl Writing<'_> {
         while from < end {
             for stretch in self.volume.extents(from, end - from, 256)? {
                 let stop = from + stretch.len;
-                while stretch.content == cdp_core::device::Content::Data && from < stop {
+                while stretch.content == Content::Data && from < stop {
                     let step = (stop - from).min(STEP_BYTES);
                     self.look(from, step as usize)?;
                     if self.found[..step as usize].iter().any(|byte| *byte != 0) {

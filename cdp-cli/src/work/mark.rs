@@ -2,7 +2,7 @@
 
 use cdp_core::error::{Error, Kind, Result};
 use cdp_core::format::marker::{MarkerClass, MarkerPayload};
-use cdp_core::history::point::{escape_uri, format_utc};
+use cdp_core::history::point::{escape_uri, format_utc, validate_marker_name};
 use cdp_core::limits::{NOTE_BYTES_MAX, TAGS_MAX};
 use cdp_core::store::Store;
 use serde::{Deserialize, Serialize};
@@ -41,12 +41,18 @@ pub struct Marked {
     pub uri_name: String,
 }
 
-/// Sets a marker; it is durable when this returns.
-pub fn mark(store: &Store, mark: &Mark) -> Result<Vec<Marked>> {
+/// Refuses what no marker can be called or say; for those who set it only when a long work is done.
+pub fn check(mark: &Mark) -> Result<()> {
     if mark.note.len() > NOTE_BYTES_MAX || mark.tags.len() > TAGS_MAX {
         let context = format!("a note has at most {NOTE_BYTES_MAX} bytes, and a marker {TAGS_MAX} tags");
         return Err(Error::new(Kind::Invalid, context));
     }
+    mark.name.as_deref().map_or(Ok(()), validate_marker_name)
+}
+
+/// Sets a marker; it is durable when this returns.
+pub fn mark(store: &Store, mark: &Mark) -> Result<Vec<Marked>> {
+    check(mark)?;
     let payload = MarkerPayload {
         class: if mark.application.is_some() { MarkerClass::Application } else { MarkerClass::Manual },
         group: 0,

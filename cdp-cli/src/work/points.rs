@@ -67,6 +67,16 @@ pub struct Target {
 }
 
 impl Target {
+    /// Refuses `+rw`: `asked` is what was typed.
+    pub fn refuse_clone(&self, asked: &str) -> Result<()> {
+        if self.request.clone.is_none() {
+            return Ok(());
+        }
+        let context = format!("{asked} asks for a throw-away clone, and this is about a past state itself");
+        Err(Error::new(Kind::Invalid, context)
+            .hint("leave `+rw` out; what is in such a clone is seen over NBD only"))
+    }
+
     /// For people and programs.
     pub fn info(&self) -> Result<PointInfo> {
         let Resolved { lsn, at, absolute_name, .. } = &self.resolved;
@@ -119,6 +129,14 @@ pub fn targets(store: &Store, target: &str, zone: &Zone) -> Result<Vec<Target>> 
         Ok([volume]) => of_group(store, name, vec![volume], text, zone),
         Err(volumes) => of_group(store, name, volumes, text, zone),
     }
+}
+
+/// As [`targets`], of states alone: whoever only looks at a state, and would look past what was written to a clone of it,
+/// says so.
+pub fn states(store: &Store, target: &str, zone: &Zone) -> Result<Vec<Target>> {
+    let targets = targets(store, target, zone)?;
+    targets.iter().try_for_each(|found| found.refuse_clone(target))?;
+    Ok(targets)
 }
 
 fn of_group(
@@ -197,7 +215,7 @@ fn instant_of(group: &str, volumes: &[Arc<Volume>], point: &Point, now: &Now) ->
 
 /// Resolves and describes.
 pub fn infos(store: &Store, target: &str, zone: &Zone) -> Result<Vec<PointInfo>> {
-    targets(store, target, zone)?.iter().map(Target::info).collect()
+    states(store, target, zone)?.iter().map(Target::info).collect()
 }
 
 /// An LSN with its instant.

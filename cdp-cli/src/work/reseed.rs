@@ -116,7 +116,11 @@ fn parse(store: &Store, from: &str, zone: &Zone) -> Result<SeedFrom> {
     let (name, point) = split_export(from);
     let volume = store.volume(name)?;
     let at = match point {
-        Some(text) => Some(points::of_volume(store, volume.clone(), text, zone)?.resolved.lsn),
+        Some(text) => {
+            let target = points::of_volume(store, volume.clone(), text, zone)?;
+            target.refuse_clone(from)?;
+            Some(target.resolved.lsn)
+        }
         None => None,
     };
     Ok(SeedFrom::Volume { id: volume.identity().id, at })

@@ -179,10 +179,17 @@ pub struct EventRow {
     pub kind: String,
     /// The rest of it, for people.
     pub text: String,
-    /// The state at it.
+    /// The state right before it; most records of this kind change no blocks, so that it is the state at it, too.
     pub point: String,
     /// The same, escaped for a URI.
     pub uri: String,
+}
+
+impl EventRow {
+    fn name_point(&mut self, volume: &Volume, point: &str) {
+        self.point = format!("{}@{point}", volume.name());
+        self.uri = escape_uri(&self.point);
+    }
 }
 
 /// Records of a volume.
@@ -234,7 +241,7 @@ type Chosen = (Arc<Volume>, Option<points::Target>);
 fn chosen(store: &Store, log: &Log, zone: &Zone) -> Result<Vec<Chosen>> {
     let (name, point) = split_export(&log.target);
     match log.around.as_deref().or(point) {
-        Some(point) => Ok(points::targets(store, &format!("{name}@{point}"), zone)?
+        Some(point) => Ok(points::states(store, &format!("{name}@{point}"), zone)?
             .into_iter()
             .map(|target| (target.volume.clone(), Some(target)))
             .collect()),
@@ -536,7 +543,12 @@ fn event_row(volume: &Volume, event: &cdp_core::volume::timeline::Event) -> Opti
         }
         EventKind::Other(kind) => (kind.word(), String::new(), None),
     };
-    Some(event_line(volume, (event.lsn, event.at), kind, text, name))
+    let mut row = event_line(volume, (event.lsn, event.at), kind, text, name);
+    if matches!(event.what, EventKind::Turn(_)) {
+        // The state that was left: from the record on it is another one.
+        row.name_point(volume, &format!("lsn:{}", event.lsn.previous()));
+    }
+    Some(row)
 }
 
 fn turn_text(turn: &Turn) -> String {
