@@ -212,6 +212,25 @@ fn reads(path: &Path, percents: &[u64]) -> Outcome {
     Ok(())
 }
 
+/// So many random reads of one view and nothing else, for a profiler: as many again before, to warm up.
+fn only(path: &Path, percent: u64, count: u64) -> Outcome {
+    let (_store, volume) = open(path)?;
+    let view = View::new(volume.clone(), Lsn(volume.tip_lsn().0 / 100 * percent));
+    let blocks = volume.size_bytes() / BLOCK_BYTES;
+    let mut state = 0x1234_5678_9abc_def1;
+    for name in ["warming up", "warm"] {
+        let used = processor_seconds();
+        for _ in 0..count {
+            read_4k(&view, random(&mut state) % blocks)?;
+        }
+        println!(
+            "| {name}, of a processor for each read | {:.0} ns |",
+            (processor_seconds() - used) * 1e9 / count as f64
+        );
+    }
+    Ok(())
+}
+
 fn measure(path: &Path) -> Outcome {
     let is_cold = drop_caches();
     let began = Instant::now();
@@ -380,9 +399,10 @@ fn main() -> Outcome {
         ["open", dir] => reopen(&PathBuf::from(dir)),
         ["reads", dir] => reads(&PathBuf::from(dir), &[100, 99, 90, 75, 50, 25, 10]),
         ["reads", dir, percent] => reads(&PathBuf::from(dir), &[percent.parse()?]),
+        ["only", dir, percent, count] => only(&PathBuf::from(dir), percent.parse()?, count.parse()?),
         ["write", dir] => write(&PathBuf::from(dir)),
         _ => {
-            Err("generate DIR CHANGES [MARKER_EVERY] | merge DIR [RUNS] | measure DIR | open DIR | reads DIR [PERCENT] | write DIR"
+            Err("generate DIR CHANGES [MARKER_EVERY] | merge DIR [RUNS] | measure DIR | open DIR | reads DIR [PERCENT] | only DIR PERCENT COUNT | write DIR"
                 .into())
         }
     }

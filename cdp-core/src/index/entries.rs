@@ -2,9 +2,7 @@
 //!
 //! Who looks into pages at random waits for memory more than for anything else, so what is read first stands together, in front.
 
-use super::pages::CachedPage;
 use crate::format::run::{Entry, Fence, Key, Page, Row, bloom_hash, row_of};
-use std::sync::Arc;
 
 /// Each so many rows the key stands in a list of its own.
 const STRETCH: usize = 16;
@@ -141,28 +139,6 @@ impl FencePage {
     /// How many of the fences are not behind `wanted`.
     pub fn count_through(&self, wanted: Fence) -> usize {
         self.keys.count_before(wanted.key, u64::from(wanted.lsn_delta) + 1, |slot| self.lsn_deltas[slot])
-    }
-}
-
-/// A page of entries in the cache.
-#[derive(Clone, Debug)]
-pub(super) struct Entries(Arc<CachedPage>);
-
-impl Entries {
-    /// `None` if the page is of another section.
-    pub fn of(page: Arc<CachedPage>) -> Option<Entries> {
-        matches!(*page, CachedPage::Entries(_)).then_some(Entries(page))
-    }
-}
-
-impl std::ops::Deref for Entries {
-    type Target = EntryPage;
-
-    fn deref(&self) -> &EntryPage {
-        match &*self.0 {
-            CachedPage::Entries(entries) => entries,
-            _ => unreachable!("looked at when it was made"),
-        }
     }
 }
 

@@ -9,10 +9,13 @@
 mod bloom;
 mod difference;
 mod entries;
+mod find;
+mod gathered;
 mod keys;
 mod live;
 mod memory;
 mod merge;
+mod nodes;
 mod options;
 mod overlay;
 mod paged;

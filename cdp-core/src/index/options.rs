@@ -5,8 +5,8 @@ use crate::limits::{INDEX_BUDGET_BYTES, MERGE_RUNS, MERGE_STEP_ROWS};
 /// How the indexes of a store are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IndexOptions {
-    /// Memory for all indexes of the store, in bytes. Half of it is for pages of runs; the rest for the parts that
-    /// are in memory, and for merging.
+    /// Memory for all indexes of the store, in bytes. Three quarters of it at most are for what is kept of runs' pages, and
+    /// less where parts in memory, merging and thinning need it.
     pub budget_bytes: usize,
     /// So many neighbouring runs of one level are made one of the next, at least 2.
     pub merge_runs: usize,

@@ -1,6 +1,6 @@
 //! Laying the versions of one part over each other: the newest wins, block by block.
 
-use super::tree::{Candidate, extent, shift, trees_of};
+use super::tree::{Candidate, NODE_TREES, extent, shift, trees_of};
 use super::{Found, Search, Version, Visible};
 use crate::error::Result;
 use crate::format::run::Key;
@@ -34,6 +34,16 @@ pub(super) trait Part {
         key: Key,
         ranges: &[(Lsn, Lsn)],
     ) -> Result<Option<Candidate>>;
+
+    /// The newest version within `ranges` that a node over this block has.
+    fn newest_node<'a>(
+        &'a self,
+        hand: &mut Self::Hand<'a>,
+        lba: Lba,
+        ranges: &[(Lsn, Lsn)],
+    ) -> Result<Option<(Lsn, Found)>> {
+        newest_by_trees(self, hand, lba, self.trees() & NODE_TREES, ranges)
+    }
 
     /// The keys from `first` to `last` (same tree, ends included) with their newest versions within
     /// `ranges`, rising; `None` when the part knows that there are none.
@@ -79,17 +89,35 @@ pub(super) fn newest_of_block<'a, P: Part>(
     hand: &mut P::Hand<'a>,
     lba: Lba,
     ranges: &[(Lsn, Lsn)],
-) -> Result<Option<Candidate>> {
-    let mut newest: Option<Candidate> = None;
-    for tree in trees_of(part.trees()) {
+) -> Result<Option<(Lsn, Found)>> {
+    let payload = newest_by_trees(part, hand, lba, part.trees() & !NODE_TREES, ranges)?;
+    let node = part.newest_node(hand, lba, ranges)?;
+    Ok(newer(payload, node))
+}
+
+/// The newest version over one block within `ranges` in any of some trees, of which there is one key each.
+pub(super) fn newest_by_trees<'a, P: Part + ?Sized>(
+    part: &'a P,
+    hand: &mut P::Hand<'a>,
+    lba: Lba,
+    trees: u64,
+    ranges: &[(Lsn, Lsn)],
+) -> Result<Option<(Lsn, Found)>> {
+    let mut newest = None;
+    for tree in trees_of(trees) {
         let candidate = part.newest_at(hand, Key::new(tree, lba.0 >> shift(tree)), ranges)?;
-        if let Some(candidate) = candidate
-            && newest.is_none_or(|newest| newest.lsn < candidate.lsn)
-        {
-            newest = Some(candidate);
-        }
+        newest = newer(newest, candidate.map(|candidate| (candidate.lsn, candidate.found)));
     }
     Ok(newest)
+}
+
+/// The first, unless the second has a higher LSN.
+fn newer(first: Option<(Lsn, Found)>, second: Option<(Lsn, Found)>) -> Option<(Lsn, Found)> {
+    match (first, second) {
+        (Some(first), Some(second)) if first.0 >= second.0 => Some(first),
+        (first, None) => first,
+        (_, second) => second,
+    }
 }
 
 fn resolve_block<'a, P: Part>(
@@ -100,7 +128,7 @@ fn resolve_block<'a, P: Part>(
     search: &mut Search,
 ) -> Result<()> {
     match newest_of_block(part, hand, lba, ranges)? {
-        Some(Candidate { lsn, found, .. }) => {
+        Some((lsn, found)) => {
             search.answer(Version { extent: Extent { start: lba, blocks: 1 }, lsn, found });
         }
         None => search.leave(lba.0, lba.0 + 1),

@@ -1,11 +1,11 @@
 //! The index of a sealed segment, or of several: an immutable file, of which only what is needed is read.
 
-use super::entries::{Entries, EntryPage, FencePage};
-use super::overlay::{self, Part, Walk};
-use super::pages::CachedPage;
+use super::entries::{EntryPage, FencePage};
+use super::find::Reader;
+use super::overlay::{self, Part};
+use super::pages::{Cached, Fresh, Kept};
 use super::rows::Rows;
 use super::tree::{Candidate, found, is_possible};
-use super::visible::contains;
 use super::{PageCache, Search, Visible, bloom};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::run::{
@@ -18,9 +18,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Up to so many keys the bloom filter is asked about each before a page is read.
-const BLOOM_KEYS_MAX: u64 = 16;
-
 /// An opened run. In memory: the header, and of a segment's run the fences and the bloom filter, of a merged one
 /// some 36 bytes for each 100,000 entries; pages come through the shared cache, each checked when it is read. A page that does not fit its checksum is an error of kind [`Kind::Damaged`], never a wrong
 /// answer; the run can be made anew from its segment.
@@ -30,6 +27,8 @@ pub struct Run {
     header: Header,
     layout: Layout,
     region: Vec<u8>,
+    // Of the region: the fences of entries, or of the pages of fences.
+    fences: Box<[Fence]>,
     pages: Arc<PageCache>,
     cache_run: u64,
     is_bad: AtomicBool,
@@ -53,10 +52,15 @@ impl Run {
         if crc32fast::hash(&region) != header.region_crc {
             return Err(at_path(damaged("fences and filter do not fit their checksum"), path));
         }
+        let entry_pages = pages_of::<Entry>(header.entries);
+        let fences = if header.kind == KIND_MERGED { pages_of::<Fence>(entry_pages) } else { entry_pages };
+        let fence =
+            |at: usize| Fence::decode(&region[layout.entry_fences_at + at * Fence::BYTES..][..Fence::BYTES]);
+        let fences = (0..fences as usize).map(fence).collect();
         let cache_run = pages.register();
         let pages = pages.clone();
         let is_bad = AtomicBool::new(false);
-        Ok(Run { path: path.to_owned(), file, header, layout, region, pages, cache_run, is_bad })
+        Ok(Run { path: path.to_owned(), file, header, layout, region, fences, pages, cache_run, is_bad })
     }
 
     /// Whose run it is and what it holds.
@@ -81,7 +85,7 @@ impl Run {
 
     /// Memory that an opened run takes, in bytes, without cached pages.
     pub fn memory_bytes(&self) -> usize {
-        size_of::<Run>() + self.region.capacity()
+        size_of::<Run>() + self.region.capacity() + size_of_val(&*self.fences)
     }
 
     /// Where it stands.
@@ -161,7 +165,7 @@ impl Run {
     /// The newest record that changed this block, if one of these did.
     pub fn newest(&self, lba: Lba) -> Result<Option<Lsn>> {
         let all = [(self.first_lsn(), self.last_lsn())];
-        Ok(overlay::newest_of_block(self, &mut self.hand(), lba, &all)?.map(|candidate| candidate.lsn))
+        Ok(overlay::newest_of_block(self, &mut self.hand(), lba, &all)?.map(|(lsn, _)| lsn))
     }
 
     /// The newest record whose timestamp is not after `timestamp`, if there is one here.
@@ -236,18 +240,34 @@ impl Run {
         &self.region[section_at + row * bytes..][..bytes]
     }
 
+    /// What stands in the cache under this number, a page's or one behind those of all pages; else `read` gives it.
+    pub(super) fn cached(&self, number: u64, read: impl FnOnce() -> Result<Fresh>) -> Result<Cached> {
+        self.pages.get(self.cache_run, number, read)
+    }
+
     /// A page of another section than the entries.
-    fn rows_page(&self, number: u64) -> Result<RowsPage> {
-        let read = || self.read_page(number).map(CachedPage::Rows);
-        self.pages.get(self.cache_run, number, read).map(RowsPage)
+    fn rows_page(&self, number: u64) -> Result<Arc<Kept<Page>>> {
+        match self.cached(number, || self.read_page(number).map(Fresh::Rows))? {
+            Cached::Rows(page) => Ok(page),
+            // Sections share no page.
+            _ => Err(self.nonsense()),
+        }
     }
 
     /// The `page_index`-th page of entries.
-    fn entries_page(&self, page_index: u64) -> Result<Entries> {
+    pub(super) fn entries_page(&self, page_index: u64) -> Result<Arc<Kept<EntryPage>>> {
         let number = self.layout.entries_page + page_index;
-        let (rows, _) = rows_of_page::<Entry>(self.header.entries, page_index);
-        let read = || Ok(CachedPage::Entries(EntryPage::of(&self.read_page(number)?, rows)));
-        Entries::of(self.pages.get(self.cache_run, number, read)?).ok_or_else(|| self.nonsense())
+        let rows = self.entries_in_page(page_index);
+        let read = || Ok(Fresh::Entries(EntryPage::of(&self.read_page(number)?, rows)));
+        match self.cached(number, read)? {
+            Cached::Entries(page) => Ok(page),
+            _ => Err(self.nonsense()),
+        }
+    }
+
+    /// How many entries stand in the `page_index`-th page of them.
+    pub(super) fn entries_in_page(&self, page_index: u64) -> usize {
+        rows_of_page::<Entry>(self.header.entries, page_index).0
     }
 
     fn read_page(&self, number: u64) -> Result<Page> {
@@ -260,7 +280,7 @@ impl Run {
     }
 
     /// Whether there may be an entry with this key; `false` is certain.
-    fn may_hold(&self, key: Key) -> Result<bool> {
+    pub(super) fn may_hold(&self, key: Key) -> Result<bool> {
         let blocks = self.header.bloom_blocks;
         if !self.is_merged() {
             let filter = &self.region[self.layout.bloom_at..][..blocks as usize * BLOOM_BLOCK_BYTES];
@@ -278,32 +298,29 @@ impl Run {
     }
 
     /// The last page of entries that begins with `wanted` or before it, counted from the first.
-    fn entries_page_of(&self, wanted: Fence) -> Result<Option<u64>> {
-        let pages = pages_of::<Entry>(self.header.entries);
-        let at = self.layout.entry_fences_at;
+    pub(super) fn entries_page_of(&self, wanted: Fence) -> Result<Option<u64>> {
+        let found = self.fences.partition_point(|fence| *fence <= wanted).checked_sub(1);
+        let Some(found) = found.map(|found| found as u64) else { return Ok(None) };
         if !self.is_merged() {
-            return Ok(self.fence_in_region(pages, at, wanted));
+            return Ok(Some(found));
         }
-        let Some(found) = self.fence_in_region(pages_of::<Fence>(pages), at, wanted) else { return Ok(None) };
+        let pages = pages_of::<Entry>(self.header.entries);
         let (rows, before) = rows_of_page::<Fence>(pages, found);
         let number = self.layout.entry_fences_page + found;
-        let read = || Ok(CachedPage::Fences(FencePage::of(&self.read_page(number)?, rows)));
-        let within = match &*self.pages.get(self.cache_run, number, read)? {
-            CachedPage::Fences(fences) => fences.count_through(wanted),
-            // Sections share no page.
-            _ => return Err(self.nonsense()),
-        };
-        Ok((before + within as u64).checked_sub(1))
+        let read = || Ok(Fresh::Fences(FencePage::of(&self.read_page(number)?, rows)));
+        match self.cached(number, read)? {
+            Cached::Fences(fences) => Ok((before + fences.count_through(wanted) as u64).checked_sub(1)),
+            _ => Err(self.nonsense()),
+        }
     }
 
     /// The same for timestamps.
     fn timestamps_page_of(&self, wanted: Timestamp) -> Result<Option<u64>> {
         let pages = pages_of::<Timestamp>(self.header.timestamps);
-        let at = self.layout.timestamp_fences_at;
         if !self.is_merged() {
-            return Ok(self.fence_in_region(pages, at, wanted));
+            return Ok(self.timestamp_fence(pages, wanted));
         }
-        let Some(found) = self.fence_in_region(pages_of::<Timestamp>(pages), at, wanted) else {
+        let Some(found) = self.timestamp_fence(pages_of::<Timestamp>(pages), wanted) else {
             return Ok(None);
         };
         let (rows, before) = rows_of_page::<Timestamp>(pages, found);
@@ -312,11 +329,12 @@ impl Run {
         Ok((before + within as u64).checked_sub(1))
     }
 
-    /// The last of `fences` fences that is not behind `wanted`. A segment's run has all of them in the region, a merged one those
-    /// of its pages of fences.
-    fn fence_in_region<F: Row + PartialOrd>(&self, fences: u64, fences_at: usize, wanted: F) -> Option<u64> {
-        let fence = |at: usize| F::decode(self.region_row(fences_at, at, F::BYTES));
-        partition(fences as usize, |at| fence(at) <= wanted).checked_sub(1).map(|found| found as u64)
+    /// The last of `fences` fences of timestamps in the region that is not behind `wanted`. A segment's run has all of them there, a
+    /// merged one those of its pages of fences.
+    fn timestamp_fence(&self, fences: u64, wanted: Timestamp) -> Option<u64> {
+        let at = self.layout.timestamp_fences_at;
+        let fence = |row: usize| Timestamp::decode(self.region_row(at, row, Timestamp::BYTES));
+        partition(fences as usize, |row| fence(row) <= wanted).checked_sub(1).map(|found| found as u64)
     }
 
     /// Reads pages of entries, or of another section, in a row, past the cache; each is checked.
@@ -342,11 +360,11 @@ impl Run {
         Ok(Candidate { key: entry.key, lsn: self.lsn(entry), found })
     }
 
-    fn lsn(&self, entry: &Entry) -> Lsn {
+    pub(super) fn lsn(&self, entry: &Entry) -> Lsn {
         Lsn(self.header.first_lsn.0.saturating_add(u64::from(entry.lsn_delta)))
     }
 
-    fn nonsense(&self) -> Error {
+    pub(super) fn nonsense(&self) -> Error {
         at_path(damaged("entries that no record can have made"), &self.path)
     }
 }
@@ -388,224 +406,4 @@ fn partition(count: usize, holds: impl Fn(usize) -> bool) -> usize {
 fn at_path(error: Error, path: &Path) -> Error {
     Error::new(Kind::Damaged, format!("{}: {error}", path.display()))
         .hint("it is made anew from its segment when the volume is opened")
-}
-
-/// Which of its pages a [`Reader`] looks for a key in.
-fn hand_of(key: Key) -> usize {
-    usize::from(key.tree() > 0)
-}
-
-/// Finds entries. Keeps the page of payload and that of nodes that it looked at last: neighbours are mostly found in the same
-/// ones, and so are all nodes that may cover a block.
-pub(super) struct Reader<'a> {
-    run: &'a Run,
-    held: [Option<Held>; 2],
-}
-
-/// A page of entries.
-struct Held {
-    index: u64,
-    entries: Entries,
-}
-
-/// A page of another section.
-struct RowsPage(Arc<CachedPage>);
-
-impl std::ops::Deref for RowsPage {
-    type Target = Page;
-
-    fn deref(&self) -> &Page {
-        match &*self.0 {
-            CachedPage::Rows(page) => page,
-            // Sections share no page.
-            _ => unreachable!("a page of entries, or of their fences, is asked for as one"),
-        }
-    }
-}
-
-impl<'a> Reader<'a> {
-    fn new(run: &'a Run) -> Reader<'a> {
-        Reader { run, held: [None, None] }
-    }
-
-    /// The `page_index`-th page of entries, kept for payload or for nodes.
-    fn page(&mut self, page_index: u64, hand: usize) -> Result<&Held> {
-        let held = &mut self.held[hand];
-        if held.as_ref().is_some_and(|held| held.index != page_index) {
-            *held = None;
-        }
-        match held {
-            Some(held) => Ok(held),
-            None => {
-                let entries = self.run.entries_page(page_index)?;
-                Ok(held.insert(Held { index: page_index, entries }))
-            }
-        }
-    }
-
-    /// The entry at `position`; `None` behind the last. `hand` as in [`Reader::page`].
-    fn entry(&mut self, position: u64, hand: usize) -> Result<Option<Entry>> {
-        if position >= self.run.header.entries {
-            return Ok(None);
-        }
-        let per_page = Entry::PER_PAGE as u64;
-        let held = self.page(position / per_page, hand)?;
-        Ok(Some(held.entries.entry((position % per_page) as usize)))
-    }
-
-    /// How many entries are not after (`key`, `lsn_delta`); so the position of the first that is.
-    fn position_after(&mut self, key: Key, lsn_delta: u32) -> Result<u64> {
-        self.position_from(key, u64::from(lsn_delta) + 1)
-    }
-
-    /// The position of the first entry with `key` or a greater one.
-    fn position_of(&mut self, key: Key) -> Result<u64> {
-        self.position_from(key, 0)
-    }
-
-    /// The position of the first entry with `key` and at least `lsn_delta`, or with a greater key.
-    fn position_from(&mut self, key: Key, lsn_delta: u64) -> Result<u64> {
-        let Some(page_index) = self.page_for(key, lsn_delta)? else { return Ok(0) };
-        let held = self.page(page_index, hand_of(key))?;
-        Ok(page_index * Entry::PER_PAGE as u64 + held.entries.count_before(key, lsn_delta) as u64)
-    }
-
-    /// The page in which that position is, or at whose end; `None` if it is the first of all. Of the entries of `key` with less
-    /// than `lsn_delta` the newest is in this page, if there is one.
-    fn page_for(&mut self, key: Key, lsn_delta: u64) -> Result<Option<u64>> {
-        match &self.held[hand_of(key)] {
-            Some(held) if held.entries.tells(key, lsn_delta) => Ok(Some(held.index)),
-            _ => {
-                // A page that begins just there does as well as the one before it, unless that has what is looked for.
-                let lsn_delta = lsn_delta.saturating_sub(1).min(u64::from(u32::MAX)) as u32;
-                self.run.entries_page_of(Fence { key, lsn_delta })
-            }
-        }
-    }
-
-    /// The newest entry at `key` with an LSN in `ranges`.
-    fn newest(&mut self, key: Key, ranges: &[(Lsn, Lsn)]) -> Result<Option<Candidate>> {
-        let first = self.run.header.first_lsn.0;
-        for range in ranges.iter().rev() {
-            // Ranges overlap the run, so their end is not before its first LSN.
-            let delta = u32::try_from(range.1.0.saturating_sub(first)).unwrap_or(u32::MAX);
-            let behind = u64::from(delta) + 1;
-            let Some(page_index) = self.page_for(key, behind)? else { return Ok(None) };
-            let entries = &self.page(page_index, hand_of(key))?.entries;
-            if !entries.may_hold(key) {
-                return Ok(None);
-            }
-            let newest = entries.count_before(key, behind).checked_sub(1);
-            let entry = newest.map(|slot| entries.entry(slot)).filter(|entry| entry.key == key);
-            let Some(entry) = entry else { return Ok(None) };
-            let lsn = self.run.lsn(&entry);
-            if lsn >= range.0 && lsn <= range.1 {
-                return self.run.candidate(&entry).map(Some);
-            }
-        }
-        Ok(None)
-    }
-}
-
-impl Part for Run {
-    type Walk<'a> = RunWalk<'a>;
-    type Hand<'a> = Reader<'a>;
-
-    fn hand(&self) -> Reader<'_> {
-        Reader::new(self)
-    }
-
-    fn lsns(&self) -> (Lsn, Lsn) {
-        (self.header.first_lsn, self.header.last_lsn)
-    }
-
-    fn trees(&self) -> u64 {
-        self.header.trees
-    }
-
-    fn newest_at<'a>(
-        &'a self,
-        hand: &mut Reader<'a>,
-        key: Key,
-        ranges: &[(Lsn, Lsn)],
-    ) -> Result<Option<Candidate>> {
-        if !self.may_hold(key)? {
-            return Ok(None);
-        }
-        hand.newest(key, ranges)
-    }
-
-    fn walk<'a>(&'a self, first: Key, last: Key, ranges: &'a [(Lsn, Lsn)]) -> Result<Option<RunWalk<'a>>> {
-        let keys = last.index() - first.index() + 1;
-        if keys <= BLOOM_KEYS_MAX {
-            let mut is_possible = false;
-            for index in first.index()..=last.index() {
-                is_possible |= self.may_hold(Key::new(first.tree(), index))?;
-                if is_possible {
-                    break;
-                }
-            }
-            if !is_possible {
-                return Ok(None);
-            }
-        }
-        let mut reader = Reader::new(self);
-        let position = reader.position_of(first)?;
-        Ok(Some(RunWalk { reader, position, first, last, ranges }))
-    }
-}
-
-/// Walks one tree of a [`Run`].
-pub(super) struct RunWalk<'a> {
-    reader: Reader<'a>,
-    position: u64,
-    /// The next key is not before this one.
-    first: Key,
-    last: Key,
-    ranges: &'a [(Lsn, Lsn)],
-}
-
-impl Walk for RunWalk<'_> {
-    fn next(&mut self) -> Result<Option<Candidate>> {
-        while let Some(entry) = self.reader.entry(self.position, hand_of(self.last))? {
-            if entry.key > self.last {
-                break;
-            }
-            if entry.key < self.first {
-                return Err(self.reader.run.nonsense());
-            }
-            if entry.key.tree() != self.last.tree() {
-                // Between the keys of a tree stand those of others, for the same blocks.
-                let next = Key::of_tree_behind(self.last.tree(), entry.key);
-                if next > self.last {
-                    break;
-                }
-                let position = self.reader.position_of(next)?;
-                if position <= self.position {
-                    return Err(self.reader.run.nonsense());
-                }
-                (self.first, self.position) = (next, position);
-                continue;
-            }
-            self.first = entry.key.place_behind();
-            let following = self.reader.entry(self.position + 1, hand_of(self.last))?;
-            let candidate = if following.is_none_or(|following| following.key != entry.key) {
-                self.position += 1;
-                let is_seen = contains(self.ranges, self.reader.run.lsn(&entry));
-                is_seen.then(|| self.reader.run.candidate(&entry)).transpose()?
-            } else {
-                let newest = self.reader.newest(entry.key, self.ranges)?;
-                let next = self.reader.position_after(entry.key, u32::MAX)?;
-                if next <= self.position {
-                    return Err(self.reader.run.nonsense());
-                }
-                self.position = next;
-                newest
-            };
-            if candidate.is_some() {
-                return Ok(candidate);
-            }
-        }
-        Ok(None)
-    }
 }

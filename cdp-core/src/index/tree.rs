@@ -12,6 +12,8 @@ use crate::limits::LBA_BITS;
 
 /// Trees: payload, and range nodes of 2^0 to 2^34 blocks.
 pub(super) const TREES: u8 = 2 + LBA_BITS as u8;
+/// The trees of range nodes, as a bitmask.
+pub(super) const NODE_TREES: u64 = !1;
 
 /// The newest visible version that hangs at a key.
 #[derive(Clone, Copy, Debug)]

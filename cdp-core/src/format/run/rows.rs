@@ -97,6 +97,16 @@ impl Key {
         }
     }
 
+    /// Number of the region, of a node of up to [`REGION_BITS`] levels.
+    pub fn region_of_node(self) -> Option<u64> {
+        (self.0 >> GROUP_AT == IN_REGIONS).then(|| self.region())
+    }
+
+    /// The first key that a node of this region can have.
+    pub fn first_of_region(region: u64) -> Key {
+        Key::new(1, region << REGION_BITS)
+    }
+
     fn region(self) -> u64 {
         self.0 >> REGION_AT & ((1 << (LBA_BITS - REGION_BITS)) - 1)
     }
