@@ -108,6 +108,13 @@ pub const FOLD_POINTS_MAX: u64 = 4096;
 /// The most blocks of payload in one fold; bounds the memory that making it takes, about 32 MiB.
 pub const FOLD_BLOCKS_MAX: u64 = 256 << 10;
 
+/// Thinning reads the index of a stretch once and keeps that in this part of the memory for indexes; what does not fit is read
+/// when its turn comes.
+pub const PIECE_MEMORY_PART: usize = 16;
+
+/// It keeps so many entries at least, some 1.5 MiB: more than any record has.
+pub const PIECE_ENTRIES_MIN: usize = 32 << 10;
+
 /// After thinning that failed, the next try comes so much later, in nanoseconds.
 pub const THIN_RETRY_NS: u64 = 10_000_000_000;
 

@@ -29,7 +29,7 @@ pub struct Used {
     pub runs_bytes: usize,
     /// Names of markers, and states that are kept in thinned history.
     pub names_bytes: usize,
-    /// Merges under way.
+    /// Merges and thinning under way.
     pub merges_bytes: usize,
 }
 

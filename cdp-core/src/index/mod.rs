@@ -33,6 +33,7 @@ pub use memory::{Memory, Share, Used};
 pub use merge::Merge;
 pub use options::IndexOptions;
 pub use pages::PageCache;
+pub use rows::RunEntries;
 pub use run::Run;
 pub use search::Search;
 pub use visible::Visible;

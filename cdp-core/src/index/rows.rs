@@ -38,6 +38,21 @@ impl Rows<Entry> {
     }
 }
 
+/// The entries of a run, read once from the first to the last, past the cache.
+pub struct RunEntries(Rows<Entry>);
+
+impl RunEntries {
+    /// Of this run. Reads nothing yet.
+    pub fn of(run: Arc<Run>) -> RunEntries {
+        RunEntries(Rows::entries(run))
+    }
+
+    /// The next entry, by key, then LSN, with its LSN; `None` behind the last.
+    pub fn next_entry(&mut self) -> Result<Option<(Entry, Lsn)>> {
+        self.0.next_entry()
+    }
+}
+
 impl Rows<Timestamp> {
     /// All timestamps, by LSN.
     pub fn timestamps(run: Arc<Run>) -> Rows<Timestamp> {

@@ -4,7 +4,6 @@ use super::entries::{EntryPage, FencePage};
 use super::find::Reader;
 use super::overlay::{self, Part};
 use super::pages::{Cached, Fresh, Kept};
-use super::rows::Rows;
 use super::tree::{Candidate, found, is_possible};
 use super::{PageCache, Search, Visible, bloom};
 use crate::error::{Error, IoContext, Kind, Result};
@@ -203,22 +202,6 @@ impl Run {
     /// Payload that was found to be damaged when the run was made, by LSN.
     pub fn damages(&self) -> Result<Vec<DamageRow>> {
         self.rows(self.layout.damages_page, 0, self.header.damages)
-    }
-
-    /// Visits the entries of the records from `first` to `last`, by key, then LSN. Reads all of the run, past the cache.
-    pub fn entries_of(
-        self: &Arc<Run>,
-        first: Lsn,
-        last: Lsn,
-        visit: &mut dyn FnMut(Lsn, Entry),
-    ) -> Result<()> {
-        let mut rows = Rows::entries(self.clone());
-        while let Some((entry, lsn)) = rows.next_entry()? {
-            if first <= lsn && lsn <= last {
-                visit(lsn, entry);
-            }
-        }
-        Ok(())
     }
 
     /// Reads every page from the file and checks it.

@@ -1,6 +1,7 @@
 //! What the index of a volume takes of memory, and what it gives back when that is too much.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::Volume;
 use super::parts::{Part, PartIndex};
@@ -41,6 +42,7 @@ impl Volume {
             Ok(merging) => merging.memory_bytes(),
             Err(_) => 0,
         };
+        used.merges_bytes += self.thinning_bytes.load(Ordering::Relaxed);
         used
     }
 

@@ -41,7 +41,7 @@ pub mod verify;
 pub mod write;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
 use crate::base::Base;
@@ -127,6 +127,8 @@ pub struct Volume {
     mark: Mutex<MarkState>,
     upkeep: Mutex<upkeep::UpkeepState>,
     merging: Mutex<merge::Merging>,
+    // What a fold that is being made takes of memory.
+    thinning_bytes: AtomicUsize,
     // What stood in the segments; a leaf among the locks, held while it is written.
     looked: Mutex<LookedFile>,
     // Segments that were believed at the opening and not looked at yet.

@@ -16,9 +16,11 @@
 //! - *Drop* as in `volume/advance.rs`. Readers that began before keep what they hold.
 
 mod copy;
+mod pieces;
 mod plan;
 
 pub(in crate::volume) use copy::event_stays;
+pub(in crate::volume) use pieces::Pieces;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -66,6 +68,8 @@ pub(super) struct Thin {
     header: FoldHeader,
     writer: FoldWriter,
     index: LivePart,
+    // What it is made of.
+    pieces: Pieces,
     stage: Stage,
     piece: usize,
     next_block: u64,
@@ -73,8 +77,19 @@ pub(super) struct Thin {
 
 enum Stage {
     Write,
-    /// The fold, under its temporary name.
-    Check(PartList),
+    /// The fold, under its temporary name, and its pieces.
+    Check(PartList, Box<Pieces>),
+}
+
+impl Thin {
+    /// Memory that it takes, in bytes, without the small buffers.
+    fn memory_bytes(&self) -> usize {
+        let written = match &self.stage {
+            Stage::Write => 0,
+            Stage::Check(_, written) => written.memory_bytes(),
+        };
+        self.pieces.memory_bytes() + self.index.memory_bytes() + written
+    }
 }
 
 /// What thinned history holds, and what that takes.
@@ -132,14 +147,19 @@ impl Volume {
                     damages: Vec::new(),
                     summary: header.summary,
                 };
+                let pieces = self.pieces_of(&plan.parts);
                 let stage = Stage::Write;
-                Ok(Box::new(Thin { plan, header, writer, index, stage, piece: 0, next_block: 0 }))
+                Ok(Box::new(Thin { plan, header, writer, index, pieces, stage, piece: 0, next_block: 0 }))
             }
             Err(error) => {
                 self.pins.lock().unthin(plan.lsns.0, plan.before);
                 Err(error)
             }
         }
+    }
+
+    fn pieces_of(&self, parts: &PartList) -> Pieces {
+        Pieces::of(parts.clone(), self.shared.memory.budget_bytes())
     }
 
     fn open_writer(&self, plan: &Plan) -> Result<(FoldHeader, FoldWriter)> {
@@ -194,10 +214,12 @@ impl Volume {
     fn thin_some(&self, duties: &mut Duties, mut thin: Box<Thin>) -> Result<u64> {
         match self.thin_piece(&mut thin) {
             Ok((bytes, false)) => {
+                self.thinning_bytes.store(thin.memory_bytes(), Ordering::Relaxed);
                 duties.thin = Some(thin);
                 Ok(bytes)
             }
             Ok((bytes, true)) => {
+                self.thinning_bytes.store(0, Ordering::Relaxed);
                 self.finish_thin(duties, *thin)?;
                 Ok(bytes)
             }
@@ -214,7 +236,7 @@ impl Volume {
         if let Some(piece) = thin.plan.pieces.get(thin.piece).copied() {
             let (worked, end) = match &thin.stage {
                 Stage::Write => self.copy_some(thin, piece)?,
-                Stage::Check(fold) => self.check_some(&thin.plan, fold, piece, thin.next_block)?,
+                Stage::Check(..) => self.check_some(thin, piece)?,
             };
             bytes += worked;
             thin.next_block = end;
@@ -227,10 +249,11 @@ impl Volume {
             }
         }
         match &thin.stage {
-            Stage::Check(_) => Ok((bytes, true)),
+            Stage::Check(..) => Ok((bytes, true)),
             Stage::Write => {
                 let fold = self.end_writing(thin)?;
-                thin.stage = Stage::Check(fold);
+                let written = Box::new(self.pieces_of(&fold));
+                thin.stage = Stage::Check(fold, written);
                 thin.piece = 0;
                 // With nothing to compare, comparing is over at once.
                 Ok((bytes, thin.plan.pieces.is_empty()))
@@ -288,6 +311,7 @@ impl Volume {
 
     /// As if nothing had happened.
     fn abandon_thin(&self, thin: Thin) {
+        self.thinning_bytes.store(0, Ordering::Relaxed);
         thin.writer.abandon();
         let _ = self.shared.files.remove(&self.run_path(&thin.writer));
         self.pins.lock().unthin(thin.plan.lsns.0, thin.plan.before);
@@ -325,7 +349,7 @@ impl Volume {
                 return Err(error);
             }
         };
-        let Stage::Check(checked) = &thin.stage else { unreachable!("it was checked") };
+        let Stage::Check(checked, _) = &thin.stage else { unreachable!("it was checked") };
         let run = checked[0].run().expect("a fold's part has its run").clone();
         self.take_fold(duties, &thin, fold_part(&fold, run));
         let plan = &thin.plan;

@@ -5,7 +5,7 @@ mod runs;
 
 use std::collections::HashSet;
 use std::path::Path;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, RwLock};
 
 use aside::keep_aside;
@@ -236,6 +236,7 @@ pub fn open_on(
         mark: Mutex::new(MarkState { file: mark_file, written: position.lsn }),
         upkeep: Mutex::new(UpkeepState::new(shared.clock.elapsed_ns(), position.lsn)),
         merging: Mutex::default(),
+        thinning_bytes: AtomicUsize::new(0),
         memory: shared.memory.share(),
         looked: Mutex::new(looked),
         doubted: Mutex::new(doubted),

@@ -2,18 +2,17 @@
 
 use std::sync::Arc;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 use crate::format::codec::Codec;
 use crate::format::fold::{FRAME_BLOCKS, fold_file_bytes};
-use crate::format::run::Entry;
 use crate::ids::*;
-use crate::index::{Found, Live, Run, Search, Visible};
+use crate::index::{Found, Live, Search, Visible};
 use crate::journal::fold::pack;
 use crate::reader::{Piece, Reader};
 use crate::volume::Volume;
 use crate::volume::aging::Settled;
-use crate::volume::parts::{Part, PartIndex, PartSet};
-use crate::volume::thin::event_stays;
+use crate::volume::parts::{Part, PartSet};
+use crate::volume::thin::{Pieces, event_stays};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 /// Versions looked up at a time, by each part.
@@ -34,23 +33,16 @@ impl Volume {
         let blocks_max: u64 = parts.iter().map(|part| blocks_of(part)).sum();
         let mut sample = Sample::of(blocks_max, codec);
         let mut index = Live::sparse(oldest.segment.header.first_lsn, newest.last_lsn());
-        let entries = entries_by_lsn(&parts).ok();
+        let mut pieces = Pieces::of(parts.clone(), self.shared.memory.budget_bytes());
         for piece in settled.stretch.pieces() {
             let visible = Visible::of(vec![piece]);
             let reader = self.reader_of(parts.clone(), &visible);
-            let alone = entries.as_ref().map(|entries| entries_alone(entries, piece)).transpose()?;
+            while !pieces.prepare(piece, u64::MAX).is_ready {}
             let mut from = 0;
             while from < self.blocks_max() {
                 let extent = Extent::new(from, self.blocks_max());
                 let bounded = || Search::bounded(extent, VERSIONS_PER_LOOK);
-                let search = match &alone {
-                    Some(alone) => {
-                        let mut search = bounded();
-                        alone.resolve(&visible, &mut search);
-                        search
-                    }
-                    None => reader.search(bounded)?,
-                };
+                let search = pieces.search(&reader, piece, bounded)?;
                 for version in search.found() {
                     match version.found {
                         Found::Hole => index.insert_range(version.lsn, version.extent, true),
@@ -88,50 +80,6 @@ impl Volume {
         let bytes = fold_file_bytes(sample.stored_bytes(), sample.blocks, points, entries, events, 0);
         Ok((sample.blocks, bytes))
     }
-}
-
-/// The entries of all records of these parts, by LSN. A stretch may have a piece for each of ten thousand markers: who looked for
-/// each of them through a run of hundreds of segments would never be done.
-fn entries_by_lsn(parts: &PartSet) -> Result<Vec<(Lsn, Entry)>> {
-    let mut entries = Vec::new();
-    let mut before: Option<&Arc<Run>> = None;
-    for part in parts.iter() {
-        let (first, last) = (part.segment.header.first_lsn, part.last_lsn());
-        let mut take = |live: &Live| {
-            let lsn = |entry: &Entry| Lsn(live.first_lsn().0 + u64::from(entry.lsn_delta));
-            entries.extend(live.iter().map(|entry| (lsn(&entry), entry)));
-        };
-        match (&part.index, part.repaired.get()) {
-            (PartIndex::Live(live), _) => take(&live.read().expect("no panics under this lock").live),
-            (PartIndex::Run(_), Some(repaired)) => take(&repaired.live),
-            (PartIndex::Run(run), None) if run.is_bad() => {
-                return Err(Error::new(Kind::Damaged, "the run is being made anew"));
-            }
-            // Neighbours share a merged one.
-            (PartIndex::Run(run), None) if before.is_some_and(|before| Arc::ptr_eq(before, run)) => {}
-            (PartIndex::Run(run), None) => {
-                let shares = |other: &&Arc<Part>| other.run().is_some_and(|own| Arc::ptr_eq(own, run));
-                let last = parts.iter().filter(shares).map(|part| part.last_lsn()).max().unwrap_or(last);
-                run.entries_of(first, last, &mut |lsn, entry| entries.push((lsn, entry)))?;
-                before = Some(run);
-            }
-        }
-    }
-    entries.sort_by_key(|(lsn, _)| *lsn);
-    Ok(entries)
-}
-
-/// An index of the entries of one piece.
-fn entries_alone(entries: &[(Lsn, Entry)], piece: (Lsn, Lsn)) -> Result<Live> {
-    let from = entries.partition_point(|(lsn, _)| *lsn < piece.0);
-    let mut alone = Live::sparse(piece.0, piece.1);
-    for (lsn, entry) in entries[from..].iter().take_while(|(lsn, _)| *lsn <= piece.1) {
-        let lsn_delta = (lsn.0 - piece.0.0) as u32;
-        if !alone.insert_entry(&Entry { lsn_delta, ..*entry }) {
-            return Err(Error::new(Kind::Damaged, format!("the index has entries of nothing at {lsn:?}")));
-        }
-    }
-    Ok(alone)
 }
 
 fn blocks_of(part: &Part) -> u64 {

@@ -1,33 +1,42 @@
 //! What goes into a fold: versions piece by piece with their payload, then the records that change no blocks; and the
 //! comparison of what was written with what it was made of.
 
-use super::{Plan, Thin};
+use super::{Stage, Thin};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::bytes::crc32;
 use crate::format::record::RecordKind;
-use crate::format::run::{DamageRow, MarkerRow};
+use crate::format::run::{DamageRow, Entry, MarkerRow, Row};
 use crate::ids::*;
 use crate::index::{Found, Search, Version, Visible};
+use crate::limits::MERGE_STEP_ROWS;
 use crate::reader::{Piece, Reader};
 use crate::volume::Volume;
-use crate::volume::parts::PartList;
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 /// Versions looked up at a time, by each part.
 const VERSIONS_PER_LOOK: usize = 1024;
 /// Neighbouring blocks read at a time.
 const BLOCKS_PER_READ: usize = 256;
+/// Entries read at a time, for a piece of which they are not there yet.
+const ROWS_PER_STEP: u64 = MERGE_STEP_ROWS;
 /// Looking up costs about as much as so many bytes, so that work without payload counts too.
 pub(super) const LOOK_BYTES: u64 = 64 << 10;
 
 impl Volume {
     /// Copies the newest versions of the next blocks in a piece: bytes copied, and the block to go on with.
     pub(super) fn copy_some(&self, thin: &mut Thin, piece: (Lsn, Lsn)) -> Result<(u64, u64)> {
+        let prepared = thin.pieces.prepare(piece, ROWS_PER_STEP);
+        if !prepared.is_ready {
+            return Ok((prepared.rows * Entry::BYTES as u64, thin.next_block));
+        }
         let visible = Visible::of(vec![piece]);
         let reader = self.reader_of(thin.plan.parts.clone(), &visible);
-        let (versions, end) = self.versions(&reader, thin.next_block, VERSIONS_PER_LOOK)?;
-        let mut bytes = 0;
-        let mut rest = &versions[..];
+        let extent = Extent::new(thin.next_block, self.blocks_max());
+        let look = || Search::bounded(extent, VERSIONS_PER_LOOK);
+        let search = thin.pieces.search(&reader, piece, look)?;
+        let (versions, end) = (search.found(), search.extent().end());
+        let mut bytes = prepared.rows * Entry::BYTES as u64;
+        let mut rest = versions;
         while let Some(first) = rest.first() {
             let count = neighbours(rest);
             let (now, later) = rest.split_at(count);
@@ -39,13 +48,6 @@ impl Volume {
             }
         }
         Ok((bytes, end))
-    }
-
-    /// What one look finds from block `from` on, and where it ended.
-    fn versions(&self, reader: &Reader<'_>, from: u64, max: usize) -> Result<(Vec<Version>, u64)> {
-        let extent = Extent::new(from, self.blocks_max());
-        let search = reader.search(|| Search::bounded(extent, max))?;
-        Ok((search.found().to_vec(), search.extent().end()))
     }
 
     fn copy_payload(&self, thin: &mut Thin, reader: &Reader<'_>, versions: &[Version]) -> Result<u64> {
@@ -104,27 +106,44 @@ impl Volume {
 
     /// Holds the next blocks of a piece in the fold against what it was made of: bytes compared, and the block to go on
     /// with.
-    pub(super) fn check_some(
-        &self,
-        plan: &Plan,
-        fold: &PartList,
-        piece: (Lsn, Lsn),
-        from: u64,
-    ) -> Result<(u64, u64)> {
+    pub(super) fn check_some(&self, thin: &mut Thin, piece: (Lsn, Lsn)) -> Result<(u64, u64)> {
+        let Thin { plan, pieces, stage: Stage::Check(fold, fold_pieces), .. } = thin else {
+            unreachable!("it was written before it is checked")
+        };
+        let mut rows = 0;
+        for pieces in [&mut *pieces, &mut *fold_pieces] {
+            let prepared = pieces.prepare(piece, ROWS_PER_STEP);
+            rows += prepared.rows;
+            if !prepared.is_ready {
+                return Ok((rows * Entry::BYTES as u64, thin.next_block));
+            }
+        }
         let visible = Visible::of(vec![piece]);
         let source = self.reader_of(plan.parts.clone(), &visible);
         let written = self.reader_of(fold.clone(), &visible);
-        let (wanted, end) = self.versions(&source, from, VERSIONS_PER_LOOK)?;
-        let search = written.search(|| Search::new(Extent::new(from, end)))?;
+        let extent = Extent::new(thin.next_block, self.blocks_max());
+        let wanted = pieces.search(&source, piece, || Search::bounded(extent, VERSIONS_PER_LOOK))?;
+        let end = wanted.extent().end();
+        let wanted = wanted.found();
+        let search = fold_pieces.search(&written, piece, || Search::new(Extent::new(extent.start.0, end)))?;
         let wrong = |what: &str| {
             let context = format!("volume {}: a fold {what}; the segments stay", self.identity.name);
             Error::new(Kind::Damaged, context)
         };
-        if !normal(&wanted).eq(normal(search.found())) {
+        if !normal(wanted).eq(normal(search.found())) {
             return Err(wrong("has other versions than the segments it was made of"));
         }
-        let mut bytes = 0;
-        let (mut rest, mut wanted) = (search.found(), payloads(&wanted));
+        // Of each look a block is looked up as clients do it, too.
+        if let Some(version) = wanted.get(wanted.len() / 2) {
+            let block = Extent { start: version.extent.start, blocks: 1 };
+            let looks = [source.search(|| Search::new(block))?, written.search(|| Search::new(block))?];
+            let of_block = Version { extent: block, ..*version };
+            if looks.iter().any(|look| !normal(look.found()).eq(normal(&[of_block]))) {
+                return Err(wrong("is not looked up as it was read"));
+            }
+        }
+        let mut bytes = rows * Entry::BYTES as u64;
+        let (mut rest, mut wanted) = (search.found(), payloads(wanted));
         while !rest.is_empty() {
             let count = neighbours(rest);
             let (now, later) = rest.split_at(count);
