@@ -17,6 +17,7 @@ use cdp_core::volume::open::Accept;
 
 use crate::config::Config;
 use crate::control::{Call, LINE_BYTES_MAX, Line, SOCKET_FILE, VERSION};
+use crate::serve::votes::Votes;
 use crate::work::{self, Hello, Request, Response, Site, Watch};
 
 /// So long a store that is busy, without a server that answers, is tried again: its server is starting or
@@ -117,7 +118,10 @@ impl Door {
                 return Ok(Door::Server(talk));
             }
             match open_store(config, make, &format!("pid {} (a cdp command)", std::process::id())) {
-                Ok(store) => return Ok(Door::Own(Site { store: Arc::new(store), server: None })),
+                Ok(store) => {
+                    let votes = Arc::new(Votes::absent(config));
+                    return Ok(Door::Own(Site { store: Arc::new(store), server: None, votes }));
+                }
                 Err(error) if error.kind() == Kind::Busy && Instant::now() < until => {
                     std::thread::sleep(BUSY_STEP);
                 }

@@ -15,7 +15,6 @@ use crate::files::disk::Disk;
 use crate::host::relay::Reader;
 use crate::serve::control::Control;
 use crate::serve::exports::StoreExports;
-use crate::serve::votes::Votes;
 use crate::work::{self, Endpoints, Marks, PointInfo, Request, Response, Serving, Site, Stretch, Watch};
 
 /// Our own connections end at once.
@@ -50,7 +49,7 @@ impl Reach {
             }
             Door::Own(site) => site,
         };
-        let votes = Arc::new(Votes::absent(config));
+        let votes = site.votes.clone();
         let exports = StoreExports::new(site.store.clone(), config.clone_cap_bytes, votes.clone());
         let clones = exports.clones().clone();
         let nbd = cdp_nbd::Server::start(Arc::new(exports), cdp_nbd::Options::default());
@@ -59,7 +58,6 @@ impl Reach {
         let endpoints = Endpoints { socket: Some(socket.clone()), ..Endpoints::default() };
         let listening = nbd.listen_unix(&socket);
         let serving = Serving {
-            votes,
             nbd,
             since: SystemTime::now(),
             endpoints: endpoints.clone(),

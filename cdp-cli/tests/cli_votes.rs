@@ -194,6 +194,20 @@ fn two_of_three_answer_and_one_alone_does_not() {
     let act = a.run(&["status"]);
     assert!(act.code == 3 && act.out.contains("disk is not answered here: no lease"), "{act:?}");
     assert!(server_a.connect("disk").is_err(), "whoever has another address to try hears it soon");
+    // Nor is a command that would write records: what it did would be in a history that nobody goes on with.
+    std::thread::scope(|scope| {
+        for arguments in
+            [&["mark", "disk", "late"][..], &["grow", "disk", "128M"], &["rollback", "disk@lsn:1"]]
+        {
+            scope.spawn(move || {
+                let ran = a.run(arguments);
+                assert!(ran.code != 0 && ran.err.contains("disk is not answered here: no lease"), "{ran:?}");
+            });
+        }
+    });
+    assert!(!a.run(&["log", "disk"]).out.contains("late"), "it was refused, and is there");
+    // What is kept here is this site's business.
+    assert_eq!(a.run(&["retention", "set", "disk", "every-write 12h"]).code, 0);
     let (told, answered) = mpsc::channel();
     let client = std::thread::spawn(move || {
         let written = put(&mut open, 4096, &[2; 4096]);
@@ -207,6 +221,7 @@ fn two_of_three_answer_and_one_alone_does_not() {
     let witness = Witness::start(a, &sites.witness);
     client.join().unwrap().unwrap();
     wait_until("the lease is back", || is(a, "holds"));
+    assert_eq!(a.run(&["mark", "disk", "in-time"]).code, 0);
     signal(&server_b.child, Signal::CONT);
     wait_until("the second stands by again", || is(b, "stands-by"));
     assert_eq!((role(a), role(b)), ("primary".into(), "replica".into()));
@@ -214,6 +229,9 @@ fn two_of_three_answer_and_one_alone_does_not() {
     drop(witness);
     server_a.stop();
     server_b.stop();
+    // Without a server nobody asks the voters.
+    let ran = a.run(&["mark", "disk", "alone"]);
+    assert!(ran.code != 0 && ran.err.contains("only `cdp serve` asks the voters"), "{ran:?}");
 }
 
 /// A database on three volumes: half of it at one site and half at the other is no database. They go as one, from one instant.

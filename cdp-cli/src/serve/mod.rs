@@ -178,10 +178,10 @@ impl Running {
             news.push(format!("taking replicas of other sites on {address}"));
         }
         let roles = RoleHooks::start(config, &store)?;
-        let serving = Serving { nbd, since: SystemTime::now(), endpoints, clones, replication, roles, votes };
-        let site = Arc::new(Site { store, server: Some(Arc::new(serving)) });
+        let serving = Serving { nbd, since: SystemTime::now(), endpoints, clones, replication, roles };
+        let site = Arc::new(Site { store, server: Some(Arc::new(serving)), votes });
         let server = site.server.as_ref().expect("it was made just now");
-        server.votes.start(&site, server.replication.tls.as_ref())?;
+        site.votes.start(&site, server.replication.tls.as_ref())?;
         let keeper = Some(Keeper::start(site.clone(), config.on_alarm.clone(), config.prove.clone())?);
         let control = Some(Control::start(site.clone())?);
         Ok(Running { site, news, control, keeper, runtime_dir })
@@ -197,11 +197,11 @@ impl Running {
         if let Some(control) = self.control.take() {
             control.stop();
         }
-        self.server().votes.close();
+        self.site.votes.close();
         if !self.server().nbd.shutdown(SHUTDOWN_TIME) {
             tracing::warn!("some connections did not end in time");
         }
-        self.server().votes.stop();
+        self.site.votes.stop();
         self.server().replication.stop();
         if let Some(keeper) = self.keeper.take() {
             keeper.stop();

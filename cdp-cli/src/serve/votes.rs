@@ -166,6 +166,13 @@ impl Votes {
         votes
     }
 
+    /// One that is answered under this lease, and that nobody votes on.
+    #[cfg(test)]
+    pub fn under(plan: &Automatic, lease: Arc<Lease>) -> Votes {
+        let place = Arc::into_inner(Place::new(plan)).map(|place| Arc::new(Place { lease, ..place }));
+        Votes { places: place.into_iter().collect(), ..Votes::default() }
+    }
+
     /// The site's own voter, for whoever comes for a vote.
     pub fn service(&self) -> Option<Arc<Service>> {
         self.service.clone()

@@ -60,7 +60,7 @@ pub fn at_common(members: &[Arc<Volume>], at: Timestamp) -> Result<Vec<(Arc<Volu
 
 /// Promotes a volume, or all members of a group, at one instant, and tells the programs that want to know of it.
 pub fn failover(site: &Site, request: &Failover, zone: &Zone) -> Result<Vec<FailedOver>> {
-    let votes = site.server.as_ref().map(|server| &server.votes);
+    let votes = site.server.as_ref().map(|_| &site.votes);
     let heard = votes.map_or(EpochNumber(0), |votes| votes.heard(&site.store, &request.target));
     let told = told_so_far(site);
     let mut lines = failover_above(site, request, zone, heard)?;
@@ -188,7 +188,7 @@ pub fn demote(site: &Site, request: &Demote, watch: &mut Watch<'_>) -> Result<Ve
     }
     let parts: Vec<&Volume> = volumes.iter().map(|volume| &**volume).collect();
     let until = request.drain_s.map(|seconds| Instant::now() + Duration::from_secs(seconds));
-    let votes = site.server.as_ref().map(|server| &server.votes);
+    let votes = site.server.as_ref().map(|_| &site.votes);
     let is_automatic = votes.is_some_and(|votes| votes.step_down(&site.store, &volumes, until));
     let through = Volume::demote_all(&parts)?;
     let ends = volumes.iter().map(|volume| volume.tip());

@@ -9,6 +9,7 @@ pub mod follow;
 pub mod forecast;
 pub mod groups;
 pub mod import;
+mod leased;
 pub mod mark;
 pub mod memory;
 pub mod points;
@@ -59,6 +60,8 @@ pub struct Site {
     pub store: Arc<Store>,
     /// The server that has it open; `None` when the command itself has.
     pub server: Option<Arc<Serving>>,
+    /// Its part in the votes on which of two sites answers.
+    pub votes: Arc<crate::serve::votes::Votes>,
 }
 
 /// What a running server knows of itself.
@@ -75,8 +78,6 @@ pub struct Serving {
     pub replication: crate::serve::replication::Replication,
     /// Who is told of changed roles.
     pub roles: crate::serve::roles::RoleHooks,
-    /// Its part in the votes on which of two sites answers.
-    pub votes: Arc<crate::serve::votes::Votes>,
 }
 
 /// Where a server listens.
@@ -404,8 +405,14 @@ pub struct Progress {
 /// Called now and then by long works; an error from it ends them.
 pub type Watch<'a> = dyn FnMut(Progress) -> Result<()> + Send + 'a;
 
-/// Carries a request out.
+/// Carries a request out, and says so only where this site may answer it.
 pub fn run(site: &Site, tz: Option<&str>, request: &Request, watch: &mut Watch<'_>) -> Result<Response> {
+    let leased = leased::Leased::begin(site, request)?;
+    let response = carry_out(site, tz, request, watch)?;
+    leased.end().map(|()| response)
+}
+
+fn carry_out(site: &Site, tz: Option<&str>, request: &Request, watch: &mut Watch<'_>) -> Result<Response> {
     let store = &*site.store;
     Ok(match request {
         Request::Hello => Response::Hello(Hello {

@@ -240,7 +240,7 @@ pub fn status(site: &Site, volume: Option<&str>) -> Result<Status> {
         volumes.extend(failed(store));
     }
     let verdict: Vec<String> = volumes.iter().flat_map(reasons).collect();
-    let votes = site.server.as_ref().map(|server| server.votes.status()).unwrap_or_default();
+    let votes = site.server.as_ref().map(|_| site.votes.status()).unwrap_or_default();
     let verdict: Vec<String> = verdict.into_iter().chain(votes.iter().filter_map(vote_reason)).collect();
     let act = !verdict.is_empty();
     let forecasts = volumes.iter().filter_map(|volume| volume.forecast.as_ref());
@@ -257,7 +257,7 @@ pub fn status(site: &Site, volume: Option<&str>) -> Result<Status> {
         io: store.files().name().to_owned(),
         free_bytes: space.available,
         memory,
-        server: site.server.as_ref().map(|server| of_server(server)),
+        server: site.server.as_ref().map(|server| of_server(server, votes)),
         volumes,
     })
 }
@@ -447,14 +447,14 @@ fn rollback_status(rollback: &TurnAt) -> Option<RollbackStatus> {
     })
 }
 
-fn of_server(server: &Serving) -> ServerStatus {
+fn of_server(server: &Serving, votes: Vec<SeatStatus>) -> ServerStatus {
     let latencies = server.nbd.latencies();
     ServerStatus {
         pid: std::process::id(),
         since: utc(server.since),
         endpoints: server.endpoints.clone(),
         clones: server.clones.list(),
-        votes: server.votes.status(),
+        votes,
         clients: server
             .nbd
             .clients()
