@@ -156,7 +156,10 @@ fn the_replica_takes_over_by_itself() {
 
     // And back, as planned: whoever steps down hands over.
     wait_until("nobody has it open", || b.run(&["demote", "disk", "--drain", "20"]).code == 0);
+    let drained = Instant::now();
     wait_until("the first site answers again", || is(a, "holds"));
+    // A lease and its promises would last for more than five seconds from here on.
+    println!("drained, to the lease at the other site: {:?}", drained.elapsed());
     write(&server_a, 0, 3).unwrap();
     assert_eq!(first_bytes(&server_a, 10), [3, 1, 1, 1, 1, 1, 1, 1, 0, 2]);
     drop(witness);
@@ -379,7 +382,7 @@ fn a_site_votes_on_its_own_volumes_with_their_other_site_only() {
     let line = Line::open(Which::Peer, &sites.address_a, tls, 1, post).unwrap();
     let said = |epoch, volume| {
         let claim = Claim { ballot: Ballot { epoch, site: SiteId(99) }, trial: true, round: epoch };
-        line.ask(Ask { volumes: vec![volume], claim });
+        line.ask(Ask { volumes: vec![volume], claim, gives_up: false });
         answers.recv_timeout(Duration::from_secs(20)).unwrap().1.answer.verdict
     };
     assert_eq!(said(2, id), Verdict::Broken);

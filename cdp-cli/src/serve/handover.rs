@@ -24,6 +24,13 @@ impl Handover {
         until.is_some_and(|until| Instant::now() >= until)
     }
 
+    /// Whether these stepped down here, nobody has gone on yet, and nothing is waited for any more.
+    pub fn has_handed_over(&self, members: &[Arc<Volume>], peer: &str) -> bool {
+        !members.is_empty()
+            && members.iter().all(|volume| has_stepped_down(volume))
+            && self.keeps(members, peer).is_none()
+    }
+
     /// Why the epoch is kept, if it is; `peer` is the site that would go on, as the replicas are called.
     pub fn keeps(&self, members: &[Arc<Volume>], peer: &str) -> Option<String> {
         let leaves = |volume: &Arc<Volume>| volume.role() == Role::Primary || has_stepped_down(volume);

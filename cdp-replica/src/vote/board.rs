@@ -32,6 +32,8 @@ pub struct Ask {
     pub volumes: Vec<VolumeId>,
     /// What is claimed on all of them.
     pub claim: Claim,
+    /// It is not claimed but given up: the site will never answer under this ballot again, and its promises are over.
+    pub gives_up: bool,
 }
 
 /// What a voter says, and of whom.
@@ -88,13 +90,27 @@ impl Board {
         floor: &dyn Fn(VolumeId) -> u64,
         keep: &mut dyn FnMut(&Ballots) -> io::Result<()>,
     ) -> Said {
-        let (verdict, holder) = self.decide(ask, name, now_ns, floor, keep);
+        let (verdict, holder) = match ask.gives_up {
+            true => (self.release(ask, name), String::new()),
+            false => self.decide(ask, name, now_ns, floor, keep),
+        };
         Said { answer: Answer { round: ask.claim.round, trial: ask.claim.trial, verdict }, holder }
+    }
+
+    /// In memory only: after a restart the promise is there again, which costs time and nothing else.
+    fn release(&mut self, Ask { volumes, claim, .. }: &Ask, name: &str) -> Verdict {
+        for id in volumes {
+            let is_its_own = self.ballots.get(id).is_some_and(|kept| kept.name == name);
+            if let Some(voter) = self.voters.get_mut(id).filter(|_| is_its_own) {
+                voter.release(claim.ballot);
+            }
+        }
+        Verdict::Granted
     }
 
     fn decide(
         &mut self,
-        Ask { volumes, claim }: &Ask,
+        Ask { volumes, claim, .. }: &Ask,
         name: &str,
         now_ns: u64,
         floor: &dyn Fn(VolumeId) -> u64,
@@ -181,7 +197,7 @@ mod tests {
 
     fn ask(volumes: &[VolumeId], epoch: u64, site: SiteId, trial: bool) -> Ask {
         let claim = Claim { ballot: Ballot { epoch, site }, trial, round: 7 };
-        Ask { volumes: volumes.to_vec(), claim }
+        Ask { volumes: volumes.to_vec(), claim, gives_up: false }
     }
 
     fn board() -> Board {
@@ -298,5 +314,37 @@ mod tests {
         assert_eq!(said.answer.verdict, Verdict::Superseded { by: 3 });
         assert_eq!(say(&mut board, &ask(&[X], 3, A, false), "a", 0), Verdict::Granted);
         assert_eq!(say(&mut board, &ask(&[X], 4, A, false), "c", 0), Verdict::Broken);
+    }
+
+    // A planned change: whoever handed over says so, and the other site need not wait. A message of long ago, or of somebody else, must
+    // not end what was promised to another.
+    #[test]
+    fn who_gives_up_frees_what_was_promised_to_him_and_nothing_else() {
+        let give_up =
+            |volumes: &[VolumeId], epoch, site| Ask { gives_up: true, ..ask(volumes, epoch, site, false) };
+        let mut board = board();
+        assert_eq!(say(&mut board, &ask(&[X, Y], 1, A, false), "a", 0), Verdict::Granted);
+        let next = ask(&[X, Y], 2, B, false);
+        let is_free = |board: &mut Board| {
+            say(board, &Ask { claim: Claim { trial: true, ..next.claim }, ..next.clone() }, "b", 1)
+                == Verdict::Granted
+        };
+        for (ask, name) in
+            [(give_up(&[X, Y], 1, A), "b"), (give_up(&[X, Y], 2, A), "a"), (give_up(&[X, Y], 1, B), "a")]
+        {
+            say(&mut board, &ask, name, 1);
+            assert!(!is_free(&mut board), "{name} ended it with {ask:?}");
+        }
+        say(&mut board, &give_up(&[X], 1, A), "a", 1);
+        assert!(!is_free(&mut board), "half of a group is not the group");
+        say(&mut board, &give_up(&[Y], 1, A), "a", 1);
+        assert!(is_free(&mut board));
+        assert_eq!(board.ballots()[&X].ballot, Ballot { epoch: 1, site: A }, "it is bound as before");
+        assert!(matches!(say(&mut board, &ask(&[X], 1, B, false), "b", 1), Verdict::Superseded { by: 1 }));
+        // One that was under way since then ends nothing of the next.
+        assert_eq!(say(&mut board, &next, "b", 2), Verdict::Granted);
+        say(&mut board, &give_up(&[X, Y], 1, A), "a", 3);
+        let later = say(&mut board, &ask(&[X, Y], 3, A, false), "a", 3);
+        assert!(matches!(later, Verdict::Promised { epoch: 2, .. }), "{later:?}");
     }
 }

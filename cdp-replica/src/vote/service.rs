@@ -99,7 +99,7 @@ mod tests {
 
     fn ask(volume: VolumeId) -> Ask {
         let claim = Claim { ballot: Ballot { epoch: 1, site: SiteId(1) }, trial: false, round: 1 };
-        Ask { volumes: vec![volume], claim }
+        Ask { volumes: vec![volume], claim, gives_up: false }
     }
 
     fn disk() -> SimDisk {

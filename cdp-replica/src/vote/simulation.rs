@@ -38,6 +38,10 @@ enum Planted {
     AnswerLate,
     /// A primary that lost outbids the other site.
     Outbid,
+    /// Who steps down gives up the epoch at once, and answers what is under way.
+    GiveUpEarly,
+    /// A voter that is told so ends whatever it promised.
+    GiveUpAnything,
 }
 
 /// SplitMix64 (Steele, Lea, Flood 2014).
@@ -69,6 +73,13 @@ enum Event {
         to: usize,
         claim: Claim,
     },
+    /// A site will never answer under this ballot again.
+    GiveUp {
+        to: usize,
+        ballot: Ballot,
+    },
+    /// Somebody wants the other site to go on.
+    StepDown(usize),
     Answer {
         from: usize,
         to: usize,
@@ -122,6 +133,8 @@ enum Role {
     Primary,
     Replica,
     Fenced,
+    /// Stepped down, durably, and the other site has not gone on yet.
+    Left,
 }
 
 /// A history: where its epochs begin, and its newest record. What two have in common they have in the same epochs.
@@ -168,11 +181,19 @@ struct Node {
     // Of a site: durable.
     role: Role,
     log: Log,
+    // What it knows of the other's, as acknowledged to it.
+    seen: Log,
 }
 
 impl Node {
+    fn is_drained(&self) -> bool {
+        self.seen.has(self.log.newest(), self.log.tip)
+    }
+
     fn standing(&self) -> Standing {
         match self.role {
+            Role::Left if self.is_drained() => Standing::Out,
+            Role::Left => Standing::Leaving(self.log.newest()),
             Role::Primary => Standing::Primary(self.log.newest()),
             Role::Replica => Standing::Ready(self.log.newest()),
             Role::Fenced => Standing::Out,
@@ -197,6 +218,11 @@ struct World {
     answered: u64,
     changes: u64,
     held_ns: u64,
+    /// The epoch and the newest record of who stepped down last, and when he gave up.
+    stepped_down: Option<(u64, u64)>,
+    given_up: u64,
+    /// So often the other site went on before a lease could have run out.
+    handed_over: u64,
 }
 
 /// What a run showed.
@@ -210,6 +236,8 @@ struct Outcome {
     held_at_the_end: bool,
     /// How much of the time somebody did, in percent.
     held_percent: u64,
+    /// Planned changes for which nobody waited for a lease.
+    handed_over: u64,
 }
 
 impl World {
@@ -229,6 +257,7 @@ impl World {
                 start: 0,
                 role: if number == 0 { Role::Primary } else { Role::Replica },
                 log: Log { epochs: vec![(1, 1)], tip: 1 },
+                seen: Log { epochs: vec![(1, 1)], tip: 1 },
             })
             .collect();
         World {
@@ -246,6 +275,9 @@ impl World {
             answered: 0,
             changes: 0,
             held_ns: 0,
+            stepped_down: None,
+            given_up: 0,
+            handed_over: 0,
         }
     }
 
@@ -316,7 +348,8 @@ impl World {
         let is_answering = |site: &usize| self.nodes[*site].role == Role::Primary;
         let held_at_the_end = self.holders().iter().any(is_answering);
         let held_percent = self.held_ns * 100 / (LENGTH_NS + CALM_NS);
-        Ok(Outcome { changes: self.changes, answered: self.answered, held_at_the_end, held_percent })
+        let World { changes, answered, handed_over, .. } = self;
+        Ok(Outcome { changes, answered, held_at_the_end, held_percent, handed_over })
     }
 
     fn holders(&self) -> Vec<usize> {
@@ -334,6 +367,13 @@ impl World {
             Event::Reply { site, start, epoch, lsn } => return self.reply(site, start, epoch, lsn),
             Event::Ship { to, role, log } => return self.take(to, role, log),
             Event::Claim { from, to, claim } => self.claim(from, to, claim),
+            Event::StepDown(site) => self.step_down(site),
+            Event::GiveUp { to, ballot } => {
+                if let Some(voter) = &mut self.nodes[to].voter {
+                    let known = voter.ballot().filter(|_| self.planted == Planted::GiveUpAnything);
+                    voter.release(known.unwrap_or(ballot));
+                }
+            }
             Event::Answer { from, to, mut answer } => {
                 let clock = self.clock(to);
                 if self.nodes[to].voter.is_none() {
@@ -372,6 +412,14 @@ impl World {
             if !node.log.has(safe_epoch, safe_lsn) {
                 return Err(format!("lsn {safe_lsn} was answered and had arrived, and is gone"));
             }
+            // Whoever stepped down keeps the epoch until all of it is there; one that died may have kept nothing.
+            if let Some((left, tip)) = self.stepped_down.take_if(|(left, _)| *left + 1 == epoch) {
+                let is_early = self.given_up > 0 && self.now - self.given_up < LEASE_NS / 2;
+                self.handed_over += u64::from(is_early);
+                if is_early && !node.log.has(left, tip) {
+                    return Err(format!("lsn {tip} of who handed over is not there"));
+                }
+            }
             node.log.tip += 1;
             node.log.epochs.push((epoch, node.log.tip));
             node.role = Role::Primary;
@@ -387,9 +435,39 @@ impl World {
         if let Some(claim) = node.seat.tick(standing, clock, first) {
             self.ask_all(site, claim);
         }
+        self.give_up(site);
         let (to, role, log) = (1 - site, self.nodes[site].role, self.nodes[site].log.clone());
         self.send(site, to, || Event::Ship { to, role, log: log.clone() });
         Ok(())
+    }
+
+    /// As `cdp demote` does it: its clients were sent away, and it is a replica from now on, durably.
+    fn step_down(&mut self, site: usize) {
+        let clock = self.clock(site);
+        let node = &mut self.nodes[site];
+        if node.voter.is_none() || node.role != Role::Primary || node.seat.lease(clock).is_none() {
+            return;
+        }
+        if self.planted == Planted::GiveUpEarly {
+            let ballot = Ballot { epoch: node.log.newest(), site: SiteId(site as u128) };
+            (0..NODES).for_each(|to| self.send(site, to, || Event::GiveUp { to, ballot }));
+            return;
+        }
+        node.role = Role::Left;
+        (self.stepped_down, self.given_up) = (Some((node.log.newest(), node.log.tip)), 0);
+    }
+
+    /// Says so again and again, until the other site has gone on: its messages get lost, too.
+    fn give_up(&mut self, site: usize) {
+        let node = &self.nodes[site];
+        if node.role != Role::Left || node.standing() != Standing::Out {
+            return;
+        }
+        let ballot = Ballot { epoch: node.log.newest(), site: SiteId(site as u128) };
+        if self.given_up == 0 {
+            self.given_up = self.now;
+        }
+        (0..NODES).for_each(|to| self.send(site, to, || Event::GiveUp { to, ballot }));
     }
 
     fn write(&mut self, site: usize) {
@@ -433,6 +511,11 @@ impl World {
         }
         let (safe_epoch, safe_lsn) = self.safe;
         let node = &mut self.nodes[to];
+        // What is acknowledged is never less than before, unless it is another history.
+        if log.newest() > node.seen.newest() || log.newest() == node.seen.newest() && log.tip > node.seen.tip
+        {
+            node.seen = log.clone();
+        }
         let (ours, theirs) = (node.log.newest(), log.newest());
         if node.role == Role::Primary && role == Role::Primary && ours == theirs {
             return Err(format!("two sites began epoch {ours}"));
@@ -441,8 +524,10 @@ impl World {
             Role::Primary if theirs > ours => node.role = Role::Fenced,
             // Somebody resyncs it.
             Role::Fenced if theirs > ours => node.role = Role::Replica,
+            // The other site went on from all that is here, or a part of it.
+            Role::Left if theirs > ours => node.role = Role::Replica,
             // A replica that is ahead of what was long under way keeps what it has.
-            Role::Replica if role == Role::Primary && theirs >= ours => {
+            Role::Replica if [Role::Primary, Role::Left].contains(&role) && theirs >= ours => {
                 let common = node.log.common(&log);
                 let is_behind = common == node.log.tip && log.tip > common;
                 if theirs > ours || is_behind {
@@ -524,6 +609,7 @@ impl World {
                         self.at((at + lasts).min(LENGTH_NS), Event::Heal(a, other));
                     }
                 }
+                _ if lasts.is_multiple_of(4) => self.at(at, Event::StepDown(a % SITES)),
                 _ => {
                     let reboot = self.random.chance(50);
                     self.at(at, Event::Stop(a));
@@ -545,20 +631,22 @@ fn seeds(count: u64) -> impl Iterator<Item = u64> {
 
 #[test]
 fn never_two_holders_and_in_the_end_always_one() {
-    let (mut changes, mut held, mut answered, mut runs) = (0, 0, 0, 0);
+    let (mut changes, mut held, mut answered, mut handed_over, mut runs) = (0, 0, 0, 0, 0);
     for seed in seeds(1000) {
         let outcome = World::new(seed, Planted::Nothing).run();
         let outcome = outcome.unwrap_or_else(|what| panic!("seed {seed}: {what}"));
         assert!(outcome.held_at_the_end, "seed {seed}: nobody holds the lease though all is well");
         changes += outcome.changes;
         held += outcome.held_percent;
+        handed_over += outcome.handed_over;
         answered += outcome.answered;
         runs += 1;
     }
     println!(
-        "{runs} runs, {changes} epochs won, {answered} writes answered, held {} % of the time",
+        "{runs} runs, {changes} epochs won, {answered} writes answered, {handed_over} handed over, held {} % of the time",
         held / runs
     );
+    assert!(handed_over > runs / 4, "hardly anybody handed over");
     assert!(changes > 3 * runs, "the lease hardly ever changed hands: this shows nothing");
     assert!(answered > 100 * runs, "hardly anything was answered");
     assert!(held / runs > 50, "so much trouble shows little");
@@ -573,6 +661,8 @@ fn planted_mistakes_are_found() {
         Planted::NoMargin,
         Planted::AnswerLate,
         Planted::Outbid,
+        Planted::GiveUpEarly,
+        Planted::GiveUpAnything,
     ];
     for planted in mistakes {
         let found = (1..2000).find(|seed| World::new(*seed, planted).run().is_err());

@@ -54,6 +54,14 @@ impl Voter {
         self.promised_until_ns = self.promised_until_ns.max(now_ns.saturating_add(self.times.promise_ns));
     }
 
+    /// Whoever holds this ballot will never answer under it again: what was promised to it is over, the ballot stays. One that
+    /// was long under way, and comes when another has been granted, ends nothing.
+    pub fn release(&mut self, ballot: Ballot) {
+        if self.ballot == Some(ballot) {
+            self.promised_until_ns = 0;
+        }
+    }
+
     /// Answers for one volume alone; `keep` returns when the ballot is durable. The simulation's: a [`super::Board`]
     /// does the same for many.
     #[cfg(test)]

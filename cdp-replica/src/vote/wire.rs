@@ -15,10 +15,11 @@ const MAGIC: [u8; 4] = *b"CDPV";
 const VERSION: u8 = 1;
 const CLAIM: u8 = 1;
 const ANSWER: u8 = 2;
+const RELEASE: u8 = 3;
 const TRIAL: u8 = 1;
 
 /// What a site sends.
-pub fn encode_ask(Ask { volumes, claim }: &Ask) -> Vec<u8> {
+pub fn encode_ask(Ask { volumes, claim, gives_up }: &Ask) -> Vec<u8> {
     let mut body = Vec::with_capacity(40 + volumes.len() * 16);
     body.extend_from_slice(&claim.round.to_le_bytes());
     body.extend_from_slice(&claim.ballot.epoch.to_le_bytes());
@@ -26,7 +27,7 @@ pub fn encode_ask(Ask { volumes, claim }: &Ask) -> Vec<u8> {
     body.extend_from_slice(&(volumes.len() as u32).to_le_bytes());
     body.extend_from_slice(&[0; 4]);
     volumes.iter().for_each(|id| body.extend_from_slice(&id.0.to_le_bytes()));
-    frame(CLAIM, claim.trial, 0, &body)
+    frame(if *gives_up { RELEASE } else { CLAIM }, claim.trial, 0, &body)
 }
 
 /// What a voter sends.
@@ -87,7 +88,8 @@ pub fn decode_ask(message: &[u8]) -> Result<Ask, Fault> {
 }
 
 fn read_ask(message: &[u8]) -> Option<Ask> {
-    let (trial, _, mut cursor) = body(message, CLAIM)?;
+    let gives_up = message.get(5) == Some(&RELEASE);
+    let (trial, _, mut cursor) = body(message, if gives_up { RELEASE } else { CLAIM })?;
     let round = cursor.u64()?;
     let ballot = Ballot { epoch: cursor.u64()?, site: SiteId(cursor.u128()?) };
     // Were a voter bound to the last epoch there is, nobody could ever go on from it.
@@ -99,7 +101,7 @@ fn read_ask(message: &[u8]) -> Option<Ask> {
         return None;
     }
     let volumes: Vec<VolumeId> = (0..count).map(|_| cursor.u128().map(VolumeId)).collect::<Option<_>>()?;
-    Some(Ask { volumes, claim: Claim { ballot, trial, round } })
+    Some(Ask { volumes, claim: Claim { ballot, trial, round }, gives_up })
 }
 
 /// Reads a whole message of a voter.
@@ -127,7 +129,7 @@ mod tests {
 
     fn ask() -> Ask {
         let claim = Claim { ballot: Ballot { epoch: 3, site: SiteId(0x22) }, trial: true, round: 0x11 };
-        Ask { volumes: vec![VolumeId(0x33), VolumeId(0x44)], claim }
+        Ask { volumes: vec![VolumeId(0x33), VolumeId(0x44)], claim, gives_up: false }
     }
 
     fn said() -> Said {
@@ -147,6 +149,9 @@ mod tests {
         wanted.extend_from_slice(&crc32fast::hash(&rest).to_le_bytes());
         wanted.extend_from_slice(&rest);
         assert_eq!(bytes, wanted);
+        wanted[5] = 3;
+        assert_eq!(encode_ask(&Ask { gives_up: true, ..ask() }), wanted);
+        assert!(decode_ask(&wanted).unwrap().gives_up);
         let bytes = encode_said(&said());
         assert_eq!(&bytes[..12], b"CDPV\x01\x02\x00\x02\x20\x00\x00\x00");
         assert_eq!(&bytes[16..40], [&0x11u64, &3, &0x55].map(|n| n.to_le_bytes()).concat());

@@ -1,7 +1,7 @@
 //! The messages of the votes: what anybody with a certificate may say to a voter, and what a voter may say back.
 //!
 //! The first byte chooses: 0 bytes as they come, 1 bodies behind a header that fits (so that no checksum keeps changed bytes
-//! out), others a voter's life: [`STEP_BYTES`] for each claim, restart, or disk that fails.
+//! out), others a voter's life: [`STEP_BYTES`] for each claim, promise given up, restart, or disk that fails.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -21,7 +21,7 @@ pub fn run(data: &[u8]) {
     match data {
         [0, bytes @ ..] => stream(bytes),
         [1, body @ ..] => {
-            for kind in [1, 2] {
+            for kind in [1, 2, 3] {
                 for (trial, verdict) in [(0, 0), (1, 1), (0, 2), (1, 3), (2, 0), (0, 4)] {
                     stream(&framed(kind, trial, verdict, body));
                 }
@@ -109,7 +109,8 @@ fn life(steps: &[u8]) {
         }
         let ballot = Ballot { epoch: u64::from(epoch % 16), site };
         let claim = Claim { ballot, trial, round: number as u64 };
-        let ask = Ask { volumes: volumes.clone(), claim };
+        let gives_up = what & 7 == 4;
+        let ask = Ask { volumes: volumes.clone(), claim, gives_up };
         let (fails, floor) = (what & 7 == 5, u64::from(epoch >> 6));
         let before = board.ballots().clone();
         let mut keep = |ballots: &Ballots| {
@@ -122,6 +123,18 @@ fn life(steps: &[u8]) {
         let said = board.answer(&ask, name, now_ns, &|_| floor, &mut keep);
         assert_eq!((said.answer.round, said.answer.trial), (claim.round, trial), "another claim's answer");
         assert!(board.ballots().len() <= BALLOTS_MAX);
+        if gives_up {
+            assert_eq!(*board.ballots(), before, "a ballot was given up, and not only a promise");
+            for id in volumes {
+                let is_its_own =
+                    before.get(&id).is_some_and(|kept| kept.name == name && kept.ballot == ballot);
+                if let Some(known) = granted.get_mut(&id).filter(|known| is_its_own && known.ballot == ballot)
+                {
+                    known.until_ns = 0;
+                }
+            }
+            continue;
+        }
         let is_granted = said.answer.verdict == Verdict::Granted;
         if trial || !is_granted {
             assert_eq!(*board.ballots(), before, "bound by what it did not grant");
