@@ -1,11 +1,13 @@
 //! The base: the volume's state under all records, as plain sparse images in pieces of 1 TiB, each with a
 //! presence map and block checksums beside it. A clone's is a view of its parent instead, until it is hydrated; what
 //! stands in its directory does not count before.
-//! What is folded into it: `fold`.
+//! What is folded into it: `fold`. Blocks that are read over another state: `overlay`.
 
 mod fold;
+mod overlay;
 mod writer;
 
+pub use overlay::{Overlay, OverlayUnsynced, OverlayWriter, Source};
 pub use writer::{BaseWriter, Unsynced};
 
 use std::collections::BTreeMap;

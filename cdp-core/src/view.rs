@@ -5,13 +5,16 @@ use std::io::IoSlice;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use crate::base::Source as Over;
 use crate::device::{Change, Content, Device, Read, Stretch};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::bytes::crc32;
 use crate::ids::*;
 use crate::index::Visible;
 use crate::io::{File, Files};
+use crate::volume::coalesced::Coalesced;
 use crate::volume::pins::PinGuard;
+use crate::volume::shown::Shown;
 use crate::volume::{Volume, check_range, read_visible};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
@@ -22,29 +25,49 @@ pub struct View {
     visible: Visible,
     size_bytes: u64,
     lsn: Lsn,
-    // Holds the state as long as the view is open. None: it was gone already.
+    // Holds the state as long as the view is open. None: it was gone already, or is not here yet.
     pin: Option<PinGuard>,
+    // It is read over the state that is pinned, which is what `visible` tells of.
+    over: Option<Arc<Coalesced>>,
 }
 
 impl View {
-    /// Opens the state at `lsn` and holds it. Reads nothing, replays nothing. Where the horizon has passed it, every
-    /// read of it is an error; [`View::open`] says so at once.
+    /// Opens the state at `lsn` and holds it. Reads nothing, replays nothing. Where the horizon has passed it, or it lies
+    /// beyond the tip, every read of it is an error; [`View::open`] says so at once.
     pub fn new(volume: Arc<Volume>, lsn: Lsn) -> View {
-        let pin = volume.pin(lsn, "a view").ok();
+        let is_there = lsn <= volume.tip_lsn();
+        let pin = if is_there { volume.pin(lsn, "a view").ok() } else { None };
         View::pinned(volume, lsn, pin)
     }
 
     /// As [`View::new`], for `holder`, who is named where the view keeps history from going.
-    /// [`Kind::OutOfRange`] if the state is before the horizon.
+    /// [`Kind::OutOfRange`] if the state is before the horizon, or beyond the tip.
     pub fn open(volume: Arc<Volume>, lsn: Lsn, holder: &str) -> Result<View> {
+        if lsn > volume.tip_lsn() {
+            return Err(volume.is_gone(lsn));
+        }
         let pin = volume.pin(lsn, holder)?;
         Ok(View::pinned(volume, lsn, Some(pin)))
+    }
+
+    /// As [`View::open`], of what is `shown` of the volume: also the newest state that came ahead of its history.
+    pub fn of(volume: Arc<Volume>, shown: &Shown, lsn: Lsn, holder: &str) -> Result<View> {
+        // The history may have arrived there meanwhile: it shows the same.
+        let Some(newest) = shown.newest_at(lsn).filter(|_| lsn > volume.tip_lsn()) else {
+            return View::open(volume, lsn, holder);
+        };
+        let state = newest.state();
+        let pin = volume.pin(state.from, holder)?;
+        let mut view = View::pinned(volume, state.from, Some(pin));
+        (view.lsn, view.size_bytes) = (lsn, state.size_bytes);
+        view.over = Some(newest.clone());
+        Ok(view)
     }
 
     fn pinned(volume: Arc<Volume>, lsn: Lsn, pin: Option<PinGuard>) -> View {
         let visible = volume.visible(lsn);
         let size_bytes = volume.size_at(lsn);
-        View { volume, visible, size_bytes, lsn, pin }
+        View { volume, visible, size_bytes, lsn, pin, over: None }
     }
 
     /// An error if the state is gone.
@@ -57,9 +80,82 @@ impl View {
         self.lsn
     }
 
-    /// Which records it sees.
+    /// Which records it sees. Of a newest state that came ahead of the history: those that it lies over.
     pub fn visible(&self) -> &Visible {
         &self.visible
+    }
+
+    /// Whether it is a newest state, whose records are not here yet: nothing can be told of what changed in it.
+    pub fn is_ahead(&self) -> bool {
+        self.over.is_some()
+    }
+
+    /// Reads whole blocks, also the one that the end cuts.
+    fn read_blocks(&self, first: u64, buffer: &mut [u8]) -> Result<()> {
+        let volume = &self.volume;
+        let Some(over) = &self.over else { return volume.reader(&self.visible).read_blocks(first, buffer) };
+        let end = volume.size_at(over.state().from).div_ceil(BLOCK_BYTES);
+        over.overlay().read(first, buffer, &mut |first, buffer| {
+            let inside = end.saturating_sub(first).min((buffer.len() / BLOCK) as u64) as usize * BLOCK;
+            let (inside, behind) = buffer.split_at_mut(inside);
+            behind.fill(0);
+            match volume.reader(&self.visible).read_blocks(first, inside) {
+                // A segment was dropped between the look at the index and the read: the index has the answer now.
+                Err(error) if error.kind() == Kind::NotFound => {
+                    volume.reader(&self.visible).read_blocks(first, inside)
+                }
+                other => other,
+            }
+        })
+    }
+
+    fn read_ahead(&self, read: &mut Read<'_>) -> Result<()> {
+        let len = read.buffer.len() as u64;
+        check_range(read.offset, len, self.size_bytes)?;
+        let (first, end) = (read.offset / BLOCK_BYTES, (read.offset + len).div_ceil(BLOCK_BYTES));
+        if read.offset.is_multiple_of(BLOCK_BYTES) && len.is_multiple_of(BLOCK_BYTES) {
+            return self.read_blocks(first, read.buffer);
+        }
+        let mut blocks = vec![0; (end - first) as usize * BLOCK];
+        self.read_blocks(first, &mut blocks)?;
+        let inside = (read.offset % BLOCK_BYTES) as usize;
+        read.buffer.copy_from_slice(&blocks[inside..inside + len as usize]);
+        Ok(())
+    }
+
+    fn extents_ahead(
+        &self,
+        over: &Coalesced,
+        offset: u64,
+        len: u64,
+        stretches_max: usize,
+    ) -> Result<Vec<Stretch>> {
+        let end = offset + len;
+        let below_end = self.volume.size_at(over.state().from);
+        let mut stretches: Vec<Stretch> = Vec::new();
+        let mut at = offset;
+        while at < end && stretches.len() < stretches_max {
+            let (until, source) = over.overlay().look(at / BLOCK_BYTES, end.div_ceil(BLOCK_BYTES))?;
+            let until = (until * BLOCK_BYTES).min(end);
+            let found = match source {
+                Over::Zeros => vec![Stretch { len: until - at, content: Content::Hole }],
+                Over::Own => vec![Stretch { len: until - at, content: Content::Data }],
+                Over::Below if at >= below_end => vec![Stretch { len: until - at, content: Content::Hole }],
+                Over::Below => {
+                    let len = until.min(below_end) - at;
+                    let room = stretches_max - stretches.len();
+                    self.volume.reader(&self.visible).extents(at, len, room)?
+                }
+            };
+            for stretch in found {
+                at += stretch.len;
+                match stretches.last_mut() {
+                    Some(last) if last.content == stretch.content => last.len += stretch.len,
+                    _ => stretches.push(stretch),
+                }
+            }
+        }
+        Ok(stretches)
     }
 
     /// Whose past it is.
@@ -94,12 +190,21 @@ impl Device for View {
             reads.iter_mut().for_each(|read| read.result = Err(error.duplicate()));
             return;
         }
+        if self.over.is_some() {
+            for read in reads {
+                read.result = self.read_ahead(read);
+            }
+            return;
+        }
         read_visible(&self.volume, &self.volume.reader(&self.visible), self.size_bytes, reads);
     }
 
     fn extents(&self, offset: u64, len: u64, stretches_max: usize) -> Result<Vec<Stretch>> {
         self.check_pinned()?;
         check_range(offset, len, self.size_bytes)?;
+        if let Some(over) = &self.over {
+            return self.extents_ahead(over, offset, len, stretches_max);
+        }
         self.volume.reader(&self.visible).extents(offset, len, stretches_max)
     }
 }
@@ -250,7 +355,7 @@ impl ThrowAway {
                 Source::Zero => part.fill(0),
                 Source::View => {
                     self.view.check_pinned()?;
-                    self.view.volume.reader(&self.view.visible).read_blocks(at, part)?;
+                    self.view.read_blocks(at, part)?;
                 }
                 Source::Own(slot) => {
                     self.file

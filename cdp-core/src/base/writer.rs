@@ -22,6 +22,8 @@ pub struct BaseWriter {
     pieces: BTreeMap<u64, Piece>,
     // Pieces that were written to and not handed out to be synced.
     dirty: BTreeSet<u64>,
+    // Blocks of zeros are present like any other.
+    keeps_zeros: bool,
 }
 
 /// What a [`BaseWriter`] wrote up to a moment. Whoever syncs it may do so while more is written.
@@ -51,14 +53,21 @@ impl BaseWriter {
             size_bytes,
             pieces: BTreeMap::new(),
             dirty: BTreeSet::new(),
+            keeps_zeros: false,
         }
+    }
+
+    /// Blocks of zeros are written, too, from now on: what is read over something else has to say them.
+    pub(super) fn keep_zeros(&mut self) {
+        self.keeps_zeros = true;
     }
 
     /// Writes whole blocks from `first` on; blocks of zeros are left out.
     pub fn write(&mut self, first: u64, buffer: &[u8]) -> Result<()> {
         let count = buffer.len() / BLOCK;
         let block = |number: usize| &buffer[number * BLOCK..(number + 1) * BLOCK];
-        let is_zero = |number: usize| block(number).iter().all(|byte| *byte == 0);
+        let keeps_zeros = self.keeps_zeros;
+        let is_zero = |number: usize| !keeps_zeros && block(number).iter().all(|byte| *byte == 0);
         let mut at = 0;
         while at < count {
             if is_zero(at) {
@@ -125,7 +134,23 @@ impl BaseWriter {
         let opened = Base::open(&files, dir, volume, size_bytes)?.pieces.into_inner();
         let opened = opened.expect("no panics under this lock");
         let pieces = opened.into_iter().map(|(number, piece)| (number, Piece::clone(&piece))).collect();
-        Ok(BaseWriter { files, dir: dir.to_owned(), volume, size_bytes, pieces, dirty: BTreeSet::new() })
+        let (dir, dirty) = (dir.to_owned(), BTreeSet::new());
+        Ok(BaseWriter { files, dir, volume, size_bytes, pieces, dirty, keeps_zeros: false })
+    }
+
+    /// Forgets the blocks from `block` on: whatever stands there is absent.
+    pub(super) fn forget_from(&mut self, block: u64) -> Result<()> {
+        let number = block / PIECE_BLOCKS;
+        debug_assert!(self.pieces.last_key_value().is_none_or(|(last, _)| *last <= number));
+        let Some(Piece { path, sums, .. }) = self.pieces.get(&number) else { return Ok(()) };
+        let cut = || {
+            let len = sums.len()?;
+            sums.set_len(sum_offset(block).min(len))?;
+            sums.set_len(len)
+        };
+        cut().at(|| format!("cutting the checksums of {}", path.display()))?;
+        self.dirty.insert(number);
+        Ok(())
     }
 
     /// Above the highest piece that there is.

@@ -2,6 +2,7 @@
 
 pub mod base;
 pub mod bytes;
+pub mod coalesced;
 pub mod codec;
 pub mod epoch;
 pub mod fold;

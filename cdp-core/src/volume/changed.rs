@@ -67,6 +67,14 @@ impl Changes {
         let ([a, ..], [b, ..]) = (from, to) else {
             return Err(Error::new(Kind::Invalid, "nothing to compare"));
         };
+        if let Some(ahead) = from.iter().chain(to).find(|view| view.is_ahead()) {
+            let context = format!(
+                "filling: what changed up to {:?} of volume {} is not known before its history is here",
+                ahead.lsn(),
+                ahead.volume().name()
+            );
+            return Err(Error::new(Kind::OutOfRange, context));
+        }
         let id = |view: &Arc<View>| view.volume().identity().id;
         let met = from.iter().enumerate().find_map(|(depth, view)| {
             to.iter().position(|other| id(other) == id(view)).map(|other| (depth, other))

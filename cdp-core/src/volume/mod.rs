@@ -9,6 +9,7 @@ mod ahead;
 pub mod changed;
 pub mod client;
 pub mod clone;
+pub mod coalesced;
 pub mod cut;
 mod doubt;
 pub mod durable;
@@ -31,6 +32,7 @@ pub mod replicas;
 pub mod retain;
 pub mod role;
 pub mod rollback;
+pub mod shown;
 pub mod simulate;
 pub mod source;
 pub mod stream;
@@ -157,6 +159,9 @@ pub struct Volume {
     source: Mutex<source::SourceState>,
     // The replicas that it feeds. Held while their file is written; pins are taken under it.
     replicas: Mutex<replicas::ReplicaList>,
+    // Of a replica: the newest state that came ahead of its history. Only pins are taken under it; files of its own are
+    // written.
+    coalesced: Mutex<coalesced::Slot>,
     // What its index takes.
     memory: Share,
     // Sealing, folding and dropping: one at a time.

@@ -155,6 +155,12 @@ impl Volume {
     pub(crate) fn is_gone(&self, lsn: Lsn) -> Error {
         let (oldest, at) = self.oldest();
         let name = &self.identity.name;
+        if lsn > self.tip_lsn() {
+            return match self.coalesced_state() {
+                Some(state) if state.lsn >= lsn => self.is_filling(&state),
+                _ => Error::new(Kind::OutOfRange, format!("volume {name} has no {lsn:?}")),
+            };
+        }
         let held = self.pins.lock();
         if lsn >= oldest && !held.keeps(lsn) {
             let (below, above) = held.neighbours(lsn);

@@ -279,6 +279,7 @@ impl Volume {
             match outcome {
                 Ok(count) => done += count,
                 Err(error) if error.kind() == Kind::NoSpace && self.make_room_for(&mut tries) => {}
+                Err(error) if error.kind() == Kind::NoSpace && self.give_up_coalesced_for_room() => {}
                 Err(error) => return Err(error),
             }
         }
@@ -363,6 +364,9 @@ impl Volume {
             }
             if header.chain != chain_value(position.chain, &header.encode()) {
                 return wrong("its chain value does not continue the history that is here");
+            }
+            if self.parts_from_coalesced(header.lsn, header.chain) {
+                return wrong("it is not the one whose state is shown here already");
             }
             if header.timestamp <= position.timestamp {
                 return wrong("it is not newer than the record before it");

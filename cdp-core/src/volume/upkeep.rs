@@ -159,6 +159,7 @@ impl Volume {
         if self.health() != Health::Good {
             return Ok(());
         }
+        self.retire_coalesced();
         let mut duties = self.duties.lock().expect("no panics under this lock");
         // Ahead of the sealing: a writer may be waiting for it soon.
         self.make_segment_ahead()?;

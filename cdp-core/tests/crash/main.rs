@@ -9,6 +9,7 @@ mod harness;
 mod ages;
 mod boundaries;
 mod clones;
+mod coalesced;
 mod faults;
 mod group_clones;
 mod groups;

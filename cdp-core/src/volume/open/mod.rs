@@ -260,10 +260,12 @@ pub fn open_on(
         duties: Mutex::new(Duties::new(shared.clock.elapsed_ns())),
         source: Mutex::new(SourceState::open(files, dir)?),
         replicas: Mutex::default(),
+        coalesced: Mutex::default(),
         identity,
     };
     volume.load_events()?;
     volume.load_replicas()?;
+    volume.load_coalesced();
     volume.note_memory();
     Ok(Arc::new(volume))
 }
