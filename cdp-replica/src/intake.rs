@@ -243,6 +243,16 @@ impl Intake {
             return Ok(());
         }
         self.refuse_older(feeding)?;
+        let parts =
+            |record: &&Verbatim| self.volume.parts_from_coalesced(record.header.lsn, record.header.chain);
+        if let Some(record) = self.waiting.iter().find(parts) {
+            let text = format!(
+                "a fork: volume {} shows the state after {:?} ahead of its history, and the history that comes is another one; both are kept. `cdp replica newest {0} --drop` here lets that state go",
+                self.volume.name(),
+                record.header.lsn
+            );
+            return Err(Fault::new(FaultKind::Fork, text));
+        }
         self.volume.append_foreign(&self.waiting)?;
         if self.unsynced_bytes == 0 {
             self.unsynced_since_ns = now_ns;

@@ -47,6 +47,8 @@ pub const RANGES_PER_TURN: usize = 8;
 pub const COPY_SYNC_NS: u64 = 500_000_000;
 /// Or when so many bytes of it are not.
 pub const COPY_SYNC_BYTES: u64 = 32 << 20;
+/// A newest state goes ahead of the history where it is at most one part in so many of that.
+pub const AHEAD_SHARE: u64 = 2;
 /// The smallest segments that a replica gets, in bytes.
 pub const SEGMENT_BYTES_MIN: u64 = 64 << 10;
 /// Volumes that a voter is bound for at most.

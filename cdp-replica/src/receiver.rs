@@ -4,6 +4,7 @@
 //! Greeting ─ HELLO ─▶ Opening ─ OPEN ─▶ Starting ─ START ─▶ Receiving
 //!                                              └─ START ─▶ Copying ─ all of it ─▶ Receiving
 //!                                    (what is here of it is compared, where somebody asked for that)
+//!                                              └─ START ─▶ Taking ─ all of it ─▶ Receiving
 //! ```
 //!
 //! There is no message by which the other side could shorten, delete or promote anything.
@@ -22,15 +23,18 @@ use cdp_core::store::copies::ReplicaCopy;
 use cdp_core::store::replicas::{Copied, Origin};
 use cdp_core::store::seeds::SeedPlan;
 use cdp_core::volume::Volume;
+use cdp_core::volume::coalesced::{CoalescedState, Come, Progress};
 use cdp_core::volume::epoch::Elsewhere;
 
+use crate::coalesce::taker::Taker as AheadTaker;
 use crate::fault::{Fault, FaultKind};
 use crate::intake::{Intake, end_of};
 use crate::limits::*;
 use crate::reseed::taker::Taker;
 use crate::syncer::Syncer;
 use crate::wire::control::{
-    self, Ack, CODING_RANGES, Complete, Groups, Hello, Open, Start, State, WireEpoch, WireGroup,
+    self, Ack, CODING_RANGES, Complete, Groups, Hello, Open, Start, State, TAKES_AHEAD, WireAhead, WireEpoch,
+    WireGroup, WireProgress,
 };
 use crate::wire::copy;
 use crate::wire::frame::{FrameReader, FrameType, FrameWriter};
@@ -60,6 +64,7 @@ enum Phase {
     Opening,
     Starting(Box<Starting>),
     Copying(Box<Copying>),
+    Taking(Box<AheadTaker>),
     Receiving(Box<Intake>),
 }
 
@@ -108,6 +113,8 @@ pub struct Receiver {
     syncer: Syncer,
     // The other side can compare ranges.
     compares: bool,
+    // It may send a newest state ahead of the history.
+    may_coalesce: bool,
     // When somebody was looked for who wants the volume copied anew.
     looked_at_ns: u64,
 }
@@ -126,9 +133,10 @@ impl Receiver {
             heard_ns: now_ns,
             syncer: Syncer::Here,
             compares: false,
+            may_coalesce: false,
             looked_at_ns: now_ns,
         };
-        control::send(&mut receiver.writer, &mut receiver.out, &control::hello());
+        control::send(&mut receiver.writer, &mut receiver.out, &control::hello(TAKES_AHEAD));
         receiver
     }
 
@@ -147,6 +155,7 @@ impl Receiver {
     pub fn volume(&self) -> Option<&Arc<Volume>> {
         match &self.phase {
             Phase::Receiving(intake) => Some(&intake.volume),
+            Phase::Taking(taker) => Some(&taker.volume),
             _ => None,
         }
     }
@@ -191,10 +200,17 @@ impl Receiver {
                 let hello = control::read::<Hello>(body)?;
                 control::check_hello(&hello)?;
                 self.compares = hello.codings & CODING_RANGES != 0;
+                self.may_coalesce = hello.codings & TAKES_AHEAD != 0;
                 self.phase = Phase::Opening;
             }
             (Phase::Opening, FrameType::Open) => self.open(control::read(body)?)?,
             (Phase::Starting(..), FrameType::Start) => self.start(control::read(body)?)?,
+            // It lives, and counts what differs.
+            (Phase::Starting(..), FrameType::Complete) if self.may_coalesce => {
+                let Complete { .. } = control::read(body)?;
+            }
+            (Phase::Taking(taker), FrameType::Ahead) => taker.take(body)?,
+            (Phase::Taking(_), FrameType::Complete) => drop(control::read::<Complete>(body)?),
             (Phase::Copying(copying), FrameType::Copy) => copying.take(body)?,
             (Phase::Copying(copying), FrameType::Ranges) => copying.taker()?.ranges(body)?,
             (Phase::Copying(copying), FrameType::Patch) => copying.patch(body)?,
@@ -284,12 +300,13 @@ impl Receiver {
                 // What is told is durable, so that it is true after a crash, too.
                 volume.flush()?;
                 let end = end_of(volume)?;
-                State::Here {
-                    durable_lsn: end.lsn.0,
-                    durable_ns: end.timestamp.0,
-                    chain: end.chain.0,
-                    oldest_lsn: volume.oldest().0.0,
-                    epochs: control::list_epochs(&volume.epochs()),
+                let (durable_lsn, durable_ns, chain) = (end.lsn.0, end.timestamp.0, end.chain.0);
+                let oldest_lsn = volume.oldest().0.0;
+                let epochs = control::list_epochs(&volume.epochs());
+                let ahead = volume.coalesced_state().filter(|state| self.may_coalesce && state.lsn > end.lsn);
+                match ahead.as_ref().map(tell_ahead) {
+                    Some(ahead) => State::Ahead { durable_lsn, durable_ns, chain, oldest_lsn, epochs, ahead },
+                    None => State::Here { durable_lsn, durable_ns, chain, oldest_lsn, epochs },
                 }
             }
         };
@@ -384,6 +401,19 @@ impl Receiver {
                 let copied = Copied { lsn, at, chain: Chain(chain), size_bytes };
                 return self.start_copy(*starting, copied, from_byte, true);
             }
+            Start::Ahead { lsn, ns, chain, size_bytes, from_lsn, chain_before, from_block } => {
+                let wanted = CoalescedState {
+                    from: Lsn(from_lsn),
+                    from_chain: Chain(chain_before),
+                    lsn: Lsn(lsn),
+                    at: Timestamp(ns),
+                    chain: Chain(chain),
+                    size_bytes,
+                    come: Come::default(),
+                    progress: Progress::Begun,
+                };
+                return self.start_ahead(*starting, &wanted, from_block);
+            }
         };
         let Starting { name, origin, volume, plan } = *starting;
         if plan.is_some() {
@@ -399,7 +429,48 @@ impl Receiver {
             let text = format!("records from lsn:{from_lsn} on do not join {:?}", end.lsn);
             return Err(Fault::new(FaultKind::Fork, text));
         }
+        if volume.coalesced_state().is_some_and(|state| state.progress == Progress::Begun) {
+            // It lies over what was the end of the history, and nobody goes on with it.
+            volume.drop_coalesced()?;
+        }
         self.take_records(volume, number, 0)
+    }
+
+    fn start_ahead(
+        &mut self,
+        starting: Starting,
+        wanted: &CoalescedState,
+        from_block: u64,
+    ) -> Result<(), Fault> {
+        let Starting { name, origin, volume, plan } = starting;
+        let Some(volume) = volume.filter(|_| plan.is_none() && self.may_coalesce) else {
+            return Err(Fault::protocol(format!("volume {name}: no newest state is wanted")));
+        };
+        let number = self.feeding.take_over(origin.id);
+        if volume.source().is_none() {
+            volume.set_source(&self.peer)?;
+        }
+        let taker = AheadTaker::new(volume, number, wanted, from_block)?;
+        self.phase = Phase::Taking(Box::new(taker));
+        Ok(())
+    }
+
+    /// Syncs what came of a newest state; records follow when it is shown.
+    fn settle_ahead(&mut self, now_ns: u64) -> Result<(), Fault> {
+        let Phase::Taking(taker) = &mut self.phase else { unreachable!("the caller looked") };
+        let volume = taker.volume.clone();
+        if !self.feeding.is_newest(volume.identity().id, taker.number) {
+            let text = format!("another connection feeds volume {} now", volume.name());
+            return Err(Fault::new(FaultKind::Closing, text));
+        }
+        if taker.settle(&mut self.syncer, now_ns)? {
+            let number = taker.number;
+            return self.take_records(volume, number, 0);
+        }
+        if let Some(ack) = taker.acknowledge(now_ns) {
+            control::send(&mut self.writer, &mut self.out, &ack);
+        }
+        Ok(())
     }
 
     fn start_copy(
@@ -511,11 +582,8 @@ impl Receiver {
         if now_ns.saturating_sub(self.heard_ns) > SILENCE_NS_MAX {
             return Err(Fault::new(FaultKind::Closing, "the other side has said nothing for 10 seconds"));
         }
-        if let Phase::Receiving(intake) = &self.phase
-            && !intake.volume.is_replica()
-        {
+        if let Some(volume) = self.volume().filter(|volume| !volume.is_replica()).cloned() {
             // It was promoted: whoever fed it must hear of that at once.
-            let volume = intake.volume.clone();
             return Err(self.fenced(&volume));
         }
         if let Phase::Copying(_) = &self.phase {
@@ -524,6 +592,9 @@ impl Receiver {
         if self.compares && now_ns.saturating_sub(self.looked_at_ns) >= ACK_NS_MAX {
             self.looked_at_ns = now_ns;
             self.end_for_reseed()?;
+        }
+        if let Phase::Taking(_) = &self.phase {
+            return self.settle_ahead(now_ns);
         }
         let Phase::Receiving(intake) = &mut self.phase else { return Ok(()) };
         intake.append(&self.feeding, now_ns)?;
@@ -534,6 +605,20 @@ impl Receiver {
             control::send(&mut self.writer, &mut self.out, &ack);
         }
         Ok(())
+    }
+}
+
+fn tell_ahead(state: &CoalescedState) -> WireAhead {
+    WireAhead {
+        lsn: state.lsn.0,
+        chain: state.chain.0,
+        from_lsn: state.from.0,
+        done_block: state.come.blocks,
+        progress: match state.progress {
+            Progress::Begun => WireProgress::Begun,
+            Progress::Whole => WireProgress::Whole,
+            Progress::GivenUp => WireProgress::GivenUp,
+        },
     }
 }
 

@@ -3,7 +3,9 @@
 //! ```text
 //! Greeting ─ HELLO ─▶ Asking ─ STATE ─▶ Streaming
 //!                          ├─ STATE ─▶ Copying ─ ACK of the whole ─▶ Streaming
-//!                          └─ STATE ─▶ Comparing ─ ACK of the whole ─▶ Streaming
+//!                          ├─ STATE ─▶ Comparing ─ ACK of the whole ─▶ Streaming
+//!                          └─ STATE ─▶ Weighing ─ it pays ─▶ Telling ─ ACK of the whole ─▶ Streaming
+//!                                         └─ it does not ─▶ Streaming
 //! ```
 //!
 //! Nothing is queued here: what the window or the output has no room for stays in the journal.
@@ -23,6 +25,7 @@ use cdp_core::view::View;
 use cdp_core::volume::Volume;
 use cdp_core::volume::stream::LogReader;
 
+use crate::coalesce::teller::{Teller as AheadTeller, Weight};
 use crate::coder::Coder;
 use crate::fault::{Fault, FaultKind};
 use crate::limits::*;
@@ -31,7 +34,8 @@ use crate::status::{LinkState, LinkStatus};
 use crate::stretch::stretch_at;
 use crate::wire::control::{
     self, Ack, CODING_DIFFERENCES, CODING_LZ4, CODING_RANGES, CODING_SECTORS, CODING_ZSTD, Complete, Control,
-    Groups, Hello, Open, Start, State, TAKES_GROUPS, WireEpoch, WireGroup,
+    Groups, Hello, Open, Start, State, TAKES_AHEAD, TAKES_GROUPS, WireAhead, WireEpoch, WireGroup,
+    WireProgress,
 };
 use crate::wire::copy;
 use crate::wire::frame::{FrameReader, FrameType, FrameWriter};
@@ -45,6 +49,8 @@ enum Phase {
     Asking,
     Copying(Box<Copying>),
     Comparing(Box<Teller>),
+    Weighing(Box<AheadTeller>),
+    Telling(Box<AheadTeller>),
     Streaming(Box<Stream>),
 }
 
@@ -95,6 +101,12 @@ pub struct Sender {
     // The groups of the volume: as they are, and as the other side was told; none if it takes none.
     groups: Groups,
     groups_told: Option<Groups>,
+    // Where more of the journal than this waits, in bytes, the newest state may go first.
+    coalesces: Option<u64>,
+    // The other side takes one.
+    takes_ahead: bool,
+    // Shown there ahead of the history.
+    shown: Option<(Lsn, Timestamp)>,
 }
 
 /// Of a copy that was broken off: its record, chain value, and the byte up to which it is durable.
@@ -126,9 +138,20 @@ impl Sender {
             journal_bytes: 0,
             groups: Groups::default(),
             groups_told: None,
+            coalesces: None,
+            takes_ahead: false,
+            shown: None,
         };
-        control::send(&mut sender.writer, &mut sender.out, &control::hello());
+        control::send(&mut sender.writer, &mut sender.out, &control::hello(0));
         sender
+    }
+
+    /// Where more than `bytes` of the journal wait for the replica, and it pays, the newest state goes first, and history
+    /// is filled in behind it. Before any output was taken.
+    pub fn coalesce(&mut self, bytes: u64) {
+        self.coalesces = Some(bytes);
+        self.out.clear();
+        control::send(&mut self.writer, &mut self.out, &control::hello(TAKES_AHEAD));
     }
 
     /// Uses these codings only, a mask as in [`Hello::codings`]. Before anything was received.
@@ -176,8 +199,14 @@ impl Sender {
                 let (done_bytes, total_bytes) = teller.progress();
                 LinkState::Comparing { done_bytes, total_bytes }
             }
+            Phase::Weighing(_) => LinkState::Joining,
+            Phase::Telling(teller) => {
+                let (sent_bytes, total_bytes) = teller.progress();
+                LinkState::Coalescing { sent_bytes, total_bytes }
+            }
             Phase::Streaming(_) => LinkState::Streaming,
         };
+        status.shown = self.shown.filter(|(lsn, _)| *lsn > Lsn(self.ack.durable_lsn));
         status.journal_bytes += std::mem::take(&mut self.journal_bytes);
         status.coded_records += std::mem::take(&mut self.coder.coded);
         if self.ack.window_bytes > 0 {
@@ -221,6 +250,7 @@ impl Sender {
                 self.coder.is_on = codings & CODING_SECTORS != 0;
                 self.coder.differences = codings & CODING_DIFFERENCES != 0;
                 self.groups_told = (codings & TAKES_GROUPS != 0).then(Groups::default);
+                self.takes_ahead = hello.codings & TAKES_AHEAD != 0;
                 self.open();
                 self.phase = Phase::Asking;
                 Ok(())
@@ -229,6 +259,7 @@ impl Sender {
             (Phase::Copying(_), FrameType::Ack) => self.copied(control::read(body)?),
             (Phase::Comparing(_), FrameType::Ack) => self.compared(control::read(body)?),
             (Phase::Comparing(teller), FrameType::Differs) => teller.answered(body),
+            (Phase::Telling(_), FrameType::Ack) => self.told(control::read(body)?),
             (Phase::Streaming(_), FrameType::Ack) => self.acknowledged(control::read(body)?),
             _ => Err(Fault::protocol(format!("a {kind:?} frame out of turn"))),
         }
@@ -284,10 +315,16 @@ impl Sender {
 
     /// Where the two histories join, if they do.
     fn join(&mut self, state: State) -> Result<(), Fault> {
+        let mut there = None;
         let (lsn, chain) = match state {
             State::Absent if self.volume.is_whole() => (Lsn::ZERO, Chain::default()),
             State::Here { durable_lsn, chain, epochs, .. } => {
                 self.check_epochs(Lsn(durable_lsn), &epochs)?;
+                (Lsn(durable_lsn), Chain(chain))
+            }
+            State::Ahead { durable_lsn, chain, epochs, ahead, .. } => {
+                self.check_epochs(Lsn(durable_lsn), &epochs)?;
+                there = Some(ahead);
                 (Lsn(durable_lsn), Chain(chain))
             }
             State::Absent => {
@@ -332,10 +369,89 @@ impl Sender {
         }
         // Held from where the replica really is, before anything moves on.
         self.volume.hold_replica(&self.address, lsn)?;
+        match self.ahead_of(reader.position(), there)? {
+            Some(teller) => self.phase = Phase::Weighing(Box::new(teller)),
+            None => self.start_log(reader),
+        }
+        Ok(())
+    }
+
+    fn start_log(&mut self, reader: LogReader) {
+        let Position { lsn, chain, .. } = reader.position();
         let start = Start::Log { from_lsn: lsn.next().0, chain_before: chain.0 };
         control::send(&mut self.writer, &mut self.out, &start);
         self.stream(reader);
+    }
+
+    /// The newest state that may go ahead of the history behind `from`, if one may; `there` is what the replica has of one.
+    fn ahead_of(&mut self, from: Position, there: Option<WireAhead>) -> Result<Option<AheadTeller>, Fault> {
+        let Some(bytes_min) = self.coalesces.filter(|_| self.takes_ahead) else { return Ok(None) };
+        let (to, done_block, limit_blocks) = match there {
+            Some(ahead) => {
+                let to = self.check_ahead(&ahead)?;
+                match ahead.progress {
+                    WireProgress::Begun if ahead.from_lsn == from.lsn.0 => (to, ahead.done_block, u64::MAX),
+                    WireProgress::Whole => {
+                        self.shown = Some((to.lsn, to.timestamp));
+                        return Ok(None);
+                    }
+                    _ => return Ok(None),
+                }
+            }
+            None => {
+                let behind = self.volume.bytes_behind(from.lsn);
+                let newest = self.volume.durable_lsn();
+                if behind < bytes_min || newest <= from.lsn {
+                    return Ok(None);
+                }
+                (self.volume.position_at(newest)?, 0, behind / AHEAD_SHARE / BLOCK_BYTES)
+            }
+        };
+        let holder = format!("the newest state for {}", self.address);
+        let open = |lsn| View::open(self.volume.clone(), lsn, &holder);
+        let views = (open(from.lsn)?, open(to.lsn)?);
+        AheadTeller::new((from, to), views, done_block, limit_blocks).map(Some)
+    }
+
+    /// What the replica shows, or is going to, has to be of the history here.
+    fn check_ahead(&self, ahead: &WireAhead) -> Result<Position, Fault> {
+        let (lsn, durable) = (Lsn(ahead.lsn), self.volume.durable_lsn());
+        let position = if lsn <= durable { Some(self.volume.position_at(lsn)?) } else { None };
+        position.filter(|position| position.chain.0 == ahead.chain).ok_or_else(|| {
+            let text = format!(
+                "a fork of volume {}: its replica shows the state after {lsn:?} ahead of its history, and that is not of the history here, which ends with {durable:?}; nothing is sent, both are kept. There, `cdp replica newest {0} --drop` lets that state go",
+                self.volume.name()
+            );
+            Fault::new(FaultKind::Fork, text)
+        })
+    }
+
+    fn weigh(&mut self, now_ns: u64) -> Result<(), Fault> {
+        let Phase::Weighing(teller) = &mut self.phase else { unreachable!("the caller looked") };
+        match teller.weigh(&mut self.writer, &mut self.out, now_ns)? {
+            Weight::NotYet => {}
+            Weight::Heavy => {
+                let reader = LogReader::behind(&self.volume, teller.from().lsn)?;
+                self.start_log(reader);
+            }
+            Weight::Light => {
+                control::send(&mut self.writer, &mut self.out, &teller.start());
+                let weighing = std::mem::replace(&mut self.phase, Phase::Asking);
+                let Phase::Weighing(teller) = weighing else { unreachable!("it was looked at") };
+                self.phase = Phase::Telling(teller);
+            }
+        }
         Ok(())
+    }
+
+    fn told(&mut self, ack: Ack) -> Result<(), Fault> {
+        let Phase::Telling(teller) = &mut self.phase else { unreachable!("the caller looked") };
+        if !teller.acknowledged(&ack)? {
+            return Ok(());
+        }
+        let (from, to) = (teller.from(), teller.to());
+        self.shown = Some((to.lsn, to.timestamp));
+        self.follow(from)
     }
 
     /// The state after `held`, where it stands, and the byte to go on at, of one that was begun.
@@ -528,6 +644,11 @@ impl Sender {
         }
         if let Phase::Comparing(teller) = &mut self.phase {
             return teller.send(&mut self.writer, &mut self.out, now_ns);
+        }
+        match &mut self.phase {
+            Phase::Weighing(_) => return self.weigh(now_ns),
+            Phase::Telling(teller) => return teller.send(&mut self.writer, &mut self.out, now_ns),
+            _ => {}
         }
         let Phase::Streaming(stream) = &mut self.phase else { return Ok(()) };
         if let Some(told) = &mut self.groups_told

@@ -26,6 +26,13 @@ pub enum LinkState {
         /// All of it.
         total_bytes: u64,
     },
+    /// The newest state is sent ahead of the history: bytes of what differs, of so many.
+    Coalescing {
+        /// Sent.
+        sent_bytes: u64,
+        /// All of it; of one that was broken off, what was left.
+        total_bytes: u64,
+    },
     /// Records are sent.
     Streaming,
     /// The connection ended; the next try comes by itself.
@@ -47,6 +54,8 @@ pub struct LinkStatus {
     pub complete: Timestamp,
     /// The oldest state there.
     pub oldest: (Lsn, Timestamp),
+    /// The newest state, which is shown there while the history up to it is filled in.
+    pub shown: Option<(Lsn, Timestamp)>,
     /// Bytes that went out on this and earlier connections, TLS not counted.
     pub sent_bytes: u64,
     /// What the records sent by them take in a journal, in bytes.

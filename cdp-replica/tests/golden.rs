@@ -9,8 +9,10 @@ use cdp_core::format::record::{Chain, RecordHeader, RecordKind, block_crcs, payl
 use cdp_core::ids::*;
 use cdp_core::journal::append::Verbatim;
 use cdp_replica::fault::{Fault, FaultKind};
+use cdp_replica::wire::ahead::{self, Ahead};
 use cdp_replica::wire::control::{
-    self, Ack, Complete, Control, Groups, Hello, Open, Start, State, WireEpoch, WireGroup,
+    self, Ack, Complete, Control, Groups, Hello, Open, Start, State, WireAhead, WireEpoch, WireGroup,
+    WireProgress,
 };
 use cdp_replica::wire::copy;
 use cdp_replica::wire::delta::{self, Coding};
@@ -147,6 +149,33 @@ fn frames() -> Vec<(&'static str, Vec<u8>)> {
     let two = [Differs { range: 1, there: Vec::new() }, Differs { range: 2, there: there.clone() }];
     ranges::send_differs(&mut FrameWriter::default(), &mut differs, &two);
     ranges::send_patch(&mut FrameWriter::default(), &mut patch, 2, &bytes, &there);
+    let of_ahead = State::Ahead {
+        durable_lsn: 4711,
+        durable_ns: 1_763_719_200_000_000_000,
+        chain: [1; 16],
+        oldest_lsn: 3,
+        epochs: vec![epoch()],
+        ahead: WireAhead {
+            lsn: 9000,
+            chain: [8; 16],
+            from_lsn: 4700,
+            done_block: 77,
+            progress: WireProgress::Whole,
+        },
+    };
+    let start_ahead = Start::Ahead {
+        lsn: 9000,
+        ns: 1_763_719_300_000_000_000,
+        chain: [8; 16],
+        size_bytes: 1 << 30,
+        from_lsn: 4711,
+        chain_before: [1; 16],
+        from_block: 77,
+    };
+    let mut aheads = Vec::new();
+    for one in [Ahead::Bytes(Lba(17), &[0x5a; 8192]), Ahead::Zeros(Lba(19), 1 << 28), Ahead::End] {
+        ahead::send(&mut FrameWriter::default(), &mut aheads, one);
+    }
     vec![
         ("hello", frame(&hello)),
         ("open", frame(&open)),
@@ -169,6 +198,9 @@ fn frames() -> Vec<(&'static str, Vec<u8>)> {
         ("ranges", told),
         ("differs", differs),
         ("patch", patch),
+        ("state-ahead", frame(&of_ahead)),
+        ("start-ahead", frame(&start_ahead)),
+        ("ahead", aheads),
     ]
 }
 
@@ -279,6 +311,16 @@ fn what_is_sent_is_what_is_read() {
                         assert_eq!((differs[0].there.len(), differs[1].there.len()), (0, 3));
                         assert!(ranges::read_differs(body, Grid::of(GRID_BYTES - 4096)).is_err());
                     }
+                    FrameType::Ahead => {
+                        let read = ahead::read(body).unwrap();
+                        match kinds.iter().filter(|kind| **kind == FrameType::Ahead).count() {
+                            1 => assert_eq!(read, Ahead::Bytes(Lba(17), &[0x5a; 8192])),
+                            2 => assert_eq!(read, Ahead::Zeros(Lba(19), 1 << 28)),
+                            _ => assert_eq!(read, Ahead::End),
+                        }
+                        assert!(ahead::read(&body[..body.len() - 1]).is_err());
+                        assert!(ahead::read(&[body, &[0]].concat()).is_err());
+                    }
                     FrameType::Patch => {
                         let patch = ranges::read_patch(body, grid).unwrap();
                         assert!(!patch.is_all() && patch.range == 2 && body.len() == 40 + 8192);
@@ -306,5 +348,5 @@ fn what_is_sent_is_what_is_read() {
         }
         assert!(!assembler.is_within_record());
     }
-    assert_eq!(kinds.len(), 22);
+    assert_eq!(kinds.len(), 27);
 }

@@ -14,7 +14,7 @@
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use super::Volume;
 use super::pins::PinGuard;
@@ -56,9 +56,22 @@ pub(super) struct Slot {
     shown: Option<Arc<Coalesced>>,
     // Holds the state that it lies over.
     pin: Option<PinGuard>,
-    // Somebody fills it.
-    active: Weak<()>,
+    // Somebody fills it, or is about to find out that it is gone; see `Filling`.
+    filling: Weak<Filling>,
 }
+
+impl Slot {
+    /// None from now on. Who fills one still writes no manifest any more.
+    fn clear(&mut self) {
+        if let Some(filling) = self.filling.upgrade() {
+            *filling.lock().expect("no panics under this lock") = false;
+        }
+        *self = Slot { filling: self.filling.clone(), ..Slot::default() };
+    }
+}
+
+/// Whether whoever fills one may write its manifest. Held while it is written.
+type Filling = Mutex<bool>;
 
 /// Fills one; see [`Volume::begin_coalesced`].
 pub struct CoalescedWriter {
@@ -66,7 +79,7 @@ pub struct CoalescedWriter {
     dir: PathBuf,
     state: CoalescedState,
     overlay: OverlayWriter,
-    active: Arc<()>,
+    filling: Arc<Filling>,
 }
 
 /// What makes one durable up to a block.
@@ -75,15 +88,28 @@ pub struct CoalescedSettlement {
     files: Arc<dyn Files>,
     dir: PathBuf,
     state: CoalescedState,
-    _active: Arc<()>,
+    filling: Arc<Filling>,
 }
 
 impl CoalescedSettlement {
     /// The blocks first, then the manifest that counts on them.
     pub fn carry_out(&self) -> Result<()> {
         self.unsynced.sync()?;
-        write_state(&*self.files, &self.dir, &self.state)
+        let may_write = self.filling.lock().expect("no panics under this lock");
+        match *may_write {
+            true => write_state(&*self.files, &self.dir, &self.state),
+            false => Err(was_dropped()),
+        }
     }
+
+    /// What it makes durable.
+    pub fn come(&self) -> Come {
+        self.state.come
+    }
+}
+
+fn was_dropped() -> Error {
+    Error::new(Kind::Closed, "the newest state was dropped while it came")
 }
 
 impl CoalescedWriter {
@@ -122,20 +148,13 @@ impl CoalescedWriter {
             files: self.files.clone(),
             dir: self.dir.clone(),
             state: CoalescedState { come, progress, ..self.state.clone() },
-            _active: self.active.clone(),
+            filling: self.filling.clone(),
         }
     }
 
     /// A settlement was carried out, which had this state.
     pub fn note_settled(&mut self, settlement_come: Come) {
         self.state.come = settlement_come;
-    }
-}
-
-impl CoalescedSettlement {
-    /// What it makes durable.
-    pub fn come(&self) -> Come {
-        self.state.come
     }
 }
 
@@ -239,7 +258,7 @@ impl Volume {
             return Err(Error::new(Kind::Invalid, context));
         }
         let mut slot = self.coalesced.lock().expect("no panics under this lock");
-        if slot.active.strong_count() > 0 {
+        if slot.filling.strong_count() > 0 {
             let context = format!("another connection brings the newest state of volume {name}");
             return Err(Error::new(Kind::Busy, context));
         }
@@ -262,7 +281,7 @@ impl Volume {
         let state = match begun {
             Some(state) => state,
             None => {
-                *slot = Slot::default();
+                slot.clear();
                 self.remove_coalesced_files()?;
                 let state =
                     CoalescedState { come: Come::default(), progress: Progress::Begun, ..wanted.clone() };
@@ -279,20 +298,19 @@ impl Volume {
         }
         let journal_id = self.identity.journal_id();
         let overlay = OverlayWriter::open(files.clone(), &dir, journal_id, state.size_bytes, state.come)?;
-        let active = Arc::new(());
-        slot.active = Arc::downgrade(&active);
+        let filling = Arc::new(Mutex::new(true));
+        slot.filling = Arc::downgrade(&filling);
         slot.state = Some(state.clone());
-        Ok(CoalescedWriter { files: files.clone(), dir, state, overlay, active })
+        Ok(CoalescedWriter { files: files.clone(), dir, state, overlay, filling })
     }
 
     /// The settlement of all of it was carried out: it is shown from now on.
     pub fn show_coalesced(&self, writer: CoalescedWriter) -> Result<()> {
-        let state = CoalescedState { progress: Progress::Whole, ..writer.state };
+        let state = CoalescedState { progress: Progress::Whole, ..writer.state.clone() };
         let shown = Arc::new(self.open_coalesced(state.clone())?);
         let mut slot = self.coalesced.lock().expect("no panics under this lock");
-        // It was dropped meanwhile.
-        if slot.state.is_none() {
-            return Err(Error::new(Kind::Closed, "the newest state was dropped while it came"));
+        if !*writer.filling.lock().expect("no panics under this lock") {
+            return Err(was_dropped());
         }
         slot.state = Some(state);
         slot.shown = Some(shown);
@@ -302,9 +320,12 @@ impl Volume {
     /// Removes what there is of a newest state; whoever has it open reads on. Durable when this returns. Whether there was
     /// anything.
     pub fn drop_coalesced(&self) -> Result<bool> {
-        let slot = std::mem::take(&mut *self.coalesced.lock().expect("no panics under this lock"));
-        if slot.state.is_none() {
-            return Ok(false);
+        {
+            let mut slot = self.coalesced.lock().expect("no panics under this lock");
+            if slot.state.is_none() {
+                return Ok(false);
+            }
+            slot.clear();
         }
         self.remove_coalesced_files()?;
         Ok(true)
@@ -317,7 +338,8 @@ impl Volume {
             return Ok(false);
         };
         let state = CoalescedState { come: Come::default(), progress: Progress::GivenUp, ..state };
-        *slot = Slot { state: Some(state.clone()), ..Slot::default() };
+        slot.clear();
+        slot.state = Some(state.clone());
         drop(slot);
         let (files, dir) = (&*self.shared.files, self.coalesced_dir());
         write_state(files, &dir, &state)?;

@@ -26,6 +26,9 @@ pub const CODING_DIFFERENCES: u32 = 8;
 pub const TAKES_GROUPS: u32 = 16;
 /// Bit of [`Hello::codings`]: it can compare ranges.
 pub const CODING_RANGES: u32 = 32;
+/// Bit of [`Hello::codings`]: of a receiver, that it takes a newest state ahead of the history; of a sender, that it may
+/// send one.
+pub const TAKES_AHEAD: u32 = 64;
 
 /// Who speaks.
 #[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
@@ -141,6 +144,47 @@ pub enum State {
         /// It is durable up to this byte.
         done_bytes: u64,
     },
+    /// A replica that has something of a newest state, too. To a sender that may send one.
+    Ahead {
+        /// As in [`State::Here`].
+        durable_lsn: u64,
+        /// The same.
+        durable_ns: u64,
+        /// The same.
+        chain: [u8; 16],
+        /// The same.
+        oldest_lsn: u64,
+        /// The same.
+        epochs: Vec<WireEpoch>,
+        /// The newest state.
+        ahead: WireAhead,
+    },
+}
+
+/// A newest state that came ahead of the history, or comes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
+pub struct WireAhead {
+    /// The record whose state it is.
+    pub lsn: u64,
+    /// The chain value after it.
+    pub chain: [u8; 16],
+    /// The record over whose state it lies.
+    pub from_lsn: u64,
+    /// Everything before this block has come, durably.
+    pub done_block: u64,
+    /// How far it is.
+    pub progress: WireProgress,
+}
+
+/// How far a newest state is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Encode, Decode)]
+pub enum WireProgress {
+    /// Its blocks come.
+    Begun,
+    /// It is shown.
+    Whole,
+    /// The receiver gave it up, and wants none before its history has arrived there.
+    GivenUp,
 }
 
 /// Where it begins.
@@ -178,6 +222,23 @@ pub enum Start {
         size_bytes: u64,
         /// From this byte on.
         from_byte: u64,
+    },
+    /// With the blocks of a newest state that differ from what is there; records follow when it is whole.
+    Ahead {
+        /// The record whose state it is.
+        lsn: u64,
+        /// Its timestamp.
+        ns: u64,
+        /// The chain value after it.
+        chain: [u8; 16],
+        /// The volume's size then, in bytes.
+        size_bytes: u64,
+        /// The newest record there, from which it differs.
+        from_lsn: u64,
+        /// The chain value after that.
+        chain_before: [u8; 16],
+        /// From this block on.
+        from_block: u64,
     },
 }
 
@@ -258,7 +319,7 @@ impl Control for Open {
 impl Control for State {
     const TYPE: FrameType = FrameType::State;
     fn is_within_bounds(&self) -> bool {
-        !matches!(self, State::Here { epochs, .. } if epochs.len() > EPOCHS_MAX)
+        !matches!(self, State::Here { epochs, .. } | State::Ahead { epochs, .. } if epochs.len() > EPOCHS_MAX)
     }
 }
 impl Control for Start {
@@ -324,8 +385,8 @@ pub fn read_fault(body: &[u8]) -> Fault {
     }
 }
 
-/// What we say first.
-pub fn hello() -> Hello {
+/// What we say first; `more` may be [`TAKES_AHEAD`].
+pub fn hello(more: u32) -> Hello {
     Hello {
         lowest: VERSIONS.0,
         highest: VERSIONS.1,
@@ -334,7 +395,8 @@ pub fn hello() -> Hello {
             | CODING_SECTORS
             | CODING_DIFFERENCES
             | TAKES_GROUPS
-            | CODING_RANGES,
+            | CODING_RANGES
+            | more,
         program: concat!("cdp ", env!("CARGO_PKG_VERSION")).to_owned(),
     }
 }

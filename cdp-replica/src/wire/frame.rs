@@ -54,6 +54,8 @@ pub enum FrameType {
     Groups = 14,
     /// Blocks of a range that differ.
     Patch = 15,
+    /// Blocks of a newest state.
+    Ahead = 16,
 }
 
 impl FrameType {
@@ -61,7 +63,7 @@ impl FrameType {
         use FrameType::*;
         [
             Hello, Open, State, Start, Records, Payload, Ack, Complete, Copy, Ranges, Differs, Epoch, Error,
-            Groups, Patch,
+            Groups, Patch, Ahead,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == number)
@@ -70,7 +72,7 @@ impl FrameType {
     /// Whether its body is laid out by hand and may be long and coded.
     fn is_bulk(self) -> bool {
         use FrameType::*;
-        matches!(self, Records | Payload | Copy | Ranges | Differs | Patch)
+        matches!(self, Records | Payload | Copy | Ranges | Differs | Patch | Ahead)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Bytes on the wire, without I/O: frames, control messages, records.
 
+pub mod ahead;
 pub mod control;
 pub mod copy;
 pub mod delta;

@@ -108,6 +108,25 @@ fn reseeds_in_the_middle_of_everything() {
     assert!(met.asked > 100 && met.reseeded > 30, "{met:?}");
 }
 
+/// After outages of any length the newest state goes ahead of the history, and everything that can happen happens in the middle
+/// of it: what is shown is a state of the primary, whole, under its own name; between it and the history nothing is; and in the end
+/// there is no gap.
+#[test]
+fn the_newest_state_first_in_the_middle_of_everything() {
+    let mut met = world::Met::default();
+    let seeds = std::env::var("CDP_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(40);
+    for seed in 0..seeds {
+        let mut world = World::new(seed, Plan::with_newest_first());
+        world.run(400);
+        world.heal();
+        met.add(&world.met);
+    }
+    println!("{met:?}");
+    assert!(met.cuts > 20 && met.flips > 5 && met.crashes_a > 10 && met.crashes_b > 10, "{met:?}");
+    assert!(met.begun > 40 && met.went_on > 10 && met.shown > 100 && met.refused > 500, "{met:?}");
+    assert!(met.dropped > 2 && met.filled > 2 && met.rollbacks > 5, "{met:?}");
+}
+
 /// A block went bad at the second site, and its next version travels as what changed in it: the replica must not get a
 /// guess, and must not be stuck for ever either. The payload comes as it is, and the block is good again.
 #[test]

@@ -7,13 +7,16 @@ use std::sync::Arc;
 use cdp_core::base::BaseWriter;
 use cdp_core::device::{Change, Device, Read};
 use cdp_core::format::marker::{MarkerClass, MarkerPayload};
+use cdp_core::history::point::Timeline;
 use cdp_core::ids::*;
 use cdp_core::io::Files;
 use cdp_core::io::sim::{Chance, CrashAt, PowerLoss, SimClock, SimDisk, Snapshot};
 use cdp_core::store::{CreateOptions, FillBase, OpenOptions, Store};
 use cdp_core::view::View;
 use cdp_core::volume::Volume;
+use cdp_core::volume::coalesced::Progress;
 use cdp_core::volume::rollback::Back;
+use cdp_core::volume::shown::Shown;
 use cdp_replica::fault::Fault;
 use cdp_replica::receiver::{Feeding, Receiver};
 use cdp_replica::sender::Sender;
@@ -35,25 +38,31 @@ pub struct Plan {
     faults: bool,
     copy: bool,
     reseeds: bool,
+    coalesces: bool,
 }
 
 impl Plan {
     pub fn everything() -> Plan {
-        Plan { faults: true, copy: false, reseeds: false }
+        Plan { faults: true, copy: false, reseeds: false, coalesces: false }
     }
 
     /// A volume that did not begin as zeros, so that a state of it has to be copied first.
     pub fn with_copy() -> Plan {
-        Plan { faults: true, copy: true, reseeds: false }
+        Plan { faults: true, copy: true, reseeds: false, coalesces: false }
     }
 
     /// People at the second site who have it copied anew now and then.
     pub fn with_reseeds() -> Plan {
-        Plan { faults: true, copy: false, reseeds: true }
+        Plan { faults: true, copy: false, reseeds: true, coalesces: false }
+    }
+
+    /// A thin line, on which the newest state goes ahead of the history whenever that pays.
+    pub fn with_newest_first() -> Plan {
+        Plan { faults: true, copy: false, reseeds: false, coalesces: true }
     }
 
     pub fn quiet() -> Plan {
-        Plan { faults: false, copy: false, reseeds: false }
+        Plan { faults: false, copy: false, reseeds: false, coalesces: false }
     }
 }
 
@@ -72,6 +81,12 @@ pub struct Met {
     pub coded: u64,
     pub asked: u64,
     pub reseeded: u64,
+    pub begun: u64,
+    pub went_on: u64,
+    pub shown: u64,
+    pub refused: u64,
+    pub dropped: u64,
+    pub filled: u64,
 }
 
 impl Met {
@@ -88,6 +103,12 @@ impl Met {
         self.coded += other.coded;
         self.asked += other.asked;
         self.reseeded += other.reseeded;
+        self.begun += other.begun;
+        self.went_on += other.went_on;
+        self.shown += other.shown;
+        self.refused += other.refused;
+        self.dropped += other.dropped;
+        self.filled += other.filled;
     }
 }
 
@@ -217,7 +238,16 @@ impl World {
             self.restart_crashed();
         }
         self.upkeep();
+        let had = self.b.volume().and_then(|b| b.coalesced_state());
+        if had.is_some() && self.chance.percent(1) {
+            let b = self.b.volume().unwrap();
+            let gone = if self.chance.percent(50) { b.drop_coalesced() } else { b.give_up_coalesced() };
+            self.met.dropped += u64::from(gone.is_ok());
+            self.restart_crashed();
+        }
         self.talk();
+        let has = self.b.volume().and_then(|b| b.coalesced_state());
+        self.met.begun += u64::from(has.is_some() && had.is_none());
     }
 
     fn misfortune(&mut self) {
@@ -385,6 +415,15 @@ impl World {
         // Either compression, or none.
         let without = [0, CODING_ZSTD, CODING_ZSTD | CODING_LZ4][self.chance.below(3) as usize];
         sender.restrict_codings(self.codings & !without);
+        if let Some(b) = self.b.volume()
+            && let Some(state) = b.coalesced_state()
+        {
+            self.met.went_on += u64::from(state.come.blocks > 0 && state.progress == Progress::Begun);
+        }
+        // Somebody may have changed that link meanwhile.
+        if self.plan.coalesces && !self.chance.percent(10) {
+            sender.coalesce(self.chance.below(200_000));
+        }
         let store = self.b.store.clone().unwrap();
         let receiver = Receiver::new(store, self.feeding.clone(), "site-a", self.now_ns);
         self.wire = Some(Wire {
@@ -438,7 +477,7 @@ impl World {
         if wire.stalled {
             return None;
         }
-        let bytes = if self.plan.copy { 6_000 } else { 60_000 };
+        let bytes = if self.plan.copy || self.plan.coalesces { 6_000 } else { 60_000 };
         let most = if self.plan.faults { self.chance.below(bytes) as usize } else { usize::MAX };
         let some: Vec<u8> = wire.there.drain(..most.min(wire.there.len())).collect();
         if let Some(receiver) = &mut wire.receiver
@@ -472,6 +511,7 @@ impl World {
         for lsn in [tip_b, any(), any()] {
             self.check_state(&a, &b, lsn);
         }
+        self.check_newest(&a, &b);
         // What stepped aside is what it was.
         let all = self.b.store.as_ref().unwrap().volumes();
         let asides: Vec<_> = all.into_iter().filter(|volume| volume.name() != NAME).collect();
@@ -489,7 +529,6 @@ impl World {
         );
         let complete = b.source().map_or(Timestamp(0), |source| source.complete);
         if complete > Timestamp(0) {
-            use cdp_core::history::point::Timeline;
             let through = a.lsn_at(complete).unwrap();
             let durable = b.durable_lsn();
             assert!(
@@ -497,6 +536,36 @@ impl World {
                 "seed {seed}: complete through {complete:?}, {through:?}, with {durable:?}"
             );
         }
+    }
+
+    /// What is shown ahead of the history is exactly that state of the primary, and nothing between is.
+    fn check_newest(&mut self, a: &Arc<Volume>, b: &Arc<Volume>) {
+        let (seed, tip) = (self.seed, b.tip_lsn());
+        let shown = Shown::of(b.clone());
+        let newest = shown.tip();
+        let beyond = Lsn(a.durable_lsn().0.max(newest.0.0) + 1);
+        let mut between = vec![beyond];
+        if newest.0 > tip.next() {
+            between.push(Lsn(tip.0 + 1 + self.chance.below(newest.0.0 - tip.0 - 1)));
+        }
+        for lsn in between {
+            let refused = View::of(b.clone(), &shown, lsn, "a check").is_err();
+            assert!(refused, "seed {seed}: {lsn:?} is shown, with {tip:?} here and {newest:?} ahead");
+            assert!(View::open(b.clone(), lsn, "a check").is_err(), "seed {seed}: {lsn:?}");
+            self.met.refused += 1;
+        }
+        if newest.0 == tip {
+            return;
+        }
+        self.met.shown += 1;
+        assert!(
+            newest.0 <= a.durable_lsn(),
+            "seed {seed}: {newest:?} is shown and not durable at the primary"
+        );
+        assert_eq!(a.position_at(newest.0).unwrap().timestamp, newest.1, "seed {seed}");
+        let view = View::of(b.clone(), &shown, newest.0, "a check").unwrap();
+        assert_eq!(view.size_bytes(), a.size_at(newest.0), "seed {seed}: {newest:?}");
+        assert!(bytes(&view) == content(a, newest.0), "seed {seed}: {newest:?} is not that state");
     }
 
     fn check_state(&self, a: &Arc<Volume>, b: &Arc<Volume>, lsn: Lsn) {
@@ -548,6 +617,10 @@ impl World {
         }
         let b = self.b.volume().unwrap();
         assert_eq!((b.durable_lsn(), self.acknowledged()), (tip, tip), "seed {}", self.seed);
+        // Nothing is left beside the history.
+        self.met.filled += u64::from(b.coalesced_state().is_some());
+        b.maintain().unwrap();
+        assert_eq!(b.coalesced_state(), None, "seed {}", self.seed);
         for lsn in b.oldest().0.0..=tip.0 {
             if checked {
                 self.check_state(&a, &b, Lsn(lsn));
@@ -692,7 +765,10 @@ impl World {
 }
 
 fn content(volume: &Arc<Volume>, lsn: Lsn) -> Vec<u8> {
-    let view = View::open(volume.clone(), lsn, "a check").unwrap();
+    bytes(&View::open(volume.clone(), lsn, "a check").unwrap())
+}
+
+fn bytes(view: &View) -> Vec<u8> {
     let mut bytes = vec![0; (ALL_BLOCKS * BLOCK_BYTES) as usize];
     let mut reads = [Read { offset: 0, buffer: &mut bytes, result: Ok(()) }];
     view.read(&mut reads);

@@ -7,6 +7,7 @@ use cdp_core::format::record::Chain;
 use cdp_core::ids::Lsn;
 use cdp_replica::fault::Fault;
 use cdp_replica::limits::CODED_FRAME_BYTES_MAX;
+use cdp_replica::wire::ahead;
 use cdp_replica::wire::control::{self, Ack, Complete, Failed, Groups, Hello, Open, Start, State, WireEpoch};
 use cdp_replica::wire::copy;
 use cdp_replica::wire::delta::{self, Coding};
@@ -86,6 +87,7 @@ fn messages(body: &[u8]) {
     let _ = control::read::<Groups>(body);
     let _ = control::read::<Failed>(body);
     let _ = copy::read(body);
+    let _ = ahead::read(body);
     for size_bytes in [4096 + 512, (2 << 20) + 3 * 4096, u64::MAX] {
         let grid = Grid::of(size_bytes);
         if let Ok(told) = ranges::read_ranges(body, grid) {
