@@ -386,18 +386,21 @@ impl Sender {
     /// The newest state that may go ahead of the history behind `from`, if one may; `there` is what the replica has of one.
     fn ahead_of(&mut self, from: Position, there: Option<WireAhead>) -> Result<Option<AheadTeller>, Fault> {
         let Some(bytes_min) = self.coalesces.filter(|_| self.takes_ahead) else { return Ok(None) };
-        let (to, done_block, limit_blocks) = match there {
-            Some(ahead) => {
+        let begun = match there.map(|ahead| (ahead, ahead.progress)) {
+            Some((ahead, WireProgress::Whole)) => {
                 let to = self.check_ahead(&ahead)?;
-                match ahead.progress {
-                    WireProgress::Begun if ahead.from_lsn == from.lsn.0 => (to, ahead.done_block, u64::MAX),
-                    WireProgress::Whole => {
-                        self.shown = Some((to.lsn, to.timestamp));
-                        return Ok(None);
-                    }
-                    _ => return Ok(None),
-                }
+                self.shown = Some((to.lsn, to.timestamp));
+                return Ok(None);
             }
+            Some((_, WireProgress::GivenUp)) => return Ok(None),
+            // One of another history is begun anew.
+            Some((ahead, WireProgress::Begun)) if ahead.from_lsn == from.lsn.0 => {
+                self.check_ahead(&ahead).ok().map(|to| (to, ahead.done_block))
+            }
+            _ => None,
+        };
+        let (to, done_block, limit_blocks) = match begun {
+            Some((to, done_block)) => (to, done_block, u64::MAX),
             None => {
                 let behind = self.volume.bytes_behind(from.lsn);
                 let newest = self.volume.durable_lsn();
@@ -636,6 +639,10 @@ impl Sender {
     }
 
     fn make_output(&mut self, now_ns: u64) -> Result<(), Fault> {
+        if let Phase::Weighing(_) = &self.phase {
+            // The other side waits for START, and says nothing.
+            self.heard_ns = now_ns;
+        }
         if now_ns.saturating_sub(self.heard_ns) > SILENCE_NS_MAX {
             return Err(Fault::new(FaultKind::Closing, "the other side has said nothing for 10 seconds"));
         }

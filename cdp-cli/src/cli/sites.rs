@@ -26,6 +26,10 @@ pub enum ReplicaCommand {
         /// How what goes there is compressed: zstd is smaller and takes more of the processor [default: lz4]
         #[arg(long, value_name = "lz4|zstd|none")]
         codec: Option<String>,
+        /// For a thin line: where more than SIZE of the journal waits after an outage, send the newest state first, and
+        /// fill history in behind it [SIZE: 64MiB where it is left out]
+        #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true, default_missing_value = "64MiB")]
+        coalesce: Option<String>,
     },
     /// Say how the replicas are doing
     #[command(after_help = "Example:\n  cdp replica list --json")]
@@ -58,6 +62,29 @@ pub enum ReplicaCommand {
         /// lz4; zstd, which is smaller and takes more of the processor; or none
         #[arg(value_name = "lz4|zstd|none")]
         codec: String,
+    },
+    /// Change whether the newest state goes to a replica before the history that waits
+    #[command(
+        after_help = "Example:\n  cdp replica coalesce vm1 second-site.example:10811 64MiB\n  cdp replica coalesce vm1 second-site.example:10811 off"
+    )]
+    Coalesce {
+        /// Which volume or group
+        volume: String,
+        /// The other site
+        #[arg(value_name = "HOST:PORT")]
+        address: String,
+        /// Where more than so much of the journal waits; off: never
+        #[arg(value_name = "SIZE|off")]
+        size: String,
+    },
+    /// At a second site: newest states that are shown while the history up to them is filled in
+    #[command(after_help = "Example:\n  cdp replica newest vm1 --drop")]
+    Newest {
+        /// Only that of this volume
+        volume: Option<String>,
+        /// Let it go: only the history stays
+        #[arg(long, requires = "volume")]
+        drop: bool,
     },
     /// At a second site: first copies that are not whole, of volumes that are no replicas yet
     ///
@@ -148,6 +175,9 @@ pub struct Failover {
     /// Also where members of the group have not arrived here
     #[arg(long)]
     pub partial: bool,
+    /// Go on from the end of the history that is here, though a newer state is shown while history is filled in: it goes
+    #[arg(long)]
+    pub give_up_newest: bool,
 }
 
 /// `cdp demote`.

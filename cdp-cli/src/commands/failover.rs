@@ -16,6 +16,7 @@ pub fn failover(context: &Context, arguments: &cli::Failover) -> Result<u8> {
         to: arguments.to.clone(),
         dry_run: arguments.dry_run,
         partial: arguments.partial,
+        give_up_newest: arguments.give_up_newest,
     };
     let answer = Door::ask_once(&context.config, false, Request::Failover(request), &mut |_| Ok(()))?;
     let Response::FailedOver(volumes) = &answer else { return Err(unexpected()) };
@@ -29,8 +30,18 @@ pub fn failover(context: &Context, arguments: &cli::Failover) -> Result<u8> {
                     line.volume, line.tip_lsn
                 ),
             };
+            let newest = match (&line.newest, line.done) {
+                (Some(newest), true) => {
+                    format!("\n  the state of {} (lsn:{}), which was shown ahead of it, is given up", newest.utc, newest.lsn)
+                }
+                (Some(newest), false) => format!(
+                    "\n  that is older than the state of {} (lsn:{}), which is shown while history is filled in: it would be given up",
+                    newest.utc, newest.lsn
+                ),
+                (None, _) => String::new(),
+            };
             format!(
-                "{} {verb} the primary, in epoch {}, from {} (lsn:{}) on{beyond}; complete through {}",
+                "{} {verb} the primary, in epoch {}, from {} (lsn:{}) on{beyond}; complete through {}{newest}",
                 line.volume, line.epoch, line.to_utc, line.to_lsn, line.complete_utc
             )
         };

@@ -12,6 +12,7 @@ use crate::cli::ReplicaCommand;
 use crate::door::{Door, unexpected};
 use crate::report;
 use crate::units::size;
+use crate::work::newest::{Newest, NewestLine};
 use crate::work::replicas::{AddReplica, CopyLine, ReplicaStatus};
 use crate::work::reseed::{Reseed, ReseedLine};
 use crate::work::{Request, Response};
@@ -19,9 +20,14 @@ use crate::work::{Request, Response};
 /// Adds, lists, removes.
 pub fn run(context: &Context, command: ReplicaCommand) -> Result<u8> {
     let request = match command {
-        ReplicaCommand::Add { volume, address, limit, give_up_when_full, codec } => {
-            Request::AddReplica(AddReplica { volume, address, limit, gives_way: give_up_when_full, codec })
+        ReplicaCommand::Add { volume, address, limit, give_up_when_full, codec, coalesce } => {
+            let gives_way = give_up_when_full;
+            Request::AddReplica(AddReplica { volume, address, limit, gives_way, codec, coalesce })
         }
+        ReplicaCommand::Coalesce { volume, address, size } => {
+            Request::CoalesceReplica { volume, address, size }
+        }
+        ReplicaCommand::Newest { volume, drop } => return newest(context, volume, drop),
         ReplicaCommand::Limit { volume, address, limit } => Request::LimitReplica { volume, address, limit },
         ReplicaCommand::Codec { volume, address, codec } => {
             Request::CompressReplica { volume, address, codec }
@@ -87,6 +93,20 @@ fn copies(context: &Context, drop: Option<String>) -> Result<u8> {
     context.show(&answer.json(), || match copies.is_empty() {
         true => "no unfinished first copies".to_owned(),
         false => copies.iter().map(line).collect::<Vec<_>>().join("\n"),
+    });
+    Ok(report::DONE)
+}
+
+fn newest(context: &Context, volume: Option<String>, drop: bool) -> Result<u8> {
+    let request = Request::Newest(Newest { volume, drop });
+    let answer = Door::ask_once(&context.config, false, request, &mut |_| Ok(()))?;
+    let Response::Newest(lines) = &answer else { return Err(unexpected()) };
+    context.show(&answer.json(), || match lines.is_empty() {
+        true => "no newest states ahead of their history".to_owned(),
+        false => {
+            let line = |line: &NewestLine| format!("{}  {} {}", line.volume, line.word(), line.text());
+            lines.iter().map(line).collect::<Vec<_>>().join("\n")
+        }
     });
     Ok(report::DONE)
 }

@@ -159,6 +159,7 @@ fn volume_lines(volume: &VolumeStatus) -> Vec<String> {
     if let Some(fed) = &volume.fed {
         lines.push(format!("  fed by      {}, complete through {}", fed.site, fed.complete_utc));
     }
+    lines.extend(volume.newest.as_ref().map(|newest| format!("  {:11} {}", newest.word(), newest.text())));
     if volume.old_copy {
         lines.push("  old copy    a newer one took its place; `cdp delete` lets it go".to_owned());
     }

@@ -7,7 +7,7 @@ use cdp_core::error::{Error, Kind, Result};
 use cdp_core::history::point::{CloneRequest, SINCE, Timeline, Zone, format_utc, split_export, split_since};
 use cdp_core::ids::{Lsn, SessionId};
 use cdp_core::store::Store;
-use cdp_core::view::{ThrowAway, View};
+use cdp_core::view::ThrowAway;
 use cdp_core::volume::Volume;
 use cdp_core::volume::client::Client;
 use cdp_core::volume::role::Role;
@@ -82,14 +82,14 @@ impl StoreExports {
                 volume.refuse_if_held()?;
                 if volume.is_replica() {
                     // What moves under a client's caches is no disk: it gets the newest state as it is now.
-                    let target = points::of_volume(&self.store, volume, NEWEST, &Zone::system()?)?;
+                    let target = points::shown_of_volume(&self.store, volume, NEWEST, &Zone::system()?)?;
                     return Ok(Found::Past(Box::new(Past { target, since: None })));
                 }
                 Ok(Found::Live(volume))
             }
             Some(text) => {
                 let (point, since) = split_since(text);
-                let target = points::of_volume(&self.store, volume.clone(), point, &Zone::system()?)?;
+                let target = points::shown_of_volume(&self.store, volume.clone(), point, &Zone::system()?)?;
                 let since = since.map(|text| bitmaps::target(&self.store, &volume, text)).transpose()?;
                 if target.request.clone.is_some() && since.is_some() {
                     let context = format!("a clone of `{point}` has no changes to show");
@@ -146,7 +146,7 @@ impl Found {
                 let Past { target, since } = &**past;
                 let clone = target.request.clone.is_some();
                 ExportInfo {
-                    size_bytes: target.volume.size_at(target.resolved.lsn),
+                    size_bytes: target.size_bytes(),
                     read_only: !clone,
                     multi_conn: match &target.request.clone {
                         // Four connections to `-5m` would see four instants.
@@ -190,7 +190,8 @@ fn describe_past(target: &Target, since: Option<&Target>) -> String {
         format!(", with the changes since {} ({of}lsn:{})", format_utc(since.resolved.at), since.resolved.lsn)
     });
     let since = since.unwrap_or_default();
-    format!("{kind} {} (lsn:{}){since}", format_utc(target.resolved.at), target.resolved.lsn)
+    let filling = if target.is_ahead() { ", while the history before it is filled in" } else { "" };
+    format!("{kind} {} (lsn:{}){filling}{since}", format_utc(target.resolved.at), target.resolved.lsn)
 }
 
 impl Exports for StoreExports {
@@ -270,7 +271,7 @@ impl Exports for StoreExports {
                     });
                 }
                 let holder = format!("{peer}, {}", info.canonical_name);
-                let view = View::open(target.volume, target.resolved.lsn, &holder)?;
+                let view = target.view(&holder)?;
                 match clone {
                     None => {
                         let view = Arc::new(view);
@@ -310,7 +311,8 @@ impl Exports for StoreExports {
             Found::Live(volume) => bitmaps::listed_names(&self.store, &volume, Lsn::MAX),
             Found::Past(past) => match *past {
                 Past { target, since: Some(since) } => vec![bitmaps::listed_name(&target.volume, &since)],
-                Past { target, .. } if target.request.clone.is_some() => Vec::new(),
+                // Of a newest state nobody knows yet what changed in it.
+                Past { target, .. } if target.request.clone.is_some() || target.is_ahead() => Vec::new(),
                 Past { target, .. } => {
                     bitmaps::listed_names(&self.store, &target.volume, target.resolved.lsn)
                 }

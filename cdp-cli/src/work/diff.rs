@@ -54,14 +54,14 @@ pub fn lineage(store: &Store, view: Arc<View>) -> Vec<Arc<View>> {
 /// One page. The points should be absolute, so that all pages are about the same two states.
 pub fn page(store: &Store, diff: &Diff, zone: &Zone) -> Result<DiffPage> {
     let views = |text: &str| -> Result<Vec<Arc<View>>> {
-        let targets = points::targets(store, text, zone)?;
+        let targets = points::shown_targets(store, text, zone)?;
         let [target] = <[points::Target; 1]>::try_from(targets).map_err(|_| {
             Error::new(Kind::Invalid, format!("{text} is a group, and extents are those of a volume"))
         })?;
         if target.request.clone.is_some() {
             return Err(Error::new(Kind::Invalid, format!("{text} asks for a clone")).hint("leave `+rw` out"));
         }
-        Ok(lineage(store, Arc::new(View::new(target.volume, target.resolved.lsn))))
+        Ok(lineage(store, Arc::new(target.view("cdp diff")?)))
     };
     let mut changes = Changes::across(&views(&diff.from)?, &views(&diff.to)?)?;
     if diff.content {

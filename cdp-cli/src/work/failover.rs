@@ -9,16 +9,16 @@ use cdp_core::ids::{EpochNumber, Lsn, Timestamp};
 use cdp_core::volume::Volume;
 use serde::{Deserialize, Serialize};
 
-use super::points;
+use super::points::{self, Place};
 use super::rewind::{LEAVE_TIME, clients, in_use};
-use super::{Progress, Site, Watch};
+use super::{Progress, Site, Watch, newest};
 use crate::serve::roles::HookRun;
 
 /// How often it is looked whether the replicas have everything.
 const DRAIN_POLL: Duration = Duration::from_millis(50);
 
 /// A volume or a group to promote.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failover {
     /// Which.
     pub target: String,
@@ -29,6 +29,9 @@ pub struct Failover {
     /// Also where members of the group have not arrived here.
     #[serde(default)]
     pub partial: bool,
+    /// Also where a newer state is shown while history is filled in: it goes.
+    #[serde(default)]
+    pub give_up_newest: bool,
 }
 
 /// A volume that was promoted, or would be.
@@ -48,6 +51,9 @@ pub struct FailedOver {
     pub complete_utc: String,
     /// It was done.
     pub done: bool,
+    /// A newer state that is shown while history is filled in, and is given up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newest: Option<Place>,
     /// Of the first volume: the programs that were told.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hooks: Vec<HookRun>,
@@ -106,6 +112,9 @@ pub fn failover_above(
         }
     };
     let planned = store.plan_promotion(&members, heard)?;
+    if !request.dry_run && !request.give_up_newest {
+        newest::refuse_where_shown(name, &members)?;
+    }
     let mut lines = Vec::with_capacity(planned.len());
     for member in &planned {
         let volume = &member.volume;
@@ -118,11 +127,16 @@ pub fn failover_above(
             tip_lsn: volume.tip_lsn().0,
             complete_utc: format_utc(at.unwrap_or_default()),
             done: false,
+            newest: volume.coalesced().map(|newest| Place::new(newest.state().lsn, newest.state().at)),
             hooks: Vec::new(),
         });
     }
     if request.dry_run {
         return Ok(lines);
+    }
+    // Before the promotion, so that no crash leaves both.
+    for (volume, _) in &members {
+        volume.drop_coalesced()?;
     }
     let asked = request.to.as_deref().unwrap_or("the newest instant that is complete");
     let done = store.promote(name, &members, heard, asked)?;

@@ -12,6 +12,7 @@ pub mod import;
 mod leased;
 pub mod mark;
 pub mod memory;
+pub mod newest;
 pub mod points;
 pub mod proofs;
 pub mod repair;
@@ -265,6 +266,17 @@ pub enum Request {
         /// `lz4`, `zstd` or `none`.
         codec: String,
     },
+    /// Let the newest state go first to a replica, and fill history in behind it.
+    CoalesceReplica {
+        /// The volume.
+        volume: String,
+        /// Where the replica is.
+        address: String,
+        /// Where more than so much waits, or `off`.
+        size: String,
+    },
+    /// Newest states that replicas here show while history is filled in.
+    Newest(newest::Newest),
     /// The first copies that are not whole.
     Copies {
         /// One that is removed before, by name or id.
@@ -331,6 +343,8 @@ pub enum Response {
     Retention(Box<retention::Retention>),
     /// To `AddReplica`, `Replicas`, `LimitReplica` and `RemoveReplica`: those that there are now.
     Replicas(Vec<replicas::ReplicaStatus>),
+    /// To `Newest`: those that there are now.
+    Newest(Vec<newest::NewestLine>),
     /// To `Copies`.
     Copies(Vec<replicas::CopyLine>),
     /// To `Reseed`: those that are not done.
@@ -468,6 +482,10 @@ fn carry_out(site: &Site, tz: Option<&str>, request: &Request, watch: &mut Watch
         Request::CompressReplica { volume, address, codec } => {
             Response::Replicas(replicas::compress(site, volume, address, codec)?)
         }
+        Request::CoalesceReplica { volume, address, size } => {
+            Response::Replicas(replicas::coalesce(site, volume, address, size)?)
+        }
+        Request::Newest(request) => Response::Newest(newest::newest(store, request)?),
         Request::Copies { drop } => Response::Copies(replicas::copies(site, drop.as_deref())?),
         Request::Reseed(request) => Response::Reseeds(reseed::reseed(store, request, &zone(tz)?)?),
         Request::RemoveReplica { volume, address } => {

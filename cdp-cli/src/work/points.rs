@@ -8,7 +8,9 @@ use cdp_core::history::point::{
 };
 use cdp_core::ids::{Lsn, Timestamp};
 use cdp_core::store::Store;
+use cdp_core::view::View;
 use cdp_core::volume::Volume;
+use cdp_core::volume::shown::Shown;
 use serde::{Deserialize, Serialize};
 
 /// A point, resolved.
@@ -64,6 +66,8 @@ pub struct Target {
     pub request: PointRequest,
     /// The text behind the `@`.
     pub asked: String,
+    // Of a replica, where it may be a newest state that came ahead of the history.
+    shown: Option<Shown>,
 }
 
 impl Target {
@@ -75,6 +79,26 @@ impl Target {
         let context = format!("{asked} asks for a throw-away clone, and this is about a past state itself");
         Err(Error::new(Kind::Invalid, context)
             .hint("leave `+rw` out; what is in such a clone is seen over NBD only"))
+    }
+
+    /// Opens the state; `holder` is who is named where that keeps history from going.
+    pub fn view(&self, holder: &str) -> Result<View> {
+        let (volume, lsn) = (self.volume.clone(), self.resolved.lsn);
+        match &self.shown {
+            Some(shown) => View::of(volume, shown, lsn, holder),
+            None => View::open(volume, lsn, holder),
+        }
+    }
+
+    /// It is a newest state that came ahead of the history.
+    pub fn is_ahead(&self) -> bool {
+        self.shown.as_ref().is_some_and(|shown| shown.newest_at(self.resolved.lsn).is_some())
+    }
+
+    /// Its size in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        let newest = self.shown.as_ref().and_then(|shown| shown.newest_at(self.resolved.lsn));
+        newest.map_or_else(|| self.volume.size_at(self.resolved.lsn), |newest| newest.state().size_bytes)
     }
 
     /// For people and programs.
@@ -110,16 +134,37 @@ pub fn now(store: &Store, zone: &Zone) -> Now {
     Now { wall: store.clock().now(), zone: zone.clone() }
 }
 
-/// Resolves a point of one volume.
+/// Resolves a point of one volume's history.
 pub fn of_volume(store: &Store, volume: Arc<Volume>, text: &str, zone: &Zone) -> Result<Target> {
     let now = now(store, zone);
     let request = parse(text, &now)?;
     let resolved = resolve(&request.point, &*volume, &now)?;
-    Ok(Target { volume, resolved, request, asked: text.to_owned() })
+    Ok(Target { volume, resolved, request, asked: text.to_owned(), shown: None })
 }
+
+/// As [`of_volume`], of all that is shown: also the newest state of a replica whose history is filled in behind it. For
+/// whoever opens it with [`Target::view`].
+pub fn shown_of_volume(store: &Store, volume: Arc<Volume>, text: &str, zone: &Zone) -> Result<Target> {
+    let shown = Shown::of(volume.clone());
+    let now = now(store, zone);
+    let request = parse(text, &now)?;
+    let resolved = resolve(&request.point, &shown, &now)?;
+    Ok(Target { volume, resolved, request, asked: text.to_owned(), shown: Some(shown) })
+}
+
+type OfVolume = fn(&Store, Arc<Volume>, &str, &Zone) -> Result<Target>;
 
 /// Resolves `VOL@POINT`, or `GROUP@POINT` to one instant on all members. Without a point: `latest`.
 pub fn targets(store: &Store, target: &str, zone: &Zone) -> Result<Vec<Target>> {
+    targets_by(store, target, zone, of_volume)
+}
+
+/// As [`targets`], of all that is shown; of a group, the history alone: a newest state is one volume's.
+pub fn shown_targets(store: &Store, target: &str, zone: &Zone) -> Result<Vec<Target>> {
+    targets_by(store, target, zone, shown_of_volume)
+}
+
+fn targets_by(store: &Store, target: &str, zone: &Zone, of_volume: OfVolume) -> Result<Vec<Target>> {
     let (name, text) = split_export(target);
     let text = text.unwrap_or("latest");
     let volumes = store.members(name)?;
@@ -135,6 +180,13 @@ pub fn targets(store: &Store, target: &str, zone: &Zone) -> Result<Vec<Target>> 
 /// says so.
 pub fn states(store: &Store, target: &str, zone: &Zone) -> Result<Vec<Target>> {
     let targets = targets(store, target, zone)?;
+    targets.iter().try_for_each(|found| found.refuse_clone(target))?;
+    Ok(targets)
+}
+
+/// As [`states`], of all that is shown.
+pub fn shown_states(store: &Store, target: &str, zone: &Zone) -> Result<Vec<Target>> {
+    let targets = shown_targets(store, target, zone)?;
     targets.iter().try_for_each(|found| found.refuse_clone(target))?;
     Ok(targets)
 }
@@ -155,7 +207,7 @@ fn of_group(
         let mut resolved = resolve(&point, &*volume, &now)?;
         resolved.relative = request.point.is_relative();
         let request = PointRequest { point: request.point.clone(), clone: request.clone.clone() };
-        Ok(Target { volume, resolved, request, asked: text.to_owned() })
+        Ok(Target { volume, resolved, request, asked: text.to_owned(), shown: None })
     };
     volumes.into_iter().map(resolve_one).collect()
 }
@@ -215,7 +267,7 @@ fn instant_of(group: &str, volumes: &[Arc<Volume>], point: &Point, now: &Now) ->
 
 /// Resolves and describes.
 pub fn infos(store: &Store, target: &str, zone: &Zone) -> Result<Vec<PointInfo>> {
-    states(store, target, zone)?.iter().map(Target::info).collect()
+    shown_states(store, target, zone)?.iter().map(Target::info).collect()
 }
 
 /// An LSN with its instant.

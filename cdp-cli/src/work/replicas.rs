@@ -23,6 +23,9 @@ const NEAR_NS: u64 = 2_000_000_000;
 /// One that is so far behind is a reason to act, in nanoseconds, where the configuration says nothing else.
 const LAG_NS_MAX: u64 = 600 * 1_000_000_000;
 
+/// What says that a newest state never goes first.
+const OFF: &str = "off";
+
 /// Feed a replica.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AddReplica {
@@ -38,6 +41,9 @@ pub struct AddReplica {
     /// `lz4`, `zstd` or `none`; without it what is usual.
     #[serde(default)]
     pub codec: Option<String>,
+    /// The newest state may go first where more of the journal than so many bytes waits, as it is typed; without it never.
+    #[serde(default)]
+    pub coalesce: Option<String>,
 }
 
 /// A replica of a volume.
@@ -49,7 +55,7 @@ pub struct ReplicaStatus {
     pub address: String,
     /// The site's name, once it was met.
     pub site: Option<String>,
-    /// `up-to-date`, `behind`, `copying`, `comparing`, `connecting`, `waiting`, `stopped`, `given-up`, `resting` where the
+    /// `up-to-date`, `behind`, `copying`, `comparing`, `coalescing`, `filling`, `connecting`, `waiting`, `stopped`, `given-up`, `resting` where the
     /// volume is not to be sent from here, or `unserved` where no server runs.
     pub state: String,
     /// The same in a sentence.
@@ -90,6 +96,12 @@ pub struct ReplicaStatus {
     pub lag_alarm_ns: u64,
     /// It is given up where the journal is full and its oldest history may go; else writes are refused.
     pub gives_way: bool,
+    /// Where more of the journal than this waits, in bytes, the newest state may go first; nothing: never.
+    #[serde(default)]
+    pub coalesce_bytes: Option<u64>,
+    /// The newest state, which is shown there while the history up to it is filled in.
+    #[serde(default)]
+    pub shown: Option<Place>,
 }
 
 impl ReplicaStatus {
@@ -158,6 +170,7 @@ pub fn copies(site: &Site, drop: Option<&str>) -> Result<Vec<CopyLine>> {
 pub fn add(site: &Site, add: &AddReplica) -> Result<Vec<ReplicaStatus>> {
     let limit = add.limit.as_deref().map(rates::parse).transpose()?.unwrap_or_default();
     let codec = add.codec.as_deref().map(parse_codec).transpose()?;
+    let coalesce = add.coalesce.as_deref().map(units::parse_size).transpose()?;
     let mut added: Vec<Arc<Volume>> = Vec::new();
     for volume in site.store.members(&add.volume)? {
         if let Err(error) = volume.add_replica(&add.address, limit.clone(), add.gives_way) {
@@ -170,6 +183,9 @@ pub fn add(site: &Site, add: &AddReplica) -> Result<Vec<ReplicaStatus>> {
     }
     for volume in added.iter().filter(|_| codec.is_some()) {
         volume.compress_replica(&add.address, codec.unwrap_or_default())?;
+    }
+    for volume in added.iter().filter(|_| coalesce.is_some()) {
+        volume.coalesce_replica(&add.address, coalesce)?;
     }
     list(site, Some(&add.volume))
 }
@@ -189,6 +205,12 @@ pub fn limit(site: &Site, name: &str, address: &str, limit: &str) -> Result<Vec<
 pub fn compress(site: &Site, name: &str, address: &str, codec: &str) -> Result<Vec<ReplicaStatus>> {
     let codec = parse_codec(codec)?;
     on_members(site, name, |volume| volume.compress_replica(address, codec))
+}
+
+/// The newest state may go first from now on where so much waits, or never; gives the replicas of the volume or group.
+pub fn coalesce(site: &Site, name: &str, address: &str, size: &str) -> Result<Vec<ReplicaStatus>> {
+    let bytes = if size == OFF { None } else { Some(units::parse_size(size)?) };
+    on_members(site, name, |volume| volume.coalesce_replica(address, bytes))
 }
 
 fn parse_codec(word: &str) -> Result<Codec> {
@@ -270,6 +292,7 @@ fn of_replica(site: &Site, volume: &Volume, replica: &Replica, link: Option<Link
     };
     let lag = || format!("{} behind, {lag_records} records", format_duration(lag_ns));
     let rests = volume.replica_rests(replica);
+    let shown = link.as_ref().and_then(|link| link.shown);
     let (state, text) = match (&replica.gave_up, link.as_ref().map(|link| &link.state)) {
         _ if rests.is_some() => ("resting", rests.unwrap_or_default()),
         (Some(why), _) => (
@@ -299,6 +322,19 @@ fn of_replica(site: &Site, volume: &Volume, replica: &Replica, link: Option<Link
                 units::size(*total_bytes)
             ),
         ),
+        (None, Some(LinkState::Coalescing { sent_bytes, total_bytes })) => (
+            "coalescing",
+            format!(
+                "the newest state goes first: {} of {}; then history is filled in behind it",
+                units::size(*sent_bytes),
+                units::size(*total_bytes)
+            ),
+        ),
+        (None, Some(LinkState::Streaming)) if shown.is_some() => {
+            let to = shown.unwrap_or_default();
+            let left = to.0.0.saturating_sub(acknowledged.0);
+            ("filling", format!("shows LSN {} of {}; filling, {left} records to go", to.0, format_utc(to.1)))
+        }
         (None, Some(LinkState::Streaming)) if lag_records == 0 => ("up-to-date", "has everything".to_owned()),
         (None, Some(LinkState::Streaming)) if lag_ns <= NEAR_NS => ("up-to-date", lag()),
         (None, Some(LinkState::Streaming)) => ("behind", format!("catching up, {}", lag())),
@@ -330,5 +366,7 @@ fn of_replica(site: &Site, volume: &Volume, replica: &Replica, link: Option<Link
         codec: replica.codec.to_string(),
         lag_alarm_ns: lag_alarm_ns(site),
         gives_way: replica.gives_way,
+        coalesce_bytes: replica.coalesce_bytes,
+        shown: shown.map(|(lsn, at)| Place::new(lsn, at)),
     }
 }

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use cdp_core::error::{Error, IoContext, Kind, Result};
 use cdp_core::history::point::{CloneRequest, Zone};
 use cdp_core::store::Store;
-use cdp_core::view::View;
 use serde::{Deserialize, Serialize};
 
 use super::points::{self, PointInfo};
@@ -43,7 +42,7 @@ pub fn restore(
     zone: &Zone,
     watch: &mut Watch<'_>,
 ) -> Result<Vec<Restored>> {
-    let targets = points::targets(store, &request.target, zone)?;
+    let targets = points::shown_targets(store, &request.target, zone)?;
     let (name, _) = cdp_core::history::point::split_export(&request.target);
     let is_group = store.groups().contains_key(name);
     if let Some(Target { request: asked, .. }) = targets.first()
@@ -56,7 +55,7 @@ pub fn restore(
     }
     // All of them are held before the first is written: that may take long.
     let hold = |target: Target| {
-        let view = View::open(target.volume.clone(), target.resolved.lsn, "cdp restore")?;
+        let view = target.view("cdp restore")?;
         Ok((target, view))
     };
     let held = targets.into_iter().map(hold).collect::<Result<Vec<_>>>()?;
@@ -67,7 +66,7 @@ pub fn restore(
             false => request.path.clone(),
         };
         let point = target.info()?;
-        let size_bytes = target.volume.size_at(target.resolved.lsn);
+        let size_bytes = target.size_bytes();
         let written_bytes = target::Target::open(&path, size_bytes, request.force)?.fill(&view, watch)?;
         restored.push(Restored { point, path, size_bytes, written_bytes });
     }

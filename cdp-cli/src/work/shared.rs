@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use cdp_core::error::{Error, Kind, Result};
 use cdp_core::store::Store;
-use cdp_core::view::{ThrowAway, View};
+use cdp_core::view::ThrowAway;
 
 use super::clones::CloneStatus;
 use super::points::Target;
@@ -140,7 +140,7 @@ impl SharedClones {
                         .hint("`cdp status` lists them, `cdp close` ends one"));
                 }
                 let key = (target.volume.name().to_owned(), name.to_owned());
-                let view = View::new(target.volume, target.resolved.lsn);
+                let view = target.view(&format!("the shared clone `{name}`"))?;
                 let (store, random) = (&self.store, self.store.clock().random());
                 let device =
                     ThrowAway::new(view, &**store.files(), &store.tmp_dir(), self.cap_bytes, random)?;

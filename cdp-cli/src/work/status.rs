@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::clones::CloneStatus;
 use super::forecast::{self, Forecast};
 use super::memory::MemoryStatus;
+use super::newest::{self, NewestLine};
 use super::points::Place;
 use super::replicas::{self, ReplicaStatus};
 use super::reseed::{self, ReseedStatus};
@@ -182,6 +183,9 @@ pub struct VolumeStatus {
     /// Of a replica that is going to be copied anew: what is known of that.
     #[serde(default)]
     pub reseed: Option<ReseedStatus>,
+    /// Of a replica: a newest state that came ahead of its history, or comes.
+    #[serde(default)]
+    pub newest: Option<NewestLine>,
     /// An old copy of a replica, whose place a newer one took: it is only shown.
     #[serde(default)]
     pub old_copy: bool,
@@ -353,6 +357,7 @@ fn failed(store: &Store) -> Vec<VolumeStatus> {
         replicas: Vec::new(),
         fed: None,
         reseed: None,
+        newest: None,
         old_copy: false,
     };
     store.failed().into_iter().map(line).collect()
@@ -427,6 +432,7 @@ fn of_volume(site: &Site, volume: &Volume) -> Result<VolumeStatus> {
             FedStatus { site: source.peer, complete_utc: format_utc(complete), complete_ns: complete.0 }
         }),
         reseed: reseed::of_volume(store, volume),
+        newest: newest::of_volume(volume),
         old_copy: volume.identity().journal_of.is_some(),
     })
 }

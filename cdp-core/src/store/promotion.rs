@@ -138,6 +138,10 @@ impl Store {
         // Of one that failed half way: nothing else is done before it.
         self.finish_promotion()?;
         let planned = self.plan_promotion(members, heard)?;
+        if let Some(member) = planned.iter().find(|member| member.volume.coalesced().is_some()) {
+            let context = format!("volume {} shows a newer state than its history has", member.volume.name());
+            return Err(Error::new(Kind::Refused, context).hint("it has to be given up before"));
+        }
         for member in &planned {
             // What it goes on from must be there after a crash.
             let volume = &member.volume;

@@ -30,7 +30,7 @@ use crate::limits::{VOLUME_BYTES_MAX, VOLUME_BYTES_MIN};
 /// Name of the directory in a volume's directory.
 pub const COALESCED_DIR: &str = "coalesced";
 const STATE_FILE: &str = "state";
-const HOLDER: &str = "the newest state, which is shown while history is filled in";
+const HOLDER: &str = "a newest state, while history is filled in behind it";
 
 /// The newest state, shown while the history before it is filled in.
 pub struct Coalesced {

@@ -50,6 +50,9 @@ pub struct Replica {
     pub site: Option<String>,
     /// Where the oldest history may go for new writes, what it still needs may go too: it is given up then.
     pub gives_way: bool,
+    /// Where more of the journal than this waits for it, in bytes, the newest state may go first, and history is filled in
+    /// behind it.
+    pub coalesce_bytes: Option<u64>,
 }
 
 struct Fed {
@@ -77,6 +80,9 @@ impl ReplicaList {
             set("limit_bytes_per_s", replica.limit.encode());
             set("codec", replica.codec.to_string());
             set("gives_way", u8::from(replica.gives_way).to_string());
+            if let Some(bytes) = replica.coalesce_bytes {
+                set("coalesce_bytes", bytes.to_string());
+            }
             if let Some(why) = &replica.gave_up {
                 set("gave_up", why.replace('\n', " "));
             }
@@ -106,6 +112,7 @@ impl ReplicaList {
                 limit: RateLimit::decode(&manifest.get::<String>(&key("limit_bytes_per_s"))?)?,
                 site: manifest.get(&key("site")),
                 gives_way: manifest.get::<u8>(&key("gives_way")).unwrap_or(0) != 0,
+                coalesce_bytes: manifest.get(&key("coalesce_bytes")),
             });
         }
         Some(replicas)
@@ -185,6 +192,7 @@ impl Volume {
             codec: Codec::default(),
             site: None,
             gives_way,
+            coalesce_bytes: None,
         };
         list.fed.push(Fed { replica, pin: Some(pin) });
         let written = self.write_replicas(&list);
@@ -322,6 +330,12 @@ impl Volume {
     /// Compresses what goes to it so from the next connection on. Durable when this returns.
     pub fn compress_replica(&self, address: &str, codec: Codec) -> Result<()> {
         self.change_replica(address, |replica| replica.codec = codec)
+    }
+
+    /// From the next connection on the newest state may go first where more of the journal than this waits, in bytes;
+    /// `None`: never. Durable when this returns.
+    pub fn coalesce_replica(&self, address: &str, bytes: Option<u64>) -> Result<()> {
+        self.change_replica(address, |replica| replica.coalesce_bytes = bytes)
     }
 
     fn change_replica(&self, address: &str, change: impl FnOnce(&mut Replica)) -> Result<()> {

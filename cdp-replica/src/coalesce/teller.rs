@@ -19,8 +19,10 @@ use crate::wire::frame::FrameWriter;
 
 /// Extents that are asked for at a time.
 const PAGE_EXTENTS: usize = 1024;
-/// Pages that are counted before the other side has its turn.
-const PAGES_PER_TURN: usize = 4;
+/// Extents that are counted before the other side has its turn.
+const WEIGHINGS_PER_TURN: usize = 256;
+/// Of a long extent so much is looked at when it is counted.
+const WEIGHED_BYTES: u64 = 64 << 20;
 /// So many stretches of the state are looked at before the other side has its turn.
 const LOOKS_PER_TURN: usize = 64;
 
@@ -141,34 +143,30 @@ impl Teller {
         now_ns: u64,
     ) -> Result<Weight, Fault> {
         self.say(writer, out, now_ns);
-        for _ in 0..PAGES_PER_TURN {
-            if self.weighed >= self.end {
-                return Ok(Weight::Light);
-            }
-            let page = self.changes.page(Extent::new(self.weighed, self.end), PAGE_EXTENTS)?;
-            for extent in page.extents {
-                self.weight_blocks += self.cost(extent)?;
+        for _ in 0..WEIGHINGS_PER_TURN {
+            match self.page.pop_front() {
+                Some(extent) if extent.blocks <= COPY_BLOCKS_MAX => self.weight_blocks += extent.blocks,
+                // A long run of zeros costs nothing.
+                Some(extent) => {
+                    let stretch = stretch_at(self.changes.to(), extent.start.0 * BLOCK_BYTES, WEIGHED_BYTES)?;
+                    let blocks = stretch.len.div_ceil(BLOCK_BYTES).min(extent.blocks);
+                    self.weight_blocks += if stretch.content == Content::Data { blocks } else { 0 };
+                    if blocks < extent.blocks {
+                        self.page.push_front(Extent::new(extent.start.0 + blocks, extent.end()));
+                    }
+                }
+                None if self.weighed < self.end => {
+                    let page = self.changes.page(Extent::new(self.weighed, self.end), PAGE_EXTENTS)?;
+                    self.weighed = page.end;
+                    self.page = page.extents.into();
+                }
+                None => return Ok(Weight::Light),
             }
             if self.weight_blocks > self.limit_blocks {
                 return Ok(Weight::Heavy);
             }
-            self.weighed = page.end;
         }
         Ok(Weight::NotYet)
-    }
-
-    /// Blocks whose bytes are sent: a long run of zeros costs nothing.
-    fn cost(&self, extent: Extent) -> CoreResult<u64> {
-        if extent.blocks <= COPY_BLOCKS_MAX {
-            return Ok(extent.blocks);
-        }
-        let (mut at, mut cost) = (extent.start.0, 0);
-        while at < extent.end() {
-            let (blocks, content) = self.stretch(Extent::new(at, extent.end()))?;
-            cost += if content == Content::Data { blocks } else { 0 };
-            at += blocks;
-        }
-        Ok(cost)
     }
 
     /// What the state holds at the front of an extent: so many blocks of the same.

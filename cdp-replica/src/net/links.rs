@@ -55,6 +55,7 @@ struct Link {
     stop: Arc<AtomicBool>,
     limit_bytes_per_s: Arc<AtomicU64>,
     codec: Codec,
+    coalesces: Option<u64>,
     groups: Arc<Mutex<Memberships>>,
     status: Arc<Mutex<LinkStatus>>,
     thread: JoinHandle<()>,
@@ -122,7 +123,7 @@ impl Drop for Links {
 /// Starts links that are missing and ends those that are not wanted any more.
 fn match_replicas(store: &Arc<Store>, tls: &Tls, running: &Mutex<BTreeMap<Key, Link>>) {
     let now = store.clock().now();
-    let mut wanted: BTreeMap<Key, (Arc<Volume>, u64, Codec)> = BTreeMap::new();
+    let mut wanted: BTreeMap<Key, (Arc<Volume>, u64, Codec, Option<u64>)> = BTreeMap::new();
     for volume in store.volumes() {
         for replica in volume.replicas() {
             if volume.replica_rests(&replica).is_some() {
@@ -130,23 +131,25 @@ fn match_replicas(store: &Arc<Store>, tls: &Tls, running: &Mutex<BTreeMap<Key, L
                 continue;
             }
             let key = (volume.identity().id, replica.address.clone());
-            wanted.insert(key, (volume.clone(), replica.limit.at(now), replica.codec));
+            let limit = replica.limit.at(now);
+            wanted.insert(key, (volume.clone(), limit, replica.codec, replica.coalesce_bytes));
         }
     }
     let mut running = running.lock().expect("no panics under this lock");
     running.retain(|key, link| {
         // A volume that was opened anew, by a resync say, is another one: the old one hears of nothing any more.
-        // One that is to compress otherwise begins anew.
-        let is_wanted = wanted
-            .get(key)
-            .is_some_and(|(volume, _, codec)| Arc::ptr_eq(volume, &link.volume) && *codec == link.codec);
+        // One that is to compress or to catch up otherwise begins anew.
+        let is_wanted = wanted.get(key).is_some_and(|(volume, _, codec, coalesces)| {
+            let is_same = Arc::ptr_eq(volume, &link.volume);
+            is_same && *codec == link.codec && *coalesces == link.coalesces
+        });
         if !is_wanted {
             // It ends by itself; nobody waits for it.
             link.stop.store(true, Ordering::Relaxed);
         }
         is_wanted && !link.thread.is_finished()
     });
-    for (key, (volume, limit, codec)) in wanted {
+    for (key, (volume, limit, codec, coalesces)) in wanted {
         if let Some(link) = running.get(&key) {
             link.limit_bytes_per_s.store(limit, Ordering::Relaxed);
             *link.groups.lock().expect("no panics under this lock") = store.groups_of(&volume);
@@ -161,6 +164,7 @@ fn match_replicas(store: &Arc<Store>, tls: &Tls, running: &Mutex<BTreeMap<Key, L
             address,
             limit_bytes_per_s: limit_bytes_per_s.clone(),
             codec,
+            coalesces,
             groups: groups.clone(),
             tls: tls.clone(),
             stop: stop.clone(),
@@ -168,7 +172,8 @@ fn match_replicas(store: &Arc<Store>, tls: &Tls, running: &Mutex<BTreeMap<Key, L
         };
         match std::thread::Builder::new().name("cdp link".to_owned()).spawn(move || link.run()) {
             Ok(thread) => {
-                running.insert(key, Link { volume, stop, limit_bytes_per_s, codec, groups, status, thread });
+                let link = Link { volume, stop, limit_bytes_per_s, codec, coalesces, groups, status, thread };
+                running.insert(key, link);
             }
             Err(error) => tracing::error!(%error, "starting a link's thread"),
         }
@@ -180,6 +185,7 @@ struct Feeder {
     address: String,
     limit_bytes_per_s: Arc<AtomicU64>,
     codec: Codec,
+    coalesces: Option<u64>,
     groups: Arc<Mutex<Memberships>>,
     tls: Tls,
     stop: Arc<AtomicBool>,
@@ -266,6 +272,9 @@ impl Feeder {
         };
         let mut sender = Sender::new(self.volume.clone(), &self.address, 0);
         sender.restrict_codings(codings);
+        if let Some(bytes) = self.coalesces {
+            sender.coalesce(bytes);
+        }
         let mut rate = Rate::new();
         let mut groups = Memberships::new();
         drive.run(&mut sender, &self.stop, &mut |sender, sent| {

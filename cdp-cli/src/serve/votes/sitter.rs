@@ -20,7 +20,7 @@ use cdp_replica::vote::{Ask, Ballot, Claim, Said, Seat, Standing, Verdict};
 
 use super::Place;
 use crate::serve::overlap;
-use crate::work::{Site, failover};
+use crate::work::{Site, failover, newest};
 
 /// Between two rounds.
 const TICK: Duration = Duration::from_nanos(LEASE_NS / 4);
@@ -224,6 +224,7 @@ impl Sitter {
             ));
         }
         let parts = failover::at_common(members, complete).map_err(|error| error.to_string())?;
+        newest::refuse_where_shown(&self.place.plan.target, &parts).map_err(|error| error.to_string())?;
         let planned =
             self.site.store.plan_promotion(&parts, EpochNumber(0)).map_err(|error| error.to_string())?;
         match planned.first().map(|member| u64::from(member.number.0)) {
@@ -249,8 +250,7 @@ impl Sitter {
         tracing::warn!("{target}: the voters give this site epoch {epoch}: it is promoted");
         let work = move || {
             let heard = EpochNumber(u32::try_from(epoch - 1).unwrap_or(u32::MAX - 1));
-            let request =
-                failover::Failover { target: target.clone(), to: None, dry_run: false, partial: false };
+            let request = failover::Failover { target: target.clone(), ..failover::Failover::default() };
             let done = failover::failover_above(&site, &request, &Zone::system()?, heard)?;
             for line in &done {
                 tracing::warn!(
