@@ -109,18 +109,37 @@ fn signal(child: &Child, signal: Signal) {
     kill_process(Pid::from_child(child), signal).unwrap();
 }
 
+/// All three, with a volume `disk` of 64 MiB that the first site answers.
+fn started(sites: &Sites) -> (Witness, Served, Served) {
+    let witness = Witness::start(&sites.a, &sites.witness);
+    assert_eq!(sites.a.run(&["create", "disk", "--size", "64M"]).code, 0);
+    let servers = (sites.serve(&sites.a), sites.serve(&sites.b));
+    wait_until("the first site answers", || is(&sites.a, "holds"));
+    (witness, servers.0, servers.1)
+}
+
+/// The first site feeds the second; `limit` is how fast.
+fn feed(sites: &Sites, target: &str, limit: &[&str]) {
+    let add = [&["replica", "add", target, &sites.address_b], limit].concat();
+    assert_eq!(sites.a.run(&add).code, 0);
+}
+
+/// As [`started`], and the second stands by.
+fn paired(sites: &Sites) -> (Witness, Served, Served) {
+    let all = started(sites);
+    feed(sites, "disk", &[]);
+    wait_until("the second stands by", || is(&sites.b, "stands-by"));
+    all
+}
+
 /// The primary dies at three in the morning, and nobody is there to say `failover`; what it had answered, and had arrived,
 /// must be at the other site, which answers by itself, and the first one must not answer any more when it comes back.
 #[test]
 fn the_replica_takes_over_by_itself() {
     let sites = Sites::new();
     let Sites { a, b, .. } = &sites;
-    let witness = Witness::start(a, &sites.witness);
-    assert_eq!(a.run(&["create", "disk", "--size", "64M"]).code, 0);
-    let server_a = sites.serve(a);
-    let server_b = sites.serve(b);
-    wait_until("the first site answers", || is(a, "holds"));
-    assert_eq!(a.run(&["replica", "add", "disk", &sites.address_b]).code, 0);
+    let (witness, server_a, server_b) = started(&sites);
+    feed(&sites, "disk", &[]);
     for block in 0..8 {
         write(&server_a, block, 1).unwrap();
     }
@@ -173,13 +192,7 @@ fn the_replica_takes_over_by_itself() {
 fn two_of_three_answer_and_one_alone_does_not() {
     let sites = Sites::new();
     let Sites { a, b, .. } = &sites;
-    let witness = Witness::start(a, &sites.witness);
-    assert_eq!(a.run(&["create", "disk", "--size", "64M"]).code, 0);
-    let server_a = sites.serve(a);
-    let server_b = sites.serve(b);
-    wait_until("the first site answers", || is(a, "holds"));
-    assert_eq!(a.run(&["replica", "add", "disk", &sites.address_b]).code, 0);
-    wait_until("the second stands by", || is(b, "stands-by"));
+    let (witness, server_a, server_b) = paired(&sites);
 
     drop(witness);
     let until = Instant::now() + LONGER_THAN_A_LEASE;
@@ -251,7 +264,7 @@ fn a_group_is_taken_over_as_one() {
     let server_a = sites.serve(a);
     let server_b = sites.serve(b);
     wait_until("the first site answers", || is(a, "holds"));
-    assert_eq!(a.run(&["replica", "add", "db", &sites.address_b]).code, 0);
+    feed(&sites, "db", &[]);
     for (byte, name) in (1..).zip(VOLUMES) {
         put(&mut server_a.connect(name).unwrap(), 0, &[byte; 4096]).unwrap();
     }
@@ -289,7 +302,7 @@ fn a_primary_that_asks_nobody_is_not_taken_over() {
     assert_eq!(a.run(&["create", "disk", "--size", "64M"]).code, 0);
     let server_a = sites.serve(a);
     let server_b = sites.serve(b);
-    assert_eq!(a.run(&["replica", "add", "disk", &sites.address_b]).code, 0);
+    feed(&sites, "disk", &[]);
     let says = |words: &str| seat(b)["text"].as_str().is_some_and(|text| text.contains(words));
     wait_until("it is fed, and says why it waits", || says("held epoch 1"));
     std::thread::sleep(LONGER_THAN_A_LEASE);
@@ -317,12 +330,8 @@ fn a_primary_that_asks_nobody_is_not_taken_over() {
 fn whoever_steps_down_keeps_the_epoch_until_all_has_arrived() {
     let sites = Sites::new();
     let Sites { a, b, .. } = &sites;
-    let _witness = Witness::start(a, &sites.witness);
-    assert_eq!(a.run(&["create", "disk", "--size", "64M"]).code, 0);
-    let server_a = sites.serve(a);
-    let server_b = sites.serve(b);
-    wait_until("the first site answers", || is(a, "holds"));
-    assert_eq!(a.run(&["replica", "add", "disk", &sites.address_b, "--limit", "400KiB"]).code, 0);
+    let (_witness, server_a, server_b) = started(&sites);
+    feed(&sites, "disk", &["--limit", "400KiB"]);
     wait_until("the second stands by", || is(b, "stands-by"));
     // What does not compress, for some fifteen seconds of the line.
     let mut client = server_a.connect("disk").unwrap();
@@ -371,7 +380,7 @@ fn a_site_votes_on_its_own_volumes_with_their_other_site_only() {
     let server_a = sites.serve(a);
     let server_b = sites.serve(b);
     wait_until("the first site answers", || is(a, "holds"));
-    assert_eq!(a.run(&["replica", "add", "disk", &sites.address_b]).code, 0);
+    feed(&sites, "disk", &[]);
     wait_until("the second stands by", || is(b, "stands-by"));
     let manifest = std::fs::read_to_string(a.store().join("volumes/disk/volume")).unwrap();
     let id = manifest.lines().find_map(|line| line.strip_prefix("id = ")).unwrap();
