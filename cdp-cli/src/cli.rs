@@ -175,7 +175,9 @@ else: it can neither shorten nor delete what another site has, nor promote it.")
         volume: Option<String>,
     },
     /// Make groups of volumes that are marked and looked at as of one instant
-    #[command(after_help = "Example:\n  cdp group create db db-data db-wal\n  cdp mark db before-upgrade")]
+    #[command(
+        after_help = "Example:\n  cdp group create db db-data db-wal\n  cdp mark db before-upgrade\n  cdp group remove db db-wal\n  cdp group delete db"
+    )]
     Group {
         /// What to do
         #[command(subcommand)]
@@ -199,7 +201,8 @@ Examples:
   cdp log disk --around lsn:4711 --records
 
 Every row carries a point to copy: the state right before it, of a rollback the one that was left. The bars show what was written: `#` where nothing
-was before, `o` over other data, `-` trimmed or zeroed.")]
+was before, `o` over other data, `-` trimmed or zeroed. `%` is history that was thinned: what was written when is not known
+any more, and the states that are left have rows.")]
     Log(Log),
     /// Close a throw-away clone that connections share
     #[command(after_help = "\

@@ -22,7 +22,10 @@ fn main() -> ExitCode {
         report::print(page);
         return ExitCode::from(report::DONE);
     }
-    let cli = cli::Cli::parse();
+    let cli = match cli::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return ExitCode::from(commands::misspelt(&error, std::env::args_os())),
+    };
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_max_level(log_level())

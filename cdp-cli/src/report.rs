@@ -13,7 +13,7 @@ pub const FAILED: u8 = 1;
 pub const USAGE: u8 = 2;
 /// Something is wrong with the store or a volume: somebody should act.
 pub const ACT: u8 = 3;
-/// Somebody else holds it, it is there already, or it is refused for safety.
+/// Somebody else holds it, it is there already, it can only be read, or it is refused for safety.
 pub const REFUSED: u8 = 4;
 /// There is no such volume, marker or point.
 pub const NOT_FOUND: u8 = 5;
@@ -27,7 +27,7 @@ Exit codes:
   1    failed: the storage, the network or a program that was run
   2    the command line or the configuration makes no sense
   3    somebody should act: damage was found, or a volume takes no writes
-  4    refused: in use, locked, there already, or not safe
+  4    refused: in use, locked, there already, takes no writes (a replica), or not safe
   5    there is no such volume, marker, point or file
   130  stopped by Ctrl-C";
 
@@ -36,9 +36,9 @@ pub fn code_of(kind: Kind) -> u8 {
     match kind {
         Kind::Invalid => USAGE,
         Kind::Damaged => ACT,
-        Kind::Busy | Kind::Refused | Kind::Exists => REFUSED,
+        Kind::Busy | Kind::Refused | Kind::Exists | Kind::ReadOnly => REFUSED,
         Kind::NotFound | Kind::OutOfRange => NOT_FOUND,
-        Kind::Io | Kind::NoSpace | Kind::ReadOnly | Kind::Closed => FAILED,
+        Kind::Io | Kind::NoSpace | Kind::Closed => FAILED,
     }
 }
 

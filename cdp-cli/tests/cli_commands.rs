@@ -269,7 +269,125 @@ fn a_group_is_one_instant() {
     put(&mut data, 4096, b"x").unwrap();
     home.json(&["mark", "wal", "alone"]);
     assert_eq!(home.run(&["restore", "db@alone", "out", "--force"]).code, 2);
+
+    // What is about one volume says that this is none; and a group is no road without an end.
+    for arguments in [
+        &["unmark", "db", "one"][..],
+        &["retention", "show", "db"],
+        &["status", "db"],
+        &["verify", "db"],
+        &["delete", "db", "--yes"],
+        &["grow", "db", "128M"],
+    ] {
+        let refused = home.run(arguments);
+        let is_told =
+            refused.err.contains("db is a group of data, wal") && refused.err.contains("say one of them");
+        assert!(refused.code == 5 && is_told, "{arguments:?}: {refused:?}");
+    }
+    home.json(&["group", "add", "db", "other"]);
+    home.json(&["group", "create", "second", "other"]);
+    let refused = home.run(&["delete", "other", "--yes"]);
+    assert!(refused.code == 4 && refused.err.contains("cdp group remove db other"), "{refused:?}");
+    let deleted = home.json(&["delete", "other", "--yes", "--force"]);
+    assert_eq!(deleted["why"], "taken out of the group db, second");
+    assert_eq!(home.json(&["mark", "db", "after"]).as_array().unwrap().len(), 2);
+    assert_eq!(home.run(&["group", "remove", "db", "data", "other"]).code, 5, "not a member");
+    let left = home.json(&["group", "remove", "db", "data"]);
+    assert_eq!(left[0]["members"], serde_json::json!(["wal"]));
+    assert_eq!(home.run(&["group", "delete", "db"]).code, 0);
+    assert_eq!(home.json(&["group", "list"]), serde_json::json!([]));
+    assert_eq!(home.run(&["group", "delete", "db"]).code, 5);
+    drop((data, wal));
     served.stop();
+    assert_eq!(home.json(&["group", "list"]), serde_json::json!([]));
+}
+
+/// Who zooms to an instant must not read that nothing was written in the hours behind it, nor what happened then.
+#[test]
+fn a_zoomed_log_ends_where_its_window_ends() {
+    let home = Home::new();
+    let served = home.serve(&[]);
+    let mut disk = served.connect("disk").unwrap();
+    put(&mut disk, 0, &[1; 4096]).unwrap();
+    let at = home.json(&["mark", "disk", "m1"])[0]["ns"].as_u64().unwrap();
+    std::thread::sleep(Duration::from_millis(400));
+    put(&mut disk, 0, &[2; 4096]).unwrap();
+    home.json(&["retention", "set", "disk", "every-write 24h"]);
+    let rows = home.json(&["log", "disk@m1", "--step", "10ms"])[0]["rows"].clone();
+    for row in rows.as_array().unwrap() {
+        let ends = [&row["quiet"]["to_ns"], &row["interval"]["to_ns"], &row["event"]["ns"]];
+        let end = ends.iter().find_map(|end| end.as_u64()).unwrap();
+        assert!(end <= at + 200_000_000, "{row} is not within 200 ms of {at}");
+    }
+    let whole = home.json(&["log", "disk"]).to_string();
+    let has_policy = |text: &str| text.contains("\"kind\":\"retention\"");
+    assert!(has_policy(&whole) && !has_policy(&rows.to_string()), "{whole}");
+    served.stop();
+}
+
+/// A script that asked for JSON gets JSON, also where it misspelt something; and people get a line that works.
+#[test]
+fn what_is_wrong_is_told_with_a_line_to_copy() {
+    let home = Home::new();
+    for arguments in [&["--json", "ls"][..], &["fly", "--json"], &["--json", "create"]] {
+        let ran = home.run(arguments);
+        let error: serde_json::Value = serde_json::from_str(&ran.out).unwrap_or_else(|_| panic!("{ran:?}"));
+        assert_eq!((ran.code, &error["error"]["kind"]), (2, &"invalid".into()), "{ran:?}");
+    }
+    assert!(home.run(&["--help", "--json"]).out.contains("cdp demo"));
+    let refused = home.run(&["create", "x"]);
+    assert!(
+        refused.code == 2 && refused.err.contains("--size 10G") && refused.err.contains("--from"),
+        "{refused:?}"
+    );
+    assert!(!home.store().exists(), "no store is made for that");
+    home.json(&["create", "disk", "--size", "16M"]);
+    let refused = home.run(&["failover", "disk", "--to", "-1h", "--dry-run"]);
+    assert!(!refused.err.contains("unexpected argument"), "{refused:?}");
+    let empty = home.run(&["ls", "disk@start:/"]);
+    assert!(empty.code == 2 && empty.err.contains("cdp log disk"), "{empty:?}");
+    home.json(&["create", "my disk", "--size", "1M"]);
+    let deleted = home.run(&["delete", "my disk", "--yes"]);
+    assert!(deleted.out.contains("`cdp undelete 'my disk'`"), "{deleted:?}");
+
+    // Many connections of one client are one client.
+    let served = home.serve(&[]);
+    let clients = [served.connect("disk").unwrap(), served.connect("disk").unwrap()];
+    let refused = home.run(&["delete", "disk", "--yes"]);
+    assert!(
+        refused.err.contains("(2 connections)") && refused.err.matches("pid ").count() == 1,
+        "{refused:?}"
+    );
+    drop(clients);
+
+    // Another store on the same socket was not meant, and is not left behind.
+    let socket = served.socket();
+    let other = Home::new();
+    let refused = other.run(&["serve", "--socket", socket.to_str().unwrap()]);
+    assert!(refused.code == 4 && !other.store().exists(), "{refused:?}");
+
+    // What a restore that was killed has left is no image, and nobody else's business.
+    std::fs::write(home.path("x.img.restoring-999999999"), "half").unwrap();
+    std::fs::write(home.path("x.img.restoring-notes"), "mine").unwrap();
+    assert_eq!(home.run(&["restore", "disk@latest", "x.img"]).code, 0);
+    assert!(!home.path("x.img.restoring-999999999").exists() && home.path("x.img.restoring-notes").exists());
+    served.stop();
+
+    if rustix::process::geteuid().is_root() {
+        let there = home.path("rescue");
+        std::fs::create_dir(&there).unwrap();
+        let mount = |arguments: &[&str]| {
+            std::process::Command::new("mount").args(arguments).status().unwrap().success()
+        };
+        let (store, there) = (home.store(), there.to_str().unwrap().to_owned());
+        if mount(&["--bind", store.to_str().unwrap(), &there]) {
+            let is_read_only = mount(&["-o", "remount,bind,ro", &there]);
+            let refused = home.run(&["status", "--store", &there]);
+            let _ = std::process::Command::new("umount").arg(&there).status();
+            let is_told = refused.err.contains("mounted read-only") && refused.err.contains("cp -a");
+            assert!(!is_read_only || refused.code == 4 && is_told, "{refused:?}");
+        }
+    }
 }
 
 /// Somebody looks for the instant before it went wrong, and must find it by looking.
@@ -425,6 +543,12 @@ fn a_journal_cap_can_be_changed_and_stays() {
     assert_eq!(cap(), 3 << 30);
     assert_eq!(home.run(&["set", "disk", "--journal-cap", "much"]).code, 2);
     assert_eq!(home.run(&["set", "nope", "--journal-cap", "none"]).code, 5);
+    // Less than a segment can never be kept to, and one that drops its oldest history needs some to turn round in.
+    assert_eq!(home.run(&["set", "disk", "--journal-cap", "10M"]).code, 2);
+    assert_eq!(home.run(&["create", "other", "--size", "64M", "--journal-cap", "10M"]).code, 2);
+    assert_eq!(home.run(&["retention", "set", "disk", "at cap drop-oldest"]).code, 0);
+    let refused = home.run(&["set", "disk", "--journal-cap", "200M"]);
+    assert!(refused.code == 2 && refused.err.contains("384 MiB"), "{refused:?}");
     served.stop();
     assert_eq!(cap(), 3 << 30);
 }

@@ -54,6 +54,10 @@ fn what_was_written_between_two_points_is_listed_with_and_without_a_server() {
         let strangers = home.run(&["diff", "disk@a", "other@latest"]);
         assert_eq!(strangers.code, 2, "{strangers:?}");
         assert!(strangers.err.contains("no history in common"), "{strangers:?}");
+        assert_eq!(strangers.out, "", "no header of a table that does not come");
+        let strangers = home.run(&["diff", "disk@a", "other@latest", "--json"]);
+        let error: serde_json::Value = serde_json::from_str(&strangers.out).unwrap();
+        assert_eq!(error["error"]["kind"], "invalid", "{strangers:?}");
         assert_eq!(home.run(&["diff", "disk@nowhere", "disk@b"]).code, 5);
         assert_eq!(home.run(&["diff", "disk"]).code, 2);
     };

@@ -64,6 +64,22 @@ fn either_side_killed_at_any_time_converges() {
     let status = sites.b.json(&["status", "disk"]);
     assert_eq!(status["volumes"][0]["role"], "replica", "{status}");
     assert_eq!(status["volumes"][0]["fed"]["site"], "site-a", "{status}");
+    let refused = sites.b.run(&["mark", "disk", "mine"]);
+    assert_eq!(refused.code, 4, "refused, not failed: {refused:?}");
+    // Both sites are in one epoch: there is nothing to resync, and a primary is not called a replica.
+    let resync = sites.a.run(&["resync", "disk"]);
+    assert!(!resync.out.contains("is a replica now"), "{resync:?}");
+    assert_eq!(sites.a.json(&["status", "disk"])["volumes"][0]["role"], "primary");
+    assert!(sites.a.run(&["replica", "list"]).out.contains("compressed by lz4"));
+    // Where nobody is, or only we are ourselves, is no second site.
+    sites.b.json(&["create", "own", "--size", "1M"]);
+    for (wrong, code) in
+        [("127.0.0.1", 2), ("127.0.0.1:0", 2), (":4711", 2), ("::1:4711", 2), (&address[..], 4)]
+    {
+        let refused = sites.b.run(&["replica", "add", "own", wrong]);
+        assert_eq!(refused.code, code, "{wrong}: {refused:?}");
+    }
+    assert_eq!(sites.b.json(&["replica", "list", "own"]), Value::Array(Vec::new()));
     // Let go of it: nothing is held any more.
     assert_eq!(sites.a.json(&["replica", "remove", "disk", &address]), Value::Array(Vec::new()));
     let status = sites.a.json(&["status", "disk"]);
@@ -81,6 +97,18 @@ fn rights_are_bound_to_certificates() {
     // Of the same authority, but without the right to send.
     let ran = sites.a.run(&["pki", "issue", "authority", "other", "--replica-only", "--to", "pki-other"]);
     assert_eq!(ran.code, 0, "{ran:?}");
+    // What was issued is not overwritten, and each kind of certificate has its place.
+    for again in [&["pki", "init", "authority"][..], &["pki", "issue", "authority", "site-a", "--to", "pki"]]
+    {
+        let ran = sites.a.run(again);
+        assert!(ran.code == 4 && ran.err.contains("another directory"), "{ran:?}");
+    }
+    let ran = sites.a.run(&["pki", "issue", "authority", "third", "--witness", "--to", "pki-witness"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let ran = sites.a.run(&["serve", "--pki", "pki-witness", "--replica-listen", "127.0.0.1:0"]);
+    assert!(ran.code == 4 && ran.err.contains("not that of a site"), "{ran:?}");
+    let ran = sites.a.run(&["witness", "--dir", "votes", "--pki", "pki", "--listen", "127.0.0.1:0"]);
+    assert!(ran.code == 4 && ran.err.contains("not that of a witness"), "{ran:?}");
     // Of another authority, with the same names.
     assert_eq!(sites.a.run(&["pki", "init", "strangers"]).code, 0);
     assert_eq!(sites.a.run(&["pki", "issue", "strangers", "site-a", "--to", "pki-stranger"]).code, 0);
@@ -93,6 +121,8 @@ fn rights_are_bound_to_certificates() {
             let state = replicas[0]["state"].as_str().unwrap();
             if ["stopped", "waiting"].contains(&state) {
                 assert_eq!(replicas[0]["newest"], Value::Null, "{replicas}");
+                let is_told = replicas[0]["text"].as_str().unwrap().contains("one authority");
+                assert_eq!(is_told, pki == "pki-stranger", "{replicas}");
                 break;
             }
             assert!(Instant::now() < until, "{replicas}");

@@ -148,6 +148,28 @@ fn named_states_outlive_a_full_journal() {
     assert!(refused.err.contains(&format!("lsn:{}", marks[0].2)), "{refused:?}");
     let log = home.json(&["log", "disk"]).to_string();
     assert!(log.contains("thinned") && log.contains("the journal was full"), "{log}");
+    // Where single states are left, the timeline does not say that nobody wrote; it can be zoomed to, and names what can
+    // be opened.
+    let zoomed = home.json(&["log", "disk", "--around", &between]);
+    assert!(zoomed[0]["around_gone"].as_str().unwrap().contains("thinned"), "{zoomed}");
+    let stretch = |rows: &serde_json::Value| {
+        let rows = rows[0]["rows"].as_array().unwrap().clone();
+        rows.iter().any(|row| row["thinned"].is_object() || row["event"]["kind"] == "kept")
+    };
+    assert!(stretch(&zoomed) && stretch(&home.json(&["log", "disk"])), "{zoomed}");
+    let text = home.run(&["log", "disk", "--around", &between]);
+    assert!(text.code == 0 && text.out.contains("thinned"), "{text:?}");
+    let records = home.json(&["log", "disk", "--records", "--around", &between]);
+    assert!(records[0]["thinned"][0][0].is_u64(), "{records}");
+    wait_until("every point of the timeline opens", || {
+        let log = home.json(&["log", "disk"]);
+        let rows = log[0]["rows"].as_array().unwrap();
+        let points = rows.iter().filter_map(|row| {
+            let kept = (row["event"]["kind"] == "kept").then(|| &row["event"]["point"]);
+            kept.or_else(|| row["interval"].is_object().then(|| &row["interval"]["point_before"]))
+        });
+        points.take(20).all(|point| served.connect(point.as_str().unwrap()).is_ok())
+    });
     let verified = home.run(&["verify", "disk"]);
     assert_eq!(verified.code, 0, "{verified:?}");
     served.stop();

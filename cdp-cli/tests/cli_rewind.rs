@@ -5,6 +5,7 @@ mod cli;
 
 use cli::*;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::time::Instant;
 
 /// A disk with 1s, marked `good`, then 2s over them.
@@ -344,5 +345,37 @@ fn a_group_goes_back_as_one() {
     assert!(both(2));
     home.json(&["undo", "wal"]);
     assert_eq!(home.run(&["undo", "db"]).code, 4, "they have no rollback in common any more");
+    served.stop();
+}
+
+/// A disk that was attached while its volume was set back holds what must not be written any more: that is what has to be
+/// said, not that a server that runs should be started.
+#[test]
+fn an_attached_disk_is_told_to_go() {
+    let devices = Path::new("/dev/fuse").exists() && Path::new("/dev/loop-control").exists();
+    let is_there = |program: &str| cdp_cli::host::command::find(program).is_some();
+    if !rustix::process::geteuid().is_root() || !devices || !is_there("nbdfuse") || !is_there("nbdinfo") {
+        assert!(std::env::var_os("CI").is_none(), "nothing is skipped in CI");
+        return;
+    }
+    let home = Home::new();
+    let served = spoilt(&home);
+    // An empty past stays empty: nobody can make a filesystem there.
+    let blank = home.run(&["mount", "disk@start", "there"]);
+    assert!(blank.code == 5 && blank.err.contains("cdp log disk"), "{blank:?}");
+    assert_eq!(home.run(&["attach", "disk"]).code, 0);
+    home.json(&["rollback", "disk@good", "--force"]);
+    let listed = home.run(&["attach"]);
+    assert!(listed.code == 3 && listed.out.contains("cdp resume disk"), "{listed:?}");
+    let refused = home.run(&["detach", "disk"]);
+    assert!(refused.code == 4 && refused.err.contains("rolled back"), "{refused:?}");
+    assert!(refused.err.contains("--force") && !refused.err.contains("start it again"), "{refused:?}");
+    home.json(&["resume", "disk"]);
+    wait_until("the relay gives the device up", || {
+        let all = home.run(&["attach", "--json"]);
+        all.code == 3 && all.out.contains("rolled back")
+    });
+    assert_eq!(home.run(&["detach", "disk", "--force"]).code, 0);
+    assert_eq!(home.json(&["attach"]), serde_json::json!([]));
     served.stop();
 }

@@ -216,6 +216,16 @@ impl Store {
                 return Err(Error::new(Kind::Busy, context)
                     .hint("stop that process, or talk to it: commands find its control socket by --store"));
             }
+            // Also who only reads opens it under the lock, and ends first what a crash left half done.
+            Err(error) if error.kind() == ErrorKind::ReadOnlyFilesystem => {
+                let context = format!(
+                    "the store {} is on a filesystem that is mounted read-only, where it cannot be locked or recovered",
+                    path.display()
+                );
+                return Err(Error::new(Kind::Refused, context).hint(
+                    "mount that read-write, or open a copy: cp -a --sparse=always STORE COPY; cdp --store COPY …; an overlay that is mounted over it does, too",
+                ));
+            }
             other => other.at(|| format!("locking {}", lock_path.display()))?,
         };
         // A process that died while it made or moved something may have left names that no sync covers: what
@@ -330,6 +340,11 @@ impl Store {
         }
         if let Some(error) = self.failed.lock().expect("no panics under this lock").get(name) {
             return Err(error.duplicate());
+        }
+        if let Some(members) = self.groups().get(name) {
+            let context =
+                format!("{name} is a group of {}, and this is about one volume", members.join(", "));
+            return Err(Error::new(Kind::NotFound, context).hint("say one of them"));
         }
         let names: Vec<String> = self.volumes().iter().map(|volume| volume.name().to_owned()).collect();
         let hint = if names.is_empty() {

@@ -173,5 +173,11 @@ fn write_new(dir: &Path, name: &str, text: &str, mode: u32) -> Result<()> {
         file.write_all(text.as_bytes())?;
         file.sync_all()
     });
-    written.at(|| format!("writing {}", path.display()))
+    written.map_err(|error| match error.kind() {
+        std::io::ErrorKind::AlreadyExists => {
+            Error::new(Kind::Exists, format!("there is a {} already", path.display()))
+                .hint("nothing is overwritten here: whoever has it uses it; name another directory")
+        }
+        _ => Error::io(error, format!("writing {}", path.display())),
+    })
 }

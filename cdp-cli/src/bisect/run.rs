@@ -143,7 +143,7 @@ impl Hunt<'_> {
     /// Gets the verdicts that are not known yet, all at the same time, and keeps each as soon as it is there.
     fn ask(&mut self, lsns: &[u64]) -> Result<()> {
         if self.interrupts.came() {
-            return Err(interrupted());
+            return Err(interrupted(&self.state.volume));
         }
         let unknown: BTreeSet<u64> =
             lsns.iter().copied().filter(|lsn| !self.state.verdicts.contains_key(lsn)).collect();
@@ -160,7 +160,7 @@ impl Hunt<'_> {
             threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Err(unexpected()))).collect()
         });
         match results.into_iter().collect::<Result<()>>() {
-            Err(_) if self.interrupts.came() => Err(interrupted()),
+            Err(_) if self.interrupts.came() => Err(interrupted(&self.state.volume)),
             other => other,
         }
     }
@@ -178,6 +178,7 @@ impl Hunt<'_> {
     }
 }
 
-fn interrupted() -> Error {
-    Error::new(Kind::Closed, "stopped; what is known so far is kept").hint("cdp bisect VOL --continue")
+fn interrupted(volume: &str) -> Error {
+    Error::new(Kind::Closed, "stopped; what is known so far is kept")
+        .hint(format!("cdp bisect {volume} --continue"))
 }

@@ -66,6 +66,12 @@ impl State {
             verdicts: BTreeMap::new(),
         }
     }
+
+    /// Whether the program was asked about an end and said another thing than it was told to be.
+    pub fn ends_are_wrong(&self) -> bool {
+        let is_not = |lsn: u64, wanted: Verdict| self.verdicts.get(&lsn).is_some_and(|said| *said != wanted);
+        self.check_ends && (is_not(self.good.lsn, Verdict::Good) || is_not(self.bad.lsn, Verdict::Bad))
+    }
 }
 
 /// Where a search is kept.

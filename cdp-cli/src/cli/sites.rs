@@ -167,7 +167,7 @@ pub struct Failover {
     #[arg(value_name = "VOL|GROUP")]
     pub target: String,
     /// The point to go on from, as behind an `@`
-    #[arg(long, value_name = "POINT")]
+    #[arg(long, value_name = "POINT", allow_hyphen_values = true)]
     pub to: Option<String>,
     /// Only say what would be done
     #[arg(long)]

@@ -12,7 +12,7 @@ pub struct Create {
     /// Its name
     pub volume: String,
     /// Its size: 512M, 10G, 2T
-    #[arg(long, required_unless_present = "from")]
+    #[arg(long)]
     pub size: Option<String>,
     /// An image or a block device that nobody writes to
     #[arg(long, value_name = "FILE|BLOCKDEV")]
@@ -59,6 +59,15 @@ pub enum GroupCommand {
     /// Add volumes to a group
     #[command(after_help = "Example:\n  cdp group add db db-archive")]
     Add(GroupMembers),
+    /// Take volumes out of a group; the volumes stay
+    #[command(after_help = "Example:\n  cdp group remove db db-archive\n\nA group without members is gone.")]
+    Remove(GroupMembers),
+    /// Forget a group; its volumes stay
+    #[command(after_help = "Example:\n  cdp group delete db")]
+    Delete {
+        /// The group
+        group: String,
+    },
     /// List the groups
     #[command(after_help = "Example:\n  cdp group list")]
     List,
@@ -167,7 +176,7 @@ pub struct Delete {
     /// Do not ask
     #[arg(long)]
     pub yes: bool,
-    /// Disconnect its clients first
+    /// Disconnect its clients first, and take it out of its groups
     #[arg(long)]
     pub force: bool,
 }

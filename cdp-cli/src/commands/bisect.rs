@@ -36,7 +36,10 @@ pub fn run(context: &Context, arguments: &cli::Bisect) -> Result<u8> {
     let closed = reach.close();
     match done {
         Err(_) if interrupts.came() => {
-            report::say("cdp: stopped; what is known so far is kept: cdp bisect VOL --continue goes on");
+            let volume = &arguments.volume;
+            report::say(&format!(
+                "cdp: stopped; what is known so far is kept: cdp bisect {volume} --continue goes on"
+            ));
             Ok(report::INTERRUPTED)
         }
         done => done.and_then(|code| closed.map(|()| code)),
@@ -67,7 +70,16 @@ fn search(
     };
     let together = u64::from(arguments.jobs);
     let mut hunt = Hunt { reach, prober, state, file: file.clone(), together, interrupts };
-    let ending = hunt.run(&mut |what, left| report::say(&format!("{what}: {left} left to judge")))?;
+    let ending = match hunt.run(&mut |what, left| report::say(&format!("{what}: {left} left to judge"))) {
+        // There is nothing to go on with: the same search would end the same way.
+        Err(error)
+            if !interrupts.came() && (hunt.state.verdicts.is_empty() || hunt.state.ends_are_wrong()) =>
+        {
+            file.remove()?;
+            return Err(error);
+        }
+        other => other?,
+    };
     let (good, bad) = (
         place(&mut *hunt.reach, arguments, ending.last_good)?,
         place(&mut *hunt.reach, arguments, ending.first_bad)?,
@@ -96,8 +108,10 @@ fn begun(arguments: &cli::Bisect, reach: &mut Reach, file: &StateFile) -> Result
     })?;
     let bad = arguments.bad.as_deref().unwrap_or("latest");
     if arguments.program.is_empty() {
-        return Err(Error::new(Kind::Invalid, "there is no program that judges")
-            .hint("behind --: cdp bisect VOL --good POINT --bad POINT -- PROGRAM"));
+        return Err(Error::new(Kind::Invalid, "there is no program that judges").hint(format!(
+            "behind --: cdp bisect {} --good POINT --bad POINT -- PROGRAM",
+            arguments.volume
+        )));
     }
     let mut end = |text: &str| {
         let info = reach.point(&format!("{}@{text}", arguments.volume))?;
@@ -125,7 +139,7 @@ fn begun(arguments: &cli::Bisect, reach: &mut Reach, file: &StateFile) -> Result
 fn resumed(reach: &mut Reach, file: &StateFile, volume: &str) -> Result<State> {
     let state = file.load()?.ok_or_else(|| {
         Error::new(Kind::NotFound, format!("there is no search in {volume} to go on with"))
-            .hint("begin one: cdp bisect VOL --good POINT --bad POINT -- PROGRAM")
+            .hint(format!("begin one: cdp bisect {volume} --good POINT --bad POINT -- PROGRAM"))
     })?;
     for end in [state.good, state.bad] {
         let info = reach.point(&format!("{volume}@lsn:{}", end.lsn))?;

@@ -1,13 +1,13 @@
 //! `cdp create`.
 
-use cdp_core::error::{IoContext, Result};
+use cdp_core::error::{Error, IoContext, Kind, Result};
 
 use super::Context;
 use super::progress::Bar;
 use crate::cli;
 use crate::door::{Door, unexpected};
 use crate::report;
-use crate::units::{parse_duration, parse_size, size};
+use crate::units::{parse_duration, parse_size, shell_word, size};
 use crate::work::{Create, Request, Response};
 
 /// Makes a volume.
@@ -17,6 +17,12 @@ pub fn run(context: &Context, arguments: &cli::Create) -> Result<u8> {
         Some(path) => Some(path.canonicalize().at(|| format!("finding {}", path.display()))?),
         None => None,
     };
+    if arguments.size.is_none() && from.is_none() {
+        // Before a store is made for it.
+        let name = shell_word(&arguments.volume);
+        return Err(Error::new(Kind::Invalid, "no size is given")
+            .hint(format!("cdp create {name} --size 10G, or cdp create {name} --from IMAGE")));
+    }
     let create = Create {
         name: arguments.volume.clone(),
         size_bytes: arguments.size.as_deref().map(parse_size).transpose()?,

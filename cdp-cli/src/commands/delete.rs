@@ -19,8 +19,11 @@ pub fn run(context: &Context, arguments: &Delete) -> Result<u8> {
     }
     let request = Request::Delete { volume: name.clone(), force: arguments.force };
     let answer = Door::ask_once(&context.config, false, request, &mut |_| Ok(()))?;
+    let Response::Volume(line) = &answer else { return Err(unexpected()) };
     context.show(&answer.json(), || {
-        format!("{name} is in the trash for 7 days; `cdp undelete {name}` brings it back")
+        let why = line.why.as_ref().map(|why| format!(", {why}")).unwrap_or_default();
+        let word = crate::units::shell_word(name);
+        format!("{name} is in the trash for 7 days{why}; `cdp undelete {word}` brings it back")
     });
     Ok(report::DONE)
 }

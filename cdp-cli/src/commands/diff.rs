@@ -56,13 +56,28 @@ fn show(context: &Context, door: &mut Door, from: &str, to: &str, arguments: &cl
     }
     point::tell(from.iter().chain(&to));
     let pairs: Vec<(PointInfo, PointInfo)> = from.into_iter().zip(to).collect();
+    // What cannot be compared at all shows in the first page of each: nothing is printed before.
+    let mut begun = Vec::with_capacity(pairs.len());
+    for (from, to) in &pairs {
+        let mut diff =
+            Diff { from: from.export.clone(), to: to.export.clone(), content: arguments.content, offset: 0 };
+        let first = next_page(door, &mut diff)?;
+        begun.push((diff, first));
+    }
     if context.json {
         report::print("[");
     }
-    for (number, (from, to)) in pairs.iter().enumerate() {
+    for (number, ((from, to), (mut diff, first))) in pairs.iter().zip(begun).enumerate() {
         let mut printer = Printer { json: context.json, summary: arguments.summary, ..Printer::default() };
         printer.begin(from, to);
-        each_page(door, from, to, arguments.content, &mut |page| printer.page(page))?;
+        let mut page = first;
+        loop {
+            printer.page(&page);
+            if page.next.is_none() {
+                break;
+            }
+            page = next_page(door, &mut diff)?;
+        }
         printer.end(number + 1 == pairs.len());
     }
     if context.json {
@@ -71,24 +86,17 @@ fn show(context: &Context, door: &mut Door, from: &str, to: &str, arguments: &cl
     Ok(())
 }
 
-fn each_page(
-    door: &mut Door,
-    from: &PointInfo,
-    to: &PointInfo,
-    content: bool,
-    take: &mut dyn FnMut(&DiffPage),
-) -> Result<()> {
-    let mut diff = Diff { from: from.export.clone(), to: to.export.clone(), content, offset: 0 };
-    loop {
-        let page = match door.ask(Request::Diff(diff.clone()), &mut |_| Ok(()))? {
-            Response::Diff(page) => page,
-            _ => return Err(unexpected()),
-        };
-        take(&page);
-        match page.next {
-            Some(next) if next > diff.offset => diff.offset = next,
-            Some(_) => return Err(unexpected()),
-            None => return Ok(()),
+/// The page at the offset of `diff`, which moves on to the next one.
+fn next_page(door: &mut Door, diff: &mut Diff) -> Result<DiffPage> {
+    let page = match door.ask(Request::Diff(diff.clone()), &mut |_| Ok(()))? {
+        Response::Diff(page) => page,
+        _ => return Err(unexpected()),
+    };
+    match page.next {
+        Some(next) if next <= diff.offset => Err(unexpected()),
+        next => {
+            diff.offset = next.unwrap_or(diff.offset);
+            Ok(page)
         }
     }
 }

@@ -108,6 +108,10 @@ pub fn resync(context: &Context, arguments: &cli::Resync) -> Result<u8> {
                     text.push_str(&format!("\n  what only this site had: {orphan}, with the same LSNs"));
                 }
                 (None, true) => text.push_str("\n  this site had nothing that the other has not"),
+                (None, false) if !arguments.dry_run => text.push_str(&format!(
+                    "\n  nothing to do: both sites are in epoch {}, and {} is the primary here as before",
+                    line.their_epoch, line.volume
+                )),
                 (None, false) => {}
             }
             if line.done {

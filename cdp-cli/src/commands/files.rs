@@ -30,6 +30,8 @@ pub struct EntryLine {
     pub path: String,
     /// file, directory, symlink or special.
     pub kind: &'static str,
+    /// What a special one is: pipe, socket, block device, character device, reparse point.
+    pub special: Option<&'static str>,
     /// Length of its content.
     pub bytes: u64,
     /// Permission bits in octal, where there are any.
@@ -51,9 +53,14 @@ impl EntryLine {
             EntryKind::Symlink(text) => ("symlink", Some(String::from_utf8_lossy(text).into_owned())),
             EntryKind::Special(_) => ("special", None),
         };
+        let special = match entry.kind {
+            EntryKind::Special(what) => Some(what),
+            _ => None,
+        };
         EntryLine {
             path: shown(path),
             kind,
+            special,
             bytes: entry.bytes,
             mode: entry.mode.map(|mode| format!("{mode:04o}")),
             owner: entry.owner,
@@ -193,23 +200,42 @@ fn long(lines: &[EntryLine], names: &[String]) -> String {
         |line: &EntryLine| line.owner.map(|(user, group)| format!("{user}:{group}")).unwrap_or_default();
     let owners = lines.iter().map(|line| owner(line).len()).max().unwrap_or(0);
     let one = |(line, name): (&EntryLine, &String)| {
-        let kind = match line.kind {
-            "directory" => 'd',
-            "symlink" => 'l',
-            "special" => 's',
+        let kind = match (line.kind, line.special) {
+            ("directory", _) => 'd',
+            ("symlink", _) => 'l',
+            (_, Some("pipe")) => 'p',
+            (_, Some("socket")) => 's',
+            (_, Some("block device")) => 'b',
+            (_, Some("character device")) => 'c',
+            (_, Some(_)) => '?',
             _ => '-',
         };
         let mode = line.mode.as_deref().and_then(|mode| u16::from_str_radix(mode, 8).ok());
-        let mode = mode.map_or("---------".to_owned(), |mode| {
-            let bit = |n: u16| if mode >> n & 1 == 1 { ['x', 'w', 'r'][usize::from(n % 3)] } else { '-' };
-            (0..9).rev().map(bit).collect()
-        });
+        let mode = mode.map_or("---------".to_owned(), permissions);
         let time = line.modified.as_deref().unwrap_or("-");
         let time: String = time.chars().take(19).map(|c| if c == 'T' { ' ' } else { c }).collect();
         let link = line.link.as_deref().map(|link| format!(" -> {}", printable(link))).unwrap_or_default();
         format!("{kind}{mode} {:owners$} {:>width$} {time:19} {name}{link}", owner(line), line.bytes)
     };
     lines.iter().zip(names).map(one).collect::<Vec<_>>().join("\n")
+}
+
+/// As `ls -l` of coreutils has them, with set-user-id, set-group-id and sticky bits.
+fn permissions(mode: u16) -> String {
+    let bit = |n: u16| mode >> n & 1 == 1;
+    let letter = |n: u16| match (n % 3, bit(n)) {
+        // Execution by its class, and the special bit that stands in the same place.
+        (0, is_set) => match (bit(9 + n / 3), is_set, if n == 0 { 't' } else { 's' }) {
+            (true, true, special) => special,
+            (true, false, special) => special.to_ascii_uppercase(),
+            (false, true, _) => 'x',
+            (false, false, _) => '-',
+        },
+        (_, false) => '-',
+        (1, true) => 'w',
+        (_, true) => 'r',
+    };
+    (0..9).rev().map(letter).collect()
 }
 
 /// `cdp cat`.
@@ -309,4 +335,26 @@ pub fn cp(context: &Context, arguments: &cli::Cp) -> Result<u8> {
         });
         Ok(if copied.problems.is_empty() { report::DONE } else { report::FAILED })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Whoever looks for the day on which a shell became set-user-id has to see it.
+    #[test]
+    fn modes_read_as_they_do_in_ls() {
+        for (mode, text) in [
+            (0o755, "rwxr-xr-x"),
+            (0o4755, "rwsr-xr-x"),
+            (0o2640, "rw-r-S---"),
+            (0o2711, "rwx--s--x"),
+            (0o4644, "rwSr--r--"),
+            (0o1777, "rwxrwxrwt"),
+            (0o1770, "rwxrwx--T"),
+            (0, "---------"),
+        ] {
+            assert_eq!(permissions(mode), text, "{mode:o}");
+        }
+    }
 }

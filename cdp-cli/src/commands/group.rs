@@ -14,11 +14,17 @@ pub fn run(context: &Context, command: GroupCommand) -> Result<u8> {
     let request = match command {
         GroupCommand::Create(members) => Request::GroupCreate(group(members)),
         GroupCommand::Add(members) => Request::GroupAdd(group(members)),
+        GroupCommand::Remove(members) => Request::GroupRemove(group(members)),
+        GroupCommand::Delete { group: name } => Request::GroupDelete { name },
         GroupCommand::List => Request::GroupList,
     };
+    let is_less = matches!(request, Request::GroupRemove(_) | Request::GroupDelete { .. });
     let answer = Door::ask_once(&context.config, false, request, &mut |_| Ok(()))?;
     let Response::Groups(groups) = &answer else { return Err(unexpected()) };
     context.show(&answer.json(), || {
+        if groups.is_empty() && is_less {
+            return "the group is gone; its volumes stay".to_owned();
+        }
         if groups.is_empty() {
             return "there are no groups; `cdp group create GROUP VOL…` makes one".to_owned();
         }

@@ -61,6 +61,9 @@ fn timeline(timeline: &Timeline) -> String {
                 .to_owned(),
         );
     }
+    if let Some(gone) = &timeline.around_gone {
+        lines.push(format!("({gone})"));
+    }
     lines.push(format!("{:24} {:24} {:>10}  {}", "WHEN", "", "CHANGED", "RIGHT BEFORE IT, AND IN A URI"));
     let most = timeline.rows.iter().map(changed).max().unwrap_or(0);
     let zoomed = timeline.step_ns < 1_000_000_000;
@@ -69,6 +72,13 @@ fn timeline(timeline: &Timeline) -> String {
             Row::Interval(interval) => interval_line(interval, most, zoomed),
             Row::Quiet { utc, from_ns, to_ns } => {
                 format!("{:24} · nothing written for {}", time(utc, zoomed), format_duration(to_ns - from_ns))
+            }
+            Row::Thinned { utc, from_ns, to_ns } => {
+                let span = format_duration(to_ns - from_ns);
+                format!(
+                    "{:24} % thinned for {span}: what was written when is not known any more",
+                    time(utc, zoomed)
+                )
             }
             Row::Event(event) => event_line(event),
         });
@@ -110,6 +120,7 @@ fn event_line(event: &EventRow) -> String {
     let sign = match event.kind.as_str() {
         "marker" => "*",
         "proof" => "=",
+        "kept" => "%",
         "clock-step" | "damaged" => "!",
         "attached" => ">",
         "left" => "<",
@@ -140,7 +151,16 @@ fn records(records: &Records) -> String {
     for record in &records.records {
         table.add_row(record_cells(record));
     }
-    format!("{}\n{}", records.volume, table.trim_fmt())
+    let mut lines = vec![records.volume.clone()];
+    lines.extend(records.around_gone.iter().map(|gone| format!("({gone})")));
+    lines.extend(
+        records
+            .thinned
+            .iter()
+            .map(|(first, last)| format!("(lsn:{first} to lsn:{last} were thinned: they are not shown)")),
+    );
+    lines.push(table.trim_fmt());
+    lines.join("\n")
 }
 
 fn record_cells(record: &RecordRow) -> [String; 7] {

@@ -35,7 +35,7 @@ pub mod status;
 pub mod verify;
 pub mod witness;
 
-use cdp_core::error::Result;
+use cdp_core::error::{Error, Kind, Result};
 
 use crate::cli::{Cli, Command, Global};
 use crate::config::{Config, Overrides};
@@ -121,4 +121,18 @@ fn dispatch(context: &Context, command: Command) -> Result<u8> {
         Command::Demo => demo::run(context),
         Command::Doctor => doctor::run(context),
     }
+}
+
+/// Tells what is wrong with a command line, as JSON where that is wanted: help and versions are no errors.
+pub fn misspelt(error: &clap::Error, words: impl Iterator<Item = std::ffi::OsString>) -> u8 {
+    let mut options = words.skip(1).take_while(|word| word != "--");
+    if !error.use_stderr() || !options.any(|word| word == "--json") {
+        let _ = error.print();
+        return if error.use_stderr() { report::USAGE } else { report::DONE };
+    }
+    let text = error.to_string();
+    let (message, hint) = text.split_once("\n\n").unwrap_or((&text, ""));
+    let message = message.strip_prefix("error: ").unwrap_or(message);
+    let one_line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    report::print_error(&Error::new(Kind::Invalid, one_line(message)).hint(one_line(hint)), true)
 }

@@ -82,6 +82,7 @@ fn mount(
 
 /// Unmounts it.
 pub fn umount(context: &Context, arguments: &Detach) -> Result<u8> {
+    attach::refuse_if_closed(context, arguments)?;
     let gone = past::umount(&attach::state_dir(context), &arguments.which, arguments.force)?;
     let json = serde_json::to_value(&gone).unwrap_or_default();
     context.show(&json, || format!("{} is unmounted", gone.name));

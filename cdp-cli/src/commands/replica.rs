@@ -146,8 +146,12 @@ pub fn lines(replica: &ReplicaStatus, head: &str) -> Vec<String> {
     let mut lines =
         vec![format!("{head}  at {}{site}: {}, {}", replica.address, replica.state, replica.text)];
     let limit = replica.limit.as_ref().map_or(String::new(), |limit| format!(", at most {limit}"));
+    let codec = match replica.codec.as_str() {
+        "none" => "not compressed".to_owned(),
+        word => format!("compressed by {word}"),
+    };
     lines.push(format!(
-        "    lag       {} records, {}, {}; sends {}/s{limit}",
+        "    lag       {} records, {}, {}; sends {}/s, {codec}{limit}",
         replica.lag_records,
         size(replica.lag_bytes),
         format_duration(replica.lag_ns),

@@ -64,6 +64,11 @@ pub fn run(context: &Context, arguments: &Witness) -> Result<u8> {
     let files = native(false);
     make_dir(&*files, dir)?;
     let tls = Tls::load(&arguments.pki.clone().unwrap_or_else(|| dir.join(PKI_DIR)))?;
+    if !tls.is_witness() {
+        let context = format!("the certificate of {} is not that of a witness", tls.site());
+        return Err(Error::new(Kind::Refused, context)
+            .hint("`cdp pki issue AUTHORITY NAME --witness --to DIR` makes one"));
+    }
     // Two witnesses with the same ballots would vote twice.
     let _lock = lock(&*files, dir)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);

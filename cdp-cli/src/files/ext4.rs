@@ -120,8 +120,11 @@ fn translate(error: Ext4Error, path: &Names) -> Error {
         }
         Ext4Error::Encrypted => Error::new(Kind::Invalid, format!("{what} is encrypted")),
         Ext4Error::Io(error) => Error::new(Kind::Io, format!("{what}: {error}")),
+        // Also one that was mounted for the first time a moment before: its journal is not described yet.
         Ext4Error::Incompatible(_) => {
-            Error::new(Kind::Invalid, format!("{what}: {error}")).hint("the kernel may know it: cdp mount")
+            let context =
+                format!("{what}: as it was at that instant this filesystem is not read here: {error}");
+            Error::new(Kind::Invalid, context).hint("the kernel reads it: cdp mount VOL@POINT DIR")
         }
         other => Error::new(Kind::Damaged, format!("{what}: {other}")).hint(
             "it was damaged at that instant: `cdp mount` lets the kernel try; an earlier point may be good",

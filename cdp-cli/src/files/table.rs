@@ -3,6 +3,7 @@
 use std::fmt;
 
 use cdp_core::error::{Error, Kind, Result};
+use cdp_core::history::point::split_export;
 
 use super::disk::Disk;
 use crate::host::partitions;
@@ -155,8 +156,9 @@ pub fn choose<'a>(slots: &'a [Slot], partition: Option<u32>, what: &str) -> Resu
         Holds::Other(name) => Err(no(format!("holds no filesystem but {name}"))
             .hint(format!("as a device: cdp attach, or restore it: cdp restore {what} FILE"))),
         Holds::Blank => {
+            let (volume, _) = split_export(what);
             Err(no("is empty at that instant".to_owned())
-                .hint("an earlier or later point may not be: cdp log"))
+                .hint(format!("an earlier or later point may not be: cdp log {volume}")))
         }
         _ => Err(no("holds nothing that is known here".to_owned()).hint(mount(slot.partition))),
     }

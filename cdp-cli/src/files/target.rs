@@ -28,8 +28,18 @@ impl FileTarget {
     /// The path, which this command cannot do without.
     pub fn need_path(&self) -> Result<&[Vec<u8>]> {
         self.path.as_deref().ok_or_else(|| {
+            // A path from the root is what was meant, where there is a slash or no point before the colon.
+            let colon = match self.disk.find('/') {
+                Some(slash) => self.disk[..slash].rfind(':'),
+                None if !self.disk.contains('@') => self.disk.find(':'),
+                None => None,
+            };
+            let meant = match colon {
+                Some(at) => format!("{}:/{}", &self.disk[..at], &self.disk[at + 1..]),
+                None => format!("{}:/path/to/file", self.disk),
+            };
             Error::new(Kind::Invalid, format!("{} names no file", self.disk))
-                .hint(format!("put it behind a colon: {}:/path/to/file", self.disk))
+                .hint(format!("put its path from the root behind a colon: {meant}"))
         })
     }
 
@@ -58,6 +68,21 @@ pub fn names(path: &[u8]) -> Vec<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    // Somebody wrote the path as scp takes it: the line to copy is theirs, mended.
+    #[test]
+    fn a_path_without_its_root_is_mended_in_the_hint() {
+        for (text, meant) in [
+            ("dd:a/b/c", "dd:/a/b/c"),
+            ("dd:letter", "dd:/letter"),
+            ("dd@10:03:a/b", "dd@10:03:/a/b"),
+            ("dd@10:03", "dd@10:03:/path/to/file"),
+            ("dd", "dd:/path/to/file"),
+        ] {
+            let error = FileTarget::parse(text).unwrap().need_path().unwrap_err();
+            assert!(error.hint_text().unwrap().ends_with(&format!(": {meant}")), "{text}: {error}");
+        }
+    }
 
     // A colon in a time of day must not be taken for the beginning of the path.
     #[test]

@@ -6,7 +6,7 @@ use crate::host::device::{self, Care};
 use crate::host::keeper::Keeper;
 use crate::host::partitions::Partition;
 use crate::host::superblock::{self, Content, Filesystem, Replay};
-use crate::host::{command, keeper, loopdev, mounts, partitions};
+use crate::host::{command, keeper, loopdev, mounts, partitions, relay};
 use cdp_core::error::{Error, IoContext, Kind, Result};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -53,8 +53,10 @@ pub struct Attached {
     /// A past view is opened through a writable clone, because its filesystem was in use at that instant or
     /// because the user wants to write.
     pub through_clone: bool,
-    /// It works: its processes run and its device is there.
+    /// It works: its processes run, its device is there, and its volume is served.
     pub healthy: bool,
+    /// Why not, where that is known.
+    pub why: Option<String>,
 }
 
 impl Attached {
@@ -68,6 +70,7 @@ impl Attached {
             read_only: attachment.mounted_read_only,
             through_clone: attachment.through_clone,
             healthy: is_healthy(attachment),
+            why: None,
         }
     }
 }
@@ -80,6 +83,12 @@ fn is_healthy(attachment: &Attachment) -> bool {
             Front::Kernel => keeper::keeper_runs(&places),
             Front::Fuse => keeper::fuse_runs(&places) && !loopdev::find(&file).is_empty(),
         }
+}
+
+/// Whether its relay met a volume that was rolled back, and ended the device for good.
+fn ended(attachment: &Attachment) -> bool {
+    std::fs::read(attachment.places().log())
+        .is_ok_and(|log| String::from_utf8_lossy(&log).contains(relay::ENDED))
 }
 
 /// Makes a block device of an export and mounts it if a directory is given. On an error nothing stays behind.
@@ -205,8 +214,14 @@ pub(crate) fn find_filesystem(device: &Path, number: Option<u32>, name: &str) ->
         }
     }
     let error = no_filesystem(name, &content);
-    Err(match content {
-        Content::Blank => error.hint(format!("mkfs.ext4 \"$(cdp attach {name})\"; cdp detach {name}")),
+    Err(match (content, name.split_once('@')) {
+        // What was not there then cannot be put there now.
+        (Content::Blank, Some((volume, _))) => {
+            error.hint(format!("cdp log {volume} shows when something was written"))
+        }
+        (Content::Blank, None) => {
+            error.hint(format!("mkfs.ext4 \"$(cdp attach {name})\"; cdp detach {name}"))
+        }
         _ => error,
     })
 }
@@ -319,13 +334,30 @@ pub fn detach(state_dir: &Path, which: &str, force: bool) -> Result<Attached> {
     Ok(was)
 }
 
+/// One attachment of a store, given as to [`detach`].
+pub fn find(state_dir: &Path, which: &str) -> Result<Attached> {
+    pick(Room::lock(state_dir)?.list()?, which).map(|attachment| Attached::of(&attachment))
+}
+
 /// Every attachment of a store.
 pub fn list(state_dir: &Path) -> Result<Vec<Attached>> {
     if !state_dir.exists() {
         return Ok(Vec::new());
     }
     let room = Room::lock(state_dir)?;
-    Ok(room.list()?.iter().map(Attached::of).collect())
+    let mounts = mounts::list()?;
+    let as_it_is = |attachment: &Attachment| {
+        let mut attached = Attached::of(attachment);
+        // Somebody may have unmounted it by hand.
+        attached.dir = attached.dir.filter(|dir| mounts.iter().any(|mount| mount.dir == *dir));
+        if ended(attachment) {
+            attached.healthy = false;
+            attached.why =
+                Some("its volume was rolled back: what it holds is of the state that was left".to_owned());
+        }
+        attached
+    };
+    Ok(room.list()?.iter().map(as_it_is).collect())
 }
 
 /// Asks the machine to write out what a mounted directory holds, as `sync -f` does.

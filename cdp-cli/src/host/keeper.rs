@@ -65,7 +65,8 @@ impl Places {
         self.fuse_dir().join("disk")
     }
 
-    fn log(&self) -> PathBuf {
+    /// What the processes said.
+    pub fn log(&self) -> PathBuf {
         self.dir.join("log")
     }
 

@@ -179,9 +179,7 @@ pub fn write(uri: &str, path: &Path, format: Format, force: bool) -> Result<()> 
         }
         _replaced = Some(super::usage::lock_alone(path)?);
     }
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".restoring-{}", std::process::id()));
-    let draft = path.with_file_name(name);
+    let draft = super::target::draft_of(path);
     let written = convert(uri, &draft, format).and_then(|()| {
         let place = || format!("naming {}", path.display());
         std::fs::File::open(&draft).and_then(|file| file.sync_all()).at(place)?;

@@ -71,11 +71,11 @@ impl Target {
     }
 
     fn draft(path: &Path, size_bytes: u64, replaced: Option<File>) -> Result<Target> {
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".restoring-{}", std::process::id()));
-        let draft = path.with_file_name(name);
+        let draft = draft_of(path);
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&draft);
         let file = file.at(|| format!("making {}", draft.display()))?;
+        // Whoever cleans up on another machine sees that somebody is at it.
+        usage::take_lock(&file, &draft)?;
         let target = Target { path: path.to_owned(), file, draft: Some(draft), _replaced: replaced };
         target.file.set_len(size_bytes).at(|| format!("extending {}", target.path.display()))?;
         Ok(target)
@@ -178,6 +178,26 @@ impl Drop for Target {
             let _ = std::fs::remove_file(draft);
         }
     }
+}
+
+const DRAFT_INFIX: &str = ".restoring-";
+
+/// Where a file stands until it has its name. Those of commands that were killed are removed.
+pub(super) fn draft_of(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(DRAFT_INFIX);
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let other = entry.file_name();
+        let process = other.to_str().and_then(|text| text.strip_prefix(name.to_str()?)?.parse::<u32>().ok());
+        // Our own number may be that of one that is gone: it was ours in another life.
+        let is_left = process.is_some_and(|process| !Path::new(&format!("/proc/{process}")).exists());
+        if is_left && usage::lock_alone(&entry.path()).is_ok() {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+    name.push(std::process::id().to_string());
+    path.with_file_name(name)
 }
 
 /// Visits the view in order; data in pieces of at most [`STEP_BYTES`].

@@ -13,7 +13,8 @@ pub mod replication;
 pub mod roles;
 pub mod votes;
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -147,6 +148,9 @@ impl Running {
     pub fn start(config: &Config, stdio: bool) -> Result<Running> {
         let mut news = Vec::new();
         let socket = config.socket.clone().unwrap_or_else(|| config.store.join(SOCKET_FILE));
+        if !stdio && !config.store.exists() {
+            refuse_if_taken(config)?;
+        }
         let store = Arc::new(take_store(config, &socket, &mut news)?);
         // A site that takes replicas gets its volumes from others.
         if config.replica_listen.is_none()
@@ -210,6 +214,25 @@ impl Running {
             let _ = std::fs::remove_dir(dir);
         }
         self.site.store.close()
+    }
+}
+
+/// Whoever named a socket that somebody else has meant another store, and is not left with a new one.
+fn refuse_if_taken(config: &Config) -> Result<()> {
+    let taken = |place: String| {
+        Err(Error::new(Kind::Busy, format!("{place} is taken by another server"))
+            .hint("use that one, stop it, or name another; no store was made"))
+    };
+    if let Some(socket) = config.socket.as_deref().filter(|socket| UnixStream::connect(socket).is_ok()) {
+        return taken(socket.display().to_string());
+    }
+    let is_taken = |address: &SocketAddr| {
+        address.port() != 0
+            && TcpListener::bind(address).is_err_and(|error| error.kind() == std::io::ErrorKind::AddrInUse)
+    };
+    match [config.listen, config.replica_listen].into_iter().flatten().find(is_taken) {
+        Some(address) => taken(address.to_string()),
+        None => Ok(()),
     }
 }
 

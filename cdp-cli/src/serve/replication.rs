@@ -41,6 +41,14 @@ impl Replication {
             Kind::Invalid if !dir.is_dir() => no_certificates(&dir),
             _ => error,
         })?;
+        if !tls.is_site() {
+            let context = format!(
+                "the certificate in {} is not that of a site: it may neither send nor receive",
+                dir.display()
+            );
+            return Err(Error::new(Kind::Refused, context)
+                .hint("`cdp pki issue AUTHORITY SITE --to DIR` without --witness makes a site's"));
+        }
         let listener = config
             .replica_listen
             .map(|address| Listener::with_voter(store.clone(), tls.clone(), address, voter))

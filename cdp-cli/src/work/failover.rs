@@ -276,7 +276,7 @@ pub struct Resynced {
     pub their_epoch: u32,
     /// The volume with what only this site had, if there was anything.
     pub orphan: Option<String>,
-    /// It was done.
+    /// It is a replica now. Where both sites are in one epoch there is nothing to make one again: a primary stays one.
     pub done: bool,
 }
 
@@ -321,7 +321,7 @@ pub fn resync(site: &Site, request: &Resync) -> Result<Vec<Resynced>> {
         let done = store.resync(name, &other)?;
         if let Some(line) = lines.last_mut() {
             line.orphan = done.orphan.map(|orphan| orphan.name().to_owned());
-            line.done = true;
+            line.done = !store.volume(name)?.is_primary();
         }
     }
     Ok(lines)

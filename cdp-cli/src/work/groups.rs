@@ -18,6 +18,15 @@ pub fn list(store: &Store) -> Vec<Group> {
     store.groups().into_iter().map(|(name, members)| Group { name, members }).collect()
 }
 
+/// Takes volumes out of a group, or with `None` forgets it; gives it as it is now, if it is still there.
+pub fn remove(store: &Store, name: &str, members: Option<&[String]>) -> Result<Vec<Group>> {
+    match members {
+        Some(members) => store.remove_from_group(name, members)?,
+        None => store.delete_group(name)?,
+    }
+    Ok(list(store).into_iter().filter(|known| known.name == name).collect())
+}
+
 /// Makes a group, or adds to one; gives it as it is now.
 pub fn add(store: &Store, group: &Group, create: bool) -> Result<Vec<Group>> {
     if group.members.is_empty() {

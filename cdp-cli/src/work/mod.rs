@@ -171,6 +171,13 @@ pub enum Request {
     GroupCreate(Group),
     /// Add to a group.
     GroupAdd(Group),
+    /// Take out of a group.
+    GroupRemove(Group),
+    /// Forget a group.
+    GroupDelete {
+        /// Which.
+        name: String,
+    },
     /// All groups.
     GroupList,
     /// Move a volume to the trash.
@@ -450,6 +457,10 @@ fn carry_out(site: &Site, tz: Option<&str>, request: &Request, watch: &mut Watch
         Request::Close { target, force } => Response::Closed(clones::close(site, target, *force)?),
         Request::GroupCreate(group) => Response::Groups(groups::add(store, group, true)?),
         Request::GroupAdd(group) => Response::Groups(groups::add(store, group, false)?),
+        Request::GroupRemove(group) => {
+            Response::Groups(groups::remove(store, &group.name, Some(&group.members))?)
+        }
+        Request::GroupDelete { name } => Response::Groups(groups::remove(store, name, None)?),
         Request::GroupList => Response::Groups(groups::list(store)),
         Request::Delete { volume, force } => Response::Volume(volumes::delete(site, volume, *force)?),
         Request::SetJournalCap { volume, cap_bytes } => {

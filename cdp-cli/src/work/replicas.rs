@@ -1,5 +1,6 @@
 //! The replicas that volumes feed, and how they are doing.
 
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::sync::Arc;
 
 use cdp_core::error::{Error, Kind, Result};
@@ -166,11 +167,42 @@ pub fn copies(site: &Site, drop: Option<&str>) -> Result<Vec<CopyLine>> {
     Ok(site.store.copies()?.iter().map(line).collect())
 }
 
+/// Refuses what cannot be a replica's address, and our own: records that come back to where they are from make no copy.
+fn check_address(site: &Site, address: &str) -> Result<()> {
+    let parts = address.rsplit_once(':').map(|(host, port)| (host, port.parse::<u16>().unwrap_or(0)));
+    let is_one_host = |host: &str| {
+        !host.is_empty() && (!host.contains(':') || host.starts_with('[') && host.ends_with(']'))
+    };
+    let Some((host, port)) = parts.filter(|(host, port)| *port != 0 && is_one_host(host)) else {
+        return Err(Error::new(Kind::Invalid, format!("{address:?} is not HOST:PORT")).hint(
+            "the address that the other site's `cdp serve --replica-listen` has, as it is reached from here",
+        ));
+    };
+    let listens = site.server.as_ref().and_then(|server| server.endpoints.replica.as_ref());
+    let Some(ours) = listens.and_then(|ours| ours.parse::<SocketAddr>().ok()) else { return Ok(()) };
+    // Whether a name can be resolved at this moment is the link's business.
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let named = if port == ours.port() { (host, port).to_socket_addrs().ok() } else { None };
+    let is_here = |ip: IpAddr| match ours.ip().is_unspecified() {
+        true => ip.is_unspecified() || UdpSocket::bind((ip, 0)).is_ok(),
+        false => ip == ours.ip(),
+    };
+    if named.into_iter().flatten().any(|there| is_here(there.ip())) {
+        return Err(Error::new(
+            Kind::Refused,
+            format!("{address} is where this server takes replicas itself"),
+        )
+        .hint("a replica belongs to another site, on another machine"));
+    }
+    Ok(())
+}
+
 /// Adds one, to a volume or to all members of a group. Of a group it is added to all of them or to none.
 pub fn add(site: &Site, add: &AddReplica) -> Result<Vec<ReplicaStatus>> {
     let limit = add.limit.as_deref().map(rates::parse).transpose()?.unwrap_or_default();
     let codec = add.codec.as_deref().map(parse_codec).transpose()?;
     let coalesce = add.coalesce.as_deref().map(units::parse_size).transpose()?;
+    check_address(site, &add.address)?;
     let mut added: Vec<Arc<Volume>> = Vec::new();
     for volume in site.store.members(&add.volume)? {
         if let Err(error) = volume.add_replica(&add.address, limit.clone(), add.gives_way) {

@@ -10,6 +10,7 @@ use cdp_core::volume::rollback::{Back, RolledBack};
 use serde::{Deserialize, Serialize};
 
 use super::points::{self, PointInfo};
+use super::volumes::counted;
 use super::{Site, VolumeLine};
 
 /// How long clients may take to leave a volume that is rolled back with force.
@@ -160,7 +161,9 @@ pub(super) fn in_use(volumes: &[Arc<Volume>], using: &[Vec<String>]) -> Error {
         .iter()
         .zip(using)
         .filter(|(_, clients)| !clients.is_empty())
-        .map(|(volume, clients)| format!("{} is in use by {}", volume.name(), clients.join("; ")))
+        .map(|(volume, clients)| {
+            format!("{} is in use by {}", volume.name(), counted(clients.clone()).join("; "))
+        })
         .collect();
     Error::new(Kind::Busy, lines.join(", ")).hint(
         "unmount and detach first, so that nobody goes on with stale caches; or say --force, which closes their connections and keeps the volume closed until `cdp resume`",

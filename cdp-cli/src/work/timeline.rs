@@ -19,10 +19,12 @@ use cdp_core::volume::timeline::EventKind;
 use serde::{Deserialize, Serialize};
 
 mod summaries;
+mod thinned;
 
 use super::{Progress, Watch};
 use super::{forecast, points};
 use crate::units::size;
+use thinned::{Around, Thinned};
 
 /// Intervals of a timeline where nobody says how long they are.
 const INTERVALS: u64 = 40;
@@ -93,6 +95,9 @@ pub struct Timeline {
     pub volume: String,
     /// What `around` resolved to.
     pub around: Option<points::PointInfo>,
+    /// Why there is no state at that instant, where history was thinned: what is left around it is shown all the same.
+    #[serde(default)]
+    pub around_gone: Option<String>,
     /// Length of an interval, in nanoseconds.
     pub step_ns: u64,
     /// Older events that are not shown for want of room.
@@ -123,7 +128,16 @@ pub enum Row {
         /// Until when.
         to_ns: u64,
     },
-    /// A marker with a name, a session, a step of the clock.
+    /// History was thinned: nobody knows any more what was written when. The states that are left have rows of their own.
+    Thinned {
+        /// From when.
+        from_ns: u64,
+        /// RFC 3339 in UTC.
+        utc: String,
+        /// Until when.
+        to_ns: u64,
+    },
+    /// A marker with a name, a session, a step of the clock; what is left of thinned history.
     Event(EventRow),
 }
 
@@ -144,7 +158,7 @@ pub struct Interval {
     pub overwritten_bytes: u64,
     /// Bytes trimmed or zeroed.
     pub trimmed_bytes: u64,
-    /// The state right before it.
+    /// The state right before it; where that was thinned away, the newest one before it that is left.
     pub point_before: String,
     /// The same, escaped for a URI.
     pub uri_before: String,
@@ -175,7 +189,7 @@ pub struct EventRow {
     pub ns: u64,
     /// RFC 3339 in UTC.
     pub utc: String,
-    /// `marker`, `attached`, `left`, `clock-step` …
+    /// `marker`, `attached`, `left`, `clock-step`, `kept` …
     pub kind: String,
     /// The rest of it, for people.
     pub text: String,
@@ -186,8 +200,8 @@ pub struct EventRow {
 }
 
 impl EventRow {
-    fn name_point(&mut self, volume: &Volume, point: &str) {
-        self.point = format!("{}@{point}", volume.name());
+    fn name_point(&mut self, volume: &Volume, lsn: Lsn) {
+        self.point = format!("{}@lsn:{lsn}", volume.name());
         self.uri = escape_uri(&self.point);
     }
 }
@@ -199,6 +213,12 @@ pub struct Records {
     pub volume: String,
     /// What `around` resolved to.
     pub around: Option<points::PointInfo>,
+    /// See [`Timeline::around_gone`].
+    #[serde(default)]
+    pub around_gone: Option<String>,
+    /// First and last record of stretches that were thinned: of these there are no rows.
+    #[serde(default)]
+    pub thinned: Vec<(u64, u64)>,
     /// In the order of their LSNs.
     pub records: Vec<RecordRow>,
 }
@@ -236,15 +256,22 @@ pub fn timelines(store: &Store, log: &Log, zone: &Zone, watch: &mut Watch<'_>) -
         .collect()
 }
 
-type Chosen = (Arc<Volume>, Option<points::Target>);
+type Chosen = (Arc<Volume>, Option<Around>);
 
 fn chosen(store: &Store, log: &Log, zone: &Zone) -> Result<Vec<Chosen>> {
     let (name, point) = split_export(&log.target);
     match log.around.as_deref().or(point) {
-        Some(point) => Ok(points::states(store, &format!("{name}@{point}"), zone)?
-            .into_iter()
-            .map(|target| (target.volume.clone(), Some(target)))
-            .collect()),
+        Some(point) => match points::states(store, &format!("{name}@{point}"), zone) {
+            Ok(targets) => {
+                let around = |target: points::Target| Ok((target.volume.clone(), Some(Around::of(&target)?)));
+                targets.into_iter().map(around).collect()
+            }
+            // A timeline can show what is around an instant that has no state any more.
+            Err(error) if error.kind() == Kind::OutOfRange => {
+                thinned::around(store, name, point, zone)?.ok_or(error)
+            }
+            Err(error) => Err(error),
+        },
         None => Ok(store.members(name)?.into_iter().map(|volume| (volume, None)).collect()),
     }
 }
@@ -252,7 +279,7 @@ fn chosen(store: &Store, log: &Log, zone: &Zone) -> Result<Vec<Chosen>> {
 fn timeline(
     store: &Store,
     volume: &Arc<Volume>,
-    around: Option<points::Target>,
+    around: Option<Around>,
     step_ns: Option<u64>,
     watch: &mut Watch<'_>,
 ) -> Result<Timeline> {
@@ -262,8 +289,8 @@ fn timeline(
     let begin = volume.horizon().1.0;
     let now = store.clock().now().0;
     let (from, to, step) = match &around {
-        Some(target) => {
-            let at = target.resolved.at.0;
+        Some(around) => {
+            let at = around.at.0;
             let step = step_ns.unwrap_or_else(|| nice((now - begin) / INTERVALS / 20));
             let half = step.saturating_mul(AROUND_INTERVALS);
             let from = at.saturating_sub(half) / step * step;
@@ -279,18 +306,20 @@ fn timeline(
     let first = if from <= begin { volume.horizon().0 } else { volume.newest_known(Timestamp(from - 1))? };
     let last = volume.newest_known(Timestamp(to))?;
     let summarised = last.0.saturating_sub(first.0) > RECORDS_READ_MAX;
+    let thinned = Thinned::of(volume);
     let intervals = match summarised {
-        true => summaries::intervals(volume, (from, to, step), (first, last))?,
-        false => intervals(volume, (from, to, step), (first, last), watch)?,
+        true => summaries::intervals(volume, &thinned, (from, to, step), (first, last))?,
+        false => intervals(volume, &thinned, (from, to, step), (first, last), watch)?,
     };
-    let (events, events_left_out) = events(volume, first, last)?;
+    let (events, events_left_out) = events(volume, &thinned, (from, to, step), (first, last))?;
     Ok(Timeline {
         volume: volume.name().to_owned(),
-        around: around.as_ref().map(points::Target::info).transpose()?,
+        around_gone: around.as_ref().and_then(|around| around.gone.clone()),
+        around: around.and_then(|around| around.info),
         step_ns: step,
         events_left_out,
         summarised,
-        rows: merge(intervals, events, from, to, step),
+        rows: thinned.tell(merge(intervals, events, from, to, step), from, step),
         coming: forecast::of(volume, store.clock().now())?.soon(),
     })
 }
@@ -303,6 +332,7 @@ fn nice(ns: u64) -> u64 {
 /// The intervals in which something was written, by their numbers.
 fn intervals(
     volume: &Arc<Volume>,
+    thinned: &Thinned,
     (from, to, step): (u64, u64, u64),
     (first, last): (Lsn, Lsn),
     watch: &mut Watch<'_>,
@@ -316,9 +346,10 @@ fn intervals(
             return;
         }
         let number = header.timestamp.0.saturating_sub(from) / step;
-        let interval = intervals
-            .entry(number)
-            .or_insert_with(|| Interval::new(volume, header.lsn.previous(), (from, to, step), number));
+        let interval = intervals.entry(number).or_insert_with(|| {
+            let before = thinned.viewable(header.lsn.previous());
+            Interval::new(volume, before, (from, to, step), number)
+        });
         interval.records += 1;
         let (start, end) = (header.lba.0, header.lba.0 + header.blocks);
         let bytes = header.blocks * BLOCK_BYTES - u64::from(header.head_skip) - u64::from(header.tail_skip);
@@ -417,7 +448,12 @@ impl Written {
     }
 }
 
-fn events(volume: &Volume, first: Lsn, last: Lsn) -> Result<(Vec<EventRow>, usize)> {
+fn events(
+    volume: &Volume,
+    thinned: &Thinned,
+    (from, to, step): (u64, u64, u64),
+    (first, last): (Lsn, Lsn),
+) -> Result<(Vec<EventRow>, usize)> {
     let mut rows = Vec::new();
     let mut left_out = 0;
     let mut failed = None;
@@ -437,7 +473,7 @@ fn events(volume: &Volume, first: Lsn, last: Lsn) -> Result<(Vec<EventRow>, usiz
             return ControlFlow::Continue(());
         }
         match volume.event(part, row) {
-            Ok(event) => rows.extend(event_row(volume, &event)),
+            Ok(event) => rows.extend(event_row(volume, thinned, &event)),
             Err(error) if error.kind() == Kind::Damaged => {
                 rows.push(event_line(volume, (row.lsn, row.timestamp), "damaged", error.to_string(), None))
             }
@@ -459,7 +495,8 @@ fn events(volume: &Volume, first: Lsn, last: Lsn) -> Result<(Vec<EventRow>, usiz
             rows.push(event_line(volume, (proof.lsn, proof.at), "proof", text, None));
         }
     }
-    rows.extend(ledger_rows(volume));
+    rows.extend(ledger_rows(volume, thinned, (from, to))?);
+    rows.extend(thinned.kept(volume, &rows, (from, to, step)));
     rows.sort_by_key(|row| row.ns);
     let too_many = rows.len().saturating_sub(EVENTS_MAX);
     rows.drain(..too_many);
@@ -467,12 +504,12 @@ fn events(volume: &Volume, first: Lsn, last: Lsn) -> Result<(Vec<EventRow>, usiz
 }
 
 /// Why history is as long as it is. Of moves of the horizon for one reason, close together, the last one is shown.
-fn ledger_rows(volume: &Volume) -> Vec<EventRow> {
-    let horizon = volume.horizon();
+fn ledger_rows(volume: &Volume, thinned: &Thinned, (from, to): (u64, u64)) -> Result<Vec<EventRow>> {
+    let begin = volume.oldest().1.0.max(from);
     let mut rows: Vec<EventRow> = Vec::new();
     // The streak of moves that the last row stands for: why, from where, since when.
     let mut streak: Option<(Reason, Lsn, Timestamp)> = None;
-    for entry in volume.ledger().into_iter().filter(|entry| entry.at >= horizon.1) {
+    for entry in volume.ledger().into_iter().filter(|entry| (begin..=to).contains(&entry.at.0)) {
         let (kind, text) = match &entry.fact {
             Fact::Horizon { from, to, reason } => {
                 let goes_on = streak.filter(|(before, _, since)| {
@@ -503,13 +540,17 @@ fn ledger_rows(volume: &Volume) -> Vec<EventRow> {
             streak = None;
         }
         // The state at it: what was newest then.
-        let lsn = volume.lsn_at(entry.at).unwrap_or(horizon.0);
+        let lsn = thinned.viewable(volume.newest_known(entry.at)?);
         rows.push(event_line(volume, (lsn, entry.at), kind, text, None));
     }
-    rows
+    Ok(rows)
 }
 
-fn event_row(volume: &Volume, event: &cdp_core::volume::timeline::Event) -> Option<EventRow> {
+fn event_row(
+    volume: &Volume,
+    thinned: &Thinned,
+    event: &cdp_core::volume::timeline::Event,
+) -> Option<EventRow> {
     let (kind, text, name) = match &event.what {
         EventKind::PeriodicMarker => return None,
         EventKind::Marker(marker) => {
@@ -543,10 +584,13 @@ fn event_row(volume: &Volume, event: &cdp_core::volume::timeline::Event) -> Opti
         }
         EventKind::Other(kind) => (kind.word(), String::new(), None),
     };
+    let is_named = name.is_some();
     let mut row = event_line(volume, (event.lsn, event.at), kind, text, name);
-    if matches!(event.what, EventKind::Turn(_)) {
+    match event.what {
         // The state that was left: from the record on it is another one.
-        row.name_point(volume, &format!("lsn:{}", event.lsn.previous()));
+        EventKind::Turn(_) => row.name_point(volume, thinned.viewable(event.lsn.previous())),
+        _ if !is_named => row.name_point(volume, thinned.viewable(event.lsn)),
+        _ => {}
     }
     Some(row)
 }
@@ -631,8 +675,8 @@ pub fn records(store: &Store, log: &Log, zone: &Zone) -> Result<Vec<Records>> {
     for (volume, around) in chosen(store, log, zone)? {
         let tip = volume.tip_lsn();
         let (from, to) = match &around {
-            Some(target) => {
-                let at = target.resolved.lsn.0;
+            Some(around) => {
+                let at = around.lsn.0;
                 (Lsn(at.saturating_sub(count) + 1), Lsn((at + count).min(tip.0)))
             }
             None => (Lsn(tip.0.saturating_sub(2 * count) + 1), tip),
@@ -642,7 +686,9 @@ pub fn records(store: &Store, log: &Log, zone: &Zone) -> Result<Vec<Records>> {
         volume.records(from, to, &mut |header| rows.push(record_row(&volume, header, &peers)))?;
         answers.push(Records {
             volume: volume.name().to_owned(),
-            around: around.as_ref().map(points::Target::info).transpose()?,
+            around_gone: around.as_ref().and_then(|around| around.gone.clone()),
+            around: around.and_then(|around| around.info),
+            thinned: Thinned::of(&volume).between(from, to),
             records: rows,
         });
     }

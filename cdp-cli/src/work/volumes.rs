@@ -6,7 +6,9 @@ use std::time::Duration;
 use cdp_core::device::Device;
 use cdp_core::error::{Error, Kind, Result};
 use cdp_core::history::point::{Timeline, format_utc};
+use cdp_core::history::retention::{AtCap, Policy};
 use cdp_core::store::{CreateOptions, Store};
+use cdp_core::volume::retain::SEGMENTS_MIN;
 use cdp_core::volume::role::Role;
 use cdp_core::volume::{Health, Volume};
 use serde::{Deserialize, Serialize};
@@ -15,6 +17,7 @@ use super::mark::{self, Mark};
 use super::{Site, Watch};
 use crate::image::source::Writers;
 use crate::image::{Format, Source};
+use crate::units::size;
 
 /// How long clients may take to leave a volume that is deleted with force.
 const LEAVE_TIME: Duration = Duration::from_secs(10);
@@ -167,6 +170,7 @@ pub fn create(store: &Store, create: &Create, watch: &mut Watch<'_>) -> Result<C
         }
     };
     let mut options = CreateOptions::new(size_bytes);
+    check_journal_cap(create.journal_cap_bytes, options.segment_bytes, Policy::default().at_cap)?;
     options.journal_cap_bytes = create.journal_cap_bytes;
     if let Some(interval_ns) = create.marker_interval_ns {
         options.marker_interval_ns = interval_ns;
@@ -200,13 +204,24 @@ pub fn create(store: &Store, create: &Create, watch: &mut Watch<'_>) -> Result<C
     })
 }
 
+/// A journal goes by whole segments, and one that is to go on below its cap needs some to turn round in.
+fn check_journal_cap(cap_bytes: Option<u64>, segment_bytes: u64, at_cap: AtCap) -> Result<()> {
+    let segments = if at_cap == AtCap::Block { 1 } else { SEGMENTS_MIN };
+    let Some(bytes) = cap_bytes.filter(|bytes| *bytes < segments * segment_bytes) else { return Ok(()) };
+    let context = format!("a journal of at most {}", size(bytes));
+    let needs = size(segments * segment_bytes);
+    Err(Error::new(Kind::Invalid, context)
+        .hint(format!("it grows by segments of {}, and needs {needs} with this policy", size(segment_bytes))))
+}
+
 /// Moves a volume to the trash.
 pub fn delete(site: &Site, name: &str, force: bool) -> Result<VolumeLine> {
     let groups = site.store.groups();
     if let Some((group, _)) = groups.iter().find(|(_, members)| members.iter().any(|member| member == name)) {
         let context = format!("the volume {name:?} is a member of the group {group:?}");
         if !force {
-            return Err(Error::new(Kind::Refused, context).hint("say --force to delete it all the same"));
+            return Err(Error::new(Kind::Refused, context)
+                .hint(format!("cdp group remove {group} {name}; or --force, which does that, too")));
         }
     }
     if let Some(server) = &site.server {
@@ -220,6 +235,7 @@ pub fn delete(site: &Site, name: &str, force: bool) -> Result<VolumeLine> {
             .filter(|client| client.export.as_deref().is_some_and(is_meant))
             .map(|client| client.peer.to_string())
             .collect();
+        let using = counted(using);
         if !using.is_empty() && !force {
             let context = format!("the volume {name:?} is in use by {}", using.join("; "));
             return Err(Error::new(Kind::Busy, context).hint("detach them first, or say --force"));
@@ -237,7 +253,24 @@ pub fn delete(site: &Site, name: &str, force: bool) -> Result<VolumeLine> {
         Err(_) => VolumeLine::bare(name.to_owned(), "failed", None, None),
     };
     site.store.delete_volume(name)?;
-    Ok(VolumeLine { state: "deleted".to_owned(), why: None, ..line })
+    // A crash in between leaves a name in a group that nobody has: `cdp group remove` takes it out, too.
+    let mut left = Vec::new();
+    for (group, _) in groups.iter().filter(|(_, members)| members.iter().any(|member| member == name)) {
+        site.store.remove_from_group(group, &[name.to_owned()])?;
+        left.push(group.as_str());
+    }
+    let why = (!left.is_empty()).then(|| format!("taken out of the group {}", left.join(", ")));
+    Ok(VolumeLine { state: "deleted".to_owned(), why, ..line })
+}
+
+/// Clients by who they are: one with many connections stands there once.
+pub fn counted(mut clients: Vec<String>) -> Vec<String> {
+    clients.sort();
+    let same = |chunk: &[String]| match chunk.len() {
+        1 => chunk[0].clone(),
+        connections => format!("{} ({connections} connections)", chunk[0]),
+    };
+    clients.chunk_by(|a, b| a == b).map(same).collect()
 }
 
 /// Brings a deleted volume back.
@@ -248,6 +281,7 @@ pub fn undelete(store: &Store, name: &str) -> Result<VolumeLine> {
 /// Changes what a volume's journal may take. A cap below what it takes already refuses the next segment.
 pub fn set_journal_cap(store: &Store, name: &str, cap_bytes: Option<u64>) -> Result<VolumeLine> {
     let volume = store.volume(name)?;
+    check_journal_cap(cap_bytes, volume.identity().segment_bytes, volume.retention().at_cap)?;
     volume.set_journal_cap(cap_bytes)?;
     Ok(VolumeLine::of(&volume))
 }

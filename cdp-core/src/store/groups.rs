@@ -84,11 +84,63 @@ impl Store {
         Ok(())
     }
 
+    /// Takes names out of a group, also those that no volume has any more. A group without members is gone.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`]: no such group, or a name that is not in it; then nothing is changed.
+    pub fn remove_from_group(&self, group: &str, members: &[String]) -> Result<()> {
+        self.change_group(group, |list| {
+            if let Some(stranger) = members.iter().find(|member| !list.contains(member)) {
+                let context = format!("{stranger:?} is not a member of the group {group:?}");
+                let there = format!("its members are {}", list.join(", "));
+                return Err(Error::new(Kind::NotFound, context).hint(there));
+            }
+            list.retain(|member| !members.contains(member));
+            Ok(())
+        })
+    }
+
+    /// Forgets a group; its members stay.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`].
+    pub fn delete_group(&self, group: &str) -> Result<()> {
+        self.change_group(group, |list| {
+            list.clear();
+            Ok(())
+        })
+    }
+
+    fn change_group(&self, group: &str, change: impl FnOnce(&mut Vec<String>) -> Result<()>) -> Result<()> {
+        let _naming = self.naming.lock().expect("no panics under this lock");
+        self.refuse_if_withheld(group)?;
+        let mut groups = self.groups.lock().expect("no panics under this lock");
+        let mut changed = groups.clone();
+        let list = &mut changed.get_mut(group).ok_or_else(|| no_group(group))?.members;
+        change(list)?;
+        if list.is_empty() {
+            changed.remove(group);
+        }
+        write_groups(&*self.shared.files, &self.path, &changed)?;
+        *groups = changed;
+        Ok(())
+    }
+
     /// The volumes that a name stands for: a group's members in the order in which they were added, or one volume.
     pub fn members(&self, name: &str) -> Result<Vec<Arc<Volume>>> {
         let group = self.groups.lock().expect("no panics under this lock").get(name).cloned();
         match group {
-            Some(Group { members, .. }) => members.iter().map(|member| self.volume(member)).collect(),
+            Some(Group { members, .. }) => {
+                let member = |member: &String| {
+                    self.volume(member).map_err(|error| match error.kind() {
+                        Kind::NotFound => error.hint(format!(
+                            "it is a member of the group {name:?}: `cdp undelete {member}`, or `cdp group remove {name} {member}`"
+                        )),
+                        _ => error,
+                    })
+                };
+                members.iter().map(member).collect()
+            }
             None => Ok(vec![self.volume(name)?]),
         }
     }

@@ -116,12 +116,13 @@ impl Names {
         self.rows.iter().filter_map(|row| Some((row.lsn, row.at, row.class?, self.name(row))))
     }
 
-    /// The markers that are nearest in time, at most so many.
-    pub(super) fn near(&self, at: Timestamp, count: usize) -> Vec<MarkerAt> {
+    /// The markers that are nearest in time, at most so many, none of them before the record `from`.
+    pub(super) fn near(&self, at: Timestamp, from: Lsn, count: usize) -> Vec<MarkerAt> {
         // Timestamps rise with the LSNs.
-        let behind = self.rows.partition_point(|row| row.at <= at);
+        let first = self.rows.partition_point(|row| row.lsn < from);
+        let behind = self.rows.partition_point(|row| row.at <= at).max(first);
         let mut near: Vec<&Row> =
-            self.rows[..behind].iter().rev().filter(|row| row.class.is_some()).take(count).collect();
+            self.rows[first..behind].iter().rev().filter(|row| row.class.is_some()).take(count).collect();
         near.extend(self.rows[behind..].iter().filter(|row| row.class.is_some()).take(count));
         near.sort_by_key(|row| (row.at.0.abs_diff(at.0), row.lsn));
         near.truncate(count);
@@ -282,8 +283,11 @@ mod tests {
             let at = Timestamp(random(lsn * 10 + 20));
             let mut near: Vec<_> = plain.keys().map(|lsn| ((lsn.0 * 10).abs_diff(at.0), *lsn)).collect();
             near.sort_unstable();
-            let near: Vec<Lsn> = near.into_iter().take(3).map(|(_, lsn)| lsn).collect();
-            assert_eq!(names.near(at, 3).iter().map(|marker| marker.lsn).collect::<Vec<_>>(), near);
+            // What is before the horizon is no help to anybody.
+            let from = Lsn(random(2) * random(lsn + 2));
+            let near: Vec<Lsn> =
+                near.into_iter().map(|(_, lsn)| lsn).filter(|lsn| *lsn >= from).take(3).collect();
+            assert_eq!(names.near(at, from, 3).iter().map(|marker| marker.lsn).collect::<Vec<_>>(), near);
             if round % 100 == 0 {
                 let all: Vec<_> =
                     names.iter().map(|(lsn, _, class, name)| (lsn, (name.to_owned(), class))).collect();

@@ -43,7 +43,31 @@ impl History {
     }
 }
 
+/// A stretch of history of which only single states are left.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ThinnedStretch {
+    /// Its first and its last record.
+    pub lsns: (Lsn, Lsn),
+    /// The instants of the record before it and of its last one: what was in it came after the first and not after the second.
+    pub timestamps: (Timestamp, Timestamp),
+    /// The states that are left, rising.
+    pub kept: Vec<(Lsn, Timestamp)>,
+}
+
 impl Volume {
+    /// Where only single states are left, oldest first.
+    pub fn thinned(&self) -> Vec<ThinnedStretch> {
+        let parts = self.parts.list();
+        let folds = parts.iter().filter_map(|part| part.segment.fold.as_ref());
+        folds
+            .map(|fold| ThinnedStretch {
+                lsns: fold.header.lsns,
+                timestamps: fold.header.timestamps,
+                kept: fold.instants().collect(),
+            })
+            .collect()
+    }
+
     /// Where the base stands.
     pub fn base_point(&self) -> BasePoint {
         self.durable_history().base

@@ -563,7 +563,7 @@ impl Timeline for Volume {
 
     fn markers_near(&self, at: Timestamp) -> Vec<MarkerAt> {
         let names = self.names.lock().expect("no panics under this lock");
-        names.near(at, NAMED_IN_ERRORS)
+        names.near(at, self.oldest().0, NAMED_IN_ERRORS)
     }
 
     fn elapsed_ago(&self, elapsed_ns: u64) -> Result<Timestamp> {

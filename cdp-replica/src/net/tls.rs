@@ -25,6 +25,10 @@ const BUFFER_BYTES: usize = 256 << 10;
 /// What a client says that it speaks (ALPN), where it wants a vote from a site; without a word it feeds a replica.
 const VOTES: &[u8] = b"cdp-votes";
 
+/// Behind what TLS finds wrong with a certificate.
+const AUTHORITY_HINT: &str =
+    "; both sites need certificates of one authority: `cdp pki issue` with the same AUTHORITY";
+
 /// What a site needs to speak with others.
 #[derive(Clone)]
 pub struct Tls {
@@ -33,6 +37,8 @@ pub struct Tls {
     // Its own name.
     site: String,
     is_sender: bool,
+    is_receiver: bool,
+    is_witness: bool,
 }
 
 impl Tls {
@@ -68,6 +74,8 @@ impl Tls {
         let names: Vec<&str> = own.valid_dns_names().collect();
         let sender = sender_in_names(&names).or_else(|| receiver_in_names(&names));
         let is_sender = sender_in_names(&names).is_some();
+        let is_receiver = receiver_in_names(&names).is_some();
+        let is_witness = witness_in_names(&names).is_some();
         let site = sender.or_else(|| witness_in_names(&names)).unwrap_or_default();
         let mut server = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])
@@ -76,7 +84,14 @@ impl Tls {
             .with_single_cert(chain.clone(), key().map_err(|e| unusable(SITE_KEY_FILE, &e))?)
             .map_err(wrong)?;
         server.alpn_protocols = vec![VOTES.to_vec()];
-        Ok(Tls { client: Arc::new(client), server: Arc::new(server), site, is_sender })
+        Ok(Tls {
+            client: Arc::new(client),
+            server: Arc::new(server),
+            site,
+            is_sender,
+            is_receiver,
+            is_witness,
+        })
     }
 
     /// What its own certificate calls it.
@@ -87,6 +102,16 @@ impl Tls {
     /// Whether its certificate lets it feed others, and claim a lease from them.
     pub fn is_sender(&self) -> bool {
         self.is_sender
+    }
+
+    /// Whether its certificate is that of a site: it may send, or receive.
+    pub fn is_site(&self) -> bool {
+        self.is_sender || self.is_receiver
+    }
+
+    /// Whether its certificate is that of a witness.
+    pub fn is_witness(&self) -> bool {
+        self.is_witness
     }
 
     /// Greets a site as a voter; gives the connection and its name.
@@ -156,7 +181,9 @@ fn shake(
         // What the other side finds wrong with a certificate is no trouble that passes.
         let is_tls = error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>());
         let kind = if is_tls { FaultKind::Rights } else { FaultKind::Closing };
-        Fault::new(kind, format!("greeting the other side: {error}"))
+        // Ours or theirs is of another authority, or has ended; the words of TLS do not say what to do.
+        let hint = if is_tls && error.to_string().contains("certificate") { AUTHORITY_HINT } else { "" };
+        Fault::new(kind, format!("greeting the other side: {error}{hint}"))
     };
     socket.set_nonblocking(false).map_err(lost)?;
     socket.set_read_timeout(Some(HANDSHAKE_TIME)).map_err(lost)?;

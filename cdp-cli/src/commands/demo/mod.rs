@@ -134,7 +134,7 @@ impl Demo<'_> {
             self.quote(&format!("{FILE}: {text}"));
         }
         self.step(
-            "Nothing was restored or replayed, and no snapshot was taken. The live disk is still empty:",
+            "Nothing was restored or replayed, and no snapshot was taken. The live disk is still empty.",
         );
         self.quote("`cdp restore`, `cdp mount` or any NBD client brings back what you want of it.");
         Ok(self.steps)
@@ -148,7 +148,10 @@ impl Demo<'_> {
         self.steps.push(text.to_owned());
     }
 
-    fn quote(&self, text: &str) {
+    fn quote(&mut self, text: &str) {
+        if let Some(step) = self.steps.last_mut() {
+            step.push_str(&format!(" ({text})"));
+        }
         if !self.json {
             report::print(&format!("     {text}"));
         }

@@ -27,6 +27,9 @@ use std::path::PathBuf;
 /// a client knows of the disk is stale, and a relay does not go on.
 pub const ROLLED_BACK: &str = "rolled back by lsn:";
 
+/// What it says in its log when it gives a device up for that.
+pub const ENDED: &str = "it was rolled back meanwhile: this device ends here; detach it and attach it again";
+
 /// The hidden subcommand that runs a relay.
 pub const SUBCOMMAND: &str = "keeper";
 

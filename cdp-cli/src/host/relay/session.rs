@@ -292,9 +292,7 @@ fn reconnect(shared: &Shared, export: Export, address: &Address) -> Option<Link>
         let said = match link::connect(address) {
             Ok((_, now)) if now.rolled_back != export.rolled_back => {
                 // Going on would write what the client holds in its caches over a state that it never saw.
-                eprintln!(
-                    "it was rolled back meanwhile: this device ends here; detach it and attach it again"
-                );
+                eprintln!("{}", super::ENDED);
                 return None;
             }
             // It may have grown: what the client was told is there still.

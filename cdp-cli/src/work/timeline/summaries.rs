@@ -9,11 +9,13 @@ use cdp_core::volume::Volume;
 use cdp_core::volume::timeline::SegmentSummary;
 
 use super::Interval;
+use super::thinned::Thinned;
 
 /// The intervals in which something was written, by their numbers. Where a segment belongs to several, its sums are
 /// shared out by number of records.
 pub(super) fn intervals(
     volume: &Volume,
+    thinned: &Thinned,
     (from, to, step): (u64, u64, u64),
     (first, last): (Lsn, Lsn),
 ) -> Result<BTreeMap<u64, Interval>> {
@@ -34,7 +36,7 @@ pub(super) fn intervals(
             segments.next();
         }
         if did.writes + did.trims > 0 {
-            let mut interval = Interval::new(volume, before, (from, to, step), number);
+            let mut interval = Interval::new(volume, thinned.viewable(before), (from, to, step), number);
             interval.records = did.writes + did.trims;
             interval.new_bytes = did.written_bytes;
             interval.trimmed_bytes = did.trimmed_bytes;
