@@ -1,10 +1,17 @@
 //! The base: the volume's state under all records, as plain sparse images in pieces of 1 TiB, each with a
-//! presence map and block checksums beside it. A clone's is a view of its parent instead, until it is hydrated; what
-//! stands in its directory does not count before.
-//! What is folded into it: `fold`. Blocks that are read over another state: `overlay`.
+//! presence map and block checksums beside it, and one map of all that there is. A clone's is a view of its parent instead,
+//! until it is hydrated; what stands in its directory does not count before.
+//!
+//! - `map`: which pieces there are, and which pages of their checksums are in use. It alone says that a block is not there: what
+//!   it names and is missing, short or zeros is damage.
+//! - `piece`: image and checksums of one piece; `pages`: which of its pages are in use.
+//! - `writer`: how a base is filled; `fold`: what is folded into it; `overlay`: blocks that are read over another state.
 
 mod fold;
+mod map;
 mod overlay;
+mod pages;
+mod piece;
 mod writer;
 
 pub use overlay::{Overlay, OverlayUnsynced, OverlayWriter, Source};
@@ -13,40 +20,57 @@ pub use writer::{BaseWriter, Unsynced};
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock, RwLockWriteGuard};
 
+use self::piece::Piece;
 use crate::device::{Content, Device, Read};
 use crate::error::{Error, IoContext, Kind, Result};
-use crate::format::base::{SUMS_HEADER_BYTES, SumsHeader, block_sum};
-use crate::ids::{BLOCK_BYTES, VolumeId};
-use crate::io::{File, Files};
-use crate::limits::BASE_PIECE_BYTES;
+use crate::ids::{BLOCK_BYTES, Extent, VolumeId};
+use crate::io::Files;
+use crate::limits::{BASE_PIECE_BYTES, VOLUME_BYTES_MAX};
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 const PIECE_BLOCKS: u64 = BASE_PIECE_BYTES / BLOCK_BYTES;
-/// Sums are looked at in so many blocks at a time.
-const SUMS_PER_READ: u64 = 16 << 10;
+/// Blocks are looked at in so many at a time.
+const BLOCKS_PER_LOOK: u64 = 16 << 10;
 /// Stretches of a parent looked at in one go.
 const STRETCHES_PER_LOOK: usize = 64;
 
-#[derive(Clone)]
-struct Piece {
-    path: PathBuf,
-    image: Arc<dyn File>,
-    sums: Arc<dyn File>,
-}
+type Pieces = BTreeMap<u64, Arc<Piece>>;
 
-/// The opened base. A volume has none as long as it began as zeros and nothing was folded.
+/// The opened base. A volume has nothing in it as long as it began as zeros and nothing was folded.
 pub struct Base {
     files: Arc<dyn Files>,
     dir: PathBuf,
     volume: VolumeId,
     // Of the volume, as far as pieces are made for it.
     size_bytes: AtomicU64,
-    pieces: RwLock<BTreeMap<u64, Arc<Piece>>>,
+    // Taken behind the parent's lock, never before it.
+    held: RwLock<Held>,
+    // A sync failed: what the files show may not be what the disk has, for as long as they are open.
+    doubted: AtomicBool,
     // A clone reads here, as long as it is set; it has no pieces then.
     parent: RwLock<Option<Arc<dyn Device>>>,
+}
+
+/// What a base has of its own.
+#[derive(Default)]
+struct Held {
+    pieces: Pieces,
+    // What is wrong with the map: then nobody knows what there is.
+    broken: Option<String>,
+}
+
+/// Something that the base should have and has not.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Problem {
+    /// The file.
+    pub file: PathBuf,
+    /// The blocks that cannot be read; none where it does no harm.
+    pub extent: Option<Extent>,
+    /// What is wrong with it.
+    pub what: String,
 }
 
 fn image_path(dir: &Path, piece: u64) -> PathBuf {
@@ -58,28 +82,35 @@ fn sums_path(dir: &Path, piece: u64) -> PathBuf {
 }
 
 impl Base {
-    /// Opens the pieces there are.
+    /// Opens what there is. A map or a file that is missing or cannot be used is no error here: [`Base::problems`] tells, and reading
+    /// what it is about is one.
     pub fn open(files: &Arc<dyn Files>, dir: &Path, volume: VolumeId, size_bytes: u64) -> Result<Base> {
-        let mut pieces = BTreeMap::new();
-        for number in 0..size_bytes.div_ceil(BASE_PIECE_BYTES) {
-            let (path, sums) = (image_path(dir, number), sums_path(dir, number));
-            let image = match files.open(&path, true) {
-                Err(error) if error.kind() == ErrorKind::NotFound => continue,
-                other => other.at(|| format!("opening {}", path.display()))?,
-            };
-            let sums = files.open(&sums, true).at(|| format!("opening {}", sums.display()))?;
-            let mut header = [0; SUMS_HEADER_BYTES];
-            sums.read_at(0, &mut header).at(|| format!("reading the checksums of {}", path.display()))?;
-            if SumsHeader::decode(&header).is_none_or(|h| h.volume != volume || h.piece as u64 != number) {
-                let context = format!("the checksum file of {} is not readable", path.display());
-                return Err(Error::new(Kind::Damaged, context));
-            }
-            pieces.insert(number, Arc::new(Piece { path, image, sums }));
+        let held = match map::load(&**files, dir, volume)? {
+            Ok(pieces) => Held { pieces, broken: None },
+            Err(what) => Held { pieces: Pieces::new(), broken: Some(what) },
+        };
+        Ok(Base {
+            files: files.clone(),
+            dir: dir.to_owned(),
+            volume,
+            size_bytes: AtomicU64::new(size_bytes),
+            held: RwLock::new(held),
+            doubted: AtomicBool::new(false),
+            parent: RwLock::new(None),
+        })
+    }
+
+    /// One without anything, at the same place.
+    fn beside(&self) -> Base {
+        Base {
+            files: self.files.clone(),
+            dir: self.dir.clone(),
+            volume: self.volume,
+            size_bytes: AtomicU64::new(self.size_bytes.load(Ordering::Relaxed)),
+            held: RwLock::default(),
+            doubted: AtomicBool::new(false),
+            parent: RwLock::new(None),
         }
-        let pieces = RwLock::new(pieces);
-        let size_bytes = AtomicU64::new(size_bytes);
-        let parent = RwLock::new(None);
-        Ok(Base { files: files.clone(), dir: dir.to_owned(), volume, size_bytes, pieces, parent })
     }
 
     /// The base of a clone: a view of its parent. Behind the parent's end it is zeros. What stands in `dir` does not
@@ -90,7 +121,8 @@ impl Base {
             dir: dir.to_owned(),
             volume,
             size_bytes: AtomicU64::new(0),
-            pieces: RwLock::default(),
+            held: RwLock::default(),
+            doubted: AtomicBool::new(false),
             parent: RwLock::new(Some(parent)),
         }
     }
@@ -111,14 +143,74 @@ impl Base {
         // Whoever finds no parent finds the pieces: they are put in place while nobody can look.
         let mut parent = self.parent.write().expect("no panics under this lock");
         self.set_size(own.size_bytes.load(Ordering::Relaxed));
-        *self.pieces.write().expect("no panics under this lock") =
-            own.pieces.into_inner().expect("no panics under this lock");
+        *self.held.write().expect("no panics under this lock") =
+            own.held.into_inner().expect("no panics under this lock");
         *parent = None;
     }
 
-    /// Whether history can be folded into it: not into one that is a view of a parent.
+    /// Whether history can be folded into it: not into one that is a view of a parent, and not into one whose map or files are
+    /// missing, so that they can still be brought back.
     pub fn takes_folds(&self) -> bool {
-        self.parent().is_none()
+        if self.parent().is_some() {
+            return false;
+        }
+        let held = self.held.read().expect("no panics under this lock");
+        held.broken.is_none() && held.pieces.values().all(|piece| piece.missing().is_empty())
+    }
+
+    /// What is missing or cannot be used of its files, as far as opening them told.
+    pub fn problems(&self) -> Vec<Problem> {
+        let held = self.held.read().expect("no panics under this lock");
+        let mut problems = Vec::new();
+        if let Some(what) = &held.broken {
+            let extent = Some(Extent::new(0, self.size_bytes.load(Ordering::Relaxed).div_ceil(BLOCK_BYTES)));
+            problems.push(Problem { file: map::map_path(&self.dir), extent, what: what.clone() });
+        }
+        for piece in held.pieces.values() {
+            for file in piece.missing() {
+                let first = piece.number * PIECE_BLOCKS;
+                let extent = Some(Extent::new(first, first + PIECE_BLOCKS));
+                let what = "the file is missing: what the base has in it cannot be read".to_owned();
+                problems.push(Problem { file: file.clone(), extent, what });
+            }
+            if !piece.has_header() && !piece.missing().contains(&piece.sums_path()) {
+                let what = "the header is not what was written; nothing depends on it".to_owned();
+                problems.push(Problem { file: piece.sums_path().clone(), extent: None, what });
+            }
+        }
+        problems
+    }
+
+    /// Up to which block nothing can be read from block `at` on, because a whole file or the map is missing.
+    pub fn lost_until(&self, at: u64) -> Option<u64> {
+        let held = self.held.read().expect("no panics under this lock");
+        if held.broken.is_some() {
+            return Some(u64::MAX);
+        }
+        let piece = held.pieces.get(&(at / PIECE_BLOCKS))?;
+        (!piece.missing().is_empty()).then_some((piece.number + 1) * PIECE_BLOCKS)
+    }
+
+    /// What stands beside it in images of which its map knows nothing, as a base in which no block is said to be present: a fold that
+    /// a crash ended leaves some, or a map that is not the newest one.
+    pub fn strays(&self) -> Result<Base> {
+        let strays = self.beside();
+        let is_own = self.parent().is_none();
+        let held = self.held.read().expect("no panics under this lock");
+        if held.broken.is_none() && is_own {
+            let mut found = strays.held.write().expect("no panics under this lock");
+            for number in (0..VOLUME_BYTES_MAX / BASE_PIECE_BYTES).filter(|n| !held.pieces.contains_key(n)) {
+                let path = image_path(&self.dir, number);
+                match self.files.open(&path, false) {
+                    Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                    other => other.at(|| format!("opening {}", path.display()))?,
+                };
+                let place = piece::Place { dir: &self.dir, volume: self.volume, number };
+                found.pieces.insert(number, Arc::new(Piece::open(&*self.files, &place, Vec::new())?));
+            }
+        }
+        drop(held);
+        Ok(strays)
     }
 
     /// Pieces that are made from now on are those of a volume of this size.
@@ -133,11 +225,25 @@ impl Base {
 
     /// Whether there is nothing at all.
     pub fn is_empty(&self) -> bool {
-        self.parent().is_none() && self.pieces.read().expect("no panics under this lock").is_empty()
+        if self.parent().is_some() {
+            return false;
+        }
+        let held = self.held.read().expect("no panics under this lock");
+        held.pieces.is_empty() && held.broken.is_none()
     }
 
-    fn piece(&self, number: u64) -> Option<Arc<Piece>> {
-        self.pieces.read().expect("no panics under this lock").get(&number).cloned()
+    /// # Errors
+    /// `Damaged` where nobody knows what pieces there are.
+    fn piece(&self, number: u64) -> Result<Option<Arc<Piece>>> {
+        let held = self.held.read().expect("no panics under this lock");
+        match &held.broken {
+            None => Ok(held.pieces.get(&number).cloned()),
+            Some(what) => {
+                let hint = "bring the map back; without it nobody can tell what the base has";
+                let context = format!("{}: {what}", map::map_path(&self.dir).display());
+                Err(Error::new(Kind::Damaged, context).hint(hint))
+            }
+        }
     }
 
     /// Reads whole blocks from `first` on; zeros where the base has none; every block is checked.
@@ -150,9 +256,9 @@ impl Base {
         let mut rest = buffer;
         while !rest.is_empty() {
             let piece_end = (at / PIECE_BLOCKS + 1) * PIECE_BLOCKS;
-            let blocks = (piece_end - at).min((rest.len() / BLOCK) as u64).min(SUMS_PER_READ);
+            let blocks = (piece_end - at).min((rest.len() / BLOCK) as u64).min(BLOCKS_PER_LOOK);
             let (front, back) = rest.split_at_mut(blocks as usize * BLOCK);
-            match self.piece(at / PIECE_BLOCKS) {
+            match self.piece(at / PIECE_BLOCKS)? {
                 None => front.fill(0),
                 Some(piece) => piece.read(at, front)?,
             }
@@ -162,7 +268,8 @@ impl Base {
         Ok(())
     }
 
-    /// Up to which block, at most `to`, the blocks from `from` on are alike, and whether they are present.
+    /// Up to which block, at most `to`, the blocks from `from` on are alike, and whether they are present. What is damaged counts as
+    /// present: reading it says so.
     pub fn stretch(&self, from: u64, to: u64) -> Result<(u64, bool)> {
         debug_assert!(from < to);
         if let Some(parent) = &*self.parent.read().expect("no panics under this lock") {
@@ -173,7 +280,9 @@ impl Base {
         while at < to {
             let number = at / PIECE_BLOCKS;
             let end = ((number + 1) * PIECE_BLOCKS).min(to);
-            let Some(piece) = self.piece(number) else {
+            // Nobody knows what there is: all of it may be.
+            let Ok(piece) = self.piece(number) else { return Ok((to, true)) };
+            let Some(piece) = piece else {
                 if present == Some(true) {
                     return Ok((at, true));
                 }
@@ -188,84 +297,6 @@ impl Base {
             present = Some(here);
             at = alike;
             if at < end {
-                break;
-            }
-        }
-        Ok((at, present.unwrap_or(false)))
-    }
-}
-
-impl Piece {
-    fn sums(&self, first: u64, blocks: u64) -> Result<Vec<u32>> {
-        let mut bytes = vec![0; blocks as usize * 4];
-        let offset = sum_offset(first);
-        let mut read = || {
-            // A piece that was made while the volume was smaller has none for what came later.
-            let there = self.sums.len()?.saturating_sub(offset).min(bytes.len() as u64) / 4 * 4;
-            self.sums.read_at(offset, &mut bytes[..there as usize])
-        };
-        read().at(|| format!("reading the checksums of {}", self.path.display()))?;
-        let (sums, _) = bytes.as_chunks::<4>();
-        Ok(sums.iter().map(|sum| u32::from_le_bytes(*sum)).collect())
-    }
-
-    fn read(&self, first: u64, buffer: &mut [u8]) -> Result<()> {
-        let sums = self.sums(first, (buffer.len() / BLOCK) as u64)?;
-        let mut at = 0;
-        while at < sums.len() {
-            let present = sums[at] != 0;
-            let len = sums[at..].iter().take_while(|sum| (**sum != 0) == present).count();
-            let part = &mut buffer[at * BLOCK..(at + len) * BLOCK];
-            if !present {
-                part.fill(0);
-            } else {
-                let offset = (first + at as u64) % PIECE_BLOCKS * BLOCK_BYTES;
-                self.image
-                    .read_at(offset, part)
-                    .at(|| format!("reading byte {offset} of {}", self.path.display()))?;
-                for (number, block) in part.chunks_exact(BLOCK).enumerate() {
-                    if block_sum(block) != sums[at + number] {
-                        let lba = first + (at + number) as u64;
-                        let context = format!("block {lba} in {} is damaged", self.path.display());
-                        return Err(Error::new(Kind::Damaged, context));
-                    }
-                }
-            }
-            at += len;
-        }
-        Ok(())
-    }
-
-    /// As [`Base::stretch`] within the piece; stops at once where the first block is not `wanted`.
-    fn stretch(&self, from: u64, to: u64, wanted: Option<bool>) -> Result<(u64, bool)> {
-        let mut at = from;
-        let mut present = wanted;
-        while at < to {
-            // A hole in the checksum file is a range of absent blocks: no need to read it.
-            let data = self
-                .sums
-                .next_data(sum_offset(at))
-                .at(|| format!("looking for checksums of {}", self.path.display()))?;
-            let first_data = match data {
-                None => to,
-                Some(offset) => {
-                    let in_piece = offset.saturating_sub(SUMS_HEADER_BYTES as u64) / 4;
-                    (at / PIECE_BLOCKS * PIECE_BLOCKS + in_piece).clamp(at, to)
-                }
-            };
-            if first_data > at {
-                if present == Some(true) {
-                    return Ok((at, true));
-                }
-                present = Some(false);
-                at = first_data;
-                continue;
-            }
-            let sums = self.sums(at, (to - at).min(SUMS_PER_READ))?;
-            let here = *present.get_or_insert(sums[0] != 0);
-            let len = sums.iter().take_while(|sum| (**sum != 0) == here).count();
-            at += len as u64;
-            if len < sums.len() {
                 break;
             }
         }
@@ -313,8 +344,4 @@ pub fn remove_pieces(files: &dyn Files, dir: &Path) -> Result<()> {
         files.remove(&dir.join(&entry.name)).at(place)?;
     }
     files.sync_dir(dir).at(place)
-}
-
-fn sum_offset(block: u64) -> u64 {
-    SUMS_HEADER_BYTES as u64 + block % PIECE_BLOCKS * 4
 }

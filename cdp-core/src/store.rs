@@ -462,10 +462,11 @@ impl Store {
     ) -> Result<()> {
         let files = &*self.shared.files;
         files.create_dir(fresh).at(|| format!("making {}", fresh.display()))?;
-        if let Some(fill) = fill {
+        // One that is empty says so. A clone's base is its parent's view.
+        if fill.is_some() || identity.parent.is_none() {
             let bytes = begin.map_or(identity.first_size_bytes, |(history, _)| history.base.size_bytes);
             let mut base = BaseWriter::new(self.shared.files.clone(), fresh, identity.id, bytes);
-            fill(&mut base)?;
+            fill.map_or(Ok(()), |fill| fill(&mut base))?;
             base.finish()?;
         }
         if let Some((history, epochs)) = begin {

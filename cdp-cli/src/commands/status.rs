@@ -174,6 +174,7 @@ fn volume_lines(volume: &VolumeStatus) -> Vec<String> {
     for damage in &volume.damages {
         lines.push(format!("  damage      lsn:{}: blocks {}+{}", damage.lsn, damage.lba, damage.blocks));
     }
+    lines.extend(volume.base_problems.iter().map(|problem| format!("  damage      {problem}")));
     lines.extend(volume.last_error.as_ref().map(|error| format!("  last error  {error}")));
     if !volume.recovery.is_empty() {
         lines.push(format!("  opened      {}", volume.recovery));

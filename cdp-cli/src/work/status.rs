@@ -158,6 +158,9 @@ pub struct VolumeStatus {
     pub forecast: Option<Forecast>,
     /// Places of damage that are known.
     pub damages: Vec<DamageStatus>,
+    /// What is missing or cannot be used of the files of its base.
+    #[serde(default)]
+    pub base_problems: Vec<String>,
     /// What it reads from as long as it is not hydrated: `VOL@lsn:N`.
     #[serde(default)]
     pub clone_of: Option<String>,
@@ -315,6 +318,11 @@ fn reasons(volume: &VolumeStatus) -> Vec<String> {
             volume.damages.len()
         ));
     }
+    if let Some(first) = volume.base_problems.first() {
+        reasons.push(format!(
+            "ACT: volume {name}: {first}; bring it back: reading what it should hold is an error, and no history is folded meanwhile."
+        ));
+    }
     if let Some(proof) = &volume.disproven {
         reasons.push(format!(
             "ACT: {} says that volume {name} is not good at lsn:{} ({}).",
@@ -347,6 +355,7 @@ fn failed(store: &Store) -> Vec<VolumeStatus> {
         hours_until_full: None,
         forecast: None,
         damages: Vec::new(),
+        base_problems: Vec::new(),
         clone_of: None,
         rolled_back: None,
         last_error: None,
@@ -412,6 +421,12 @@ fn of_volume(site: &Site, volume: &Volume) -> Result<VolumeStatus> {
         journal_rate: Some(forecast.bytes_per_s),
         hours_until_full: forecast.hours,
         forecast: Some(forecast),
+        base_problems: volume
+            .base_problems()
+            .into_iter()
+            .filter(|problem| problem.extent.is_some())
+            .map(|problem| format!("{}: {}", problem.file.display(), problem.what))
+            .collect(),
         damages: notes
             .damages
             .iter()

@@ -7,11 +7,12 @@
 
 use std::io::{ErrorKind, IoSlice};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use super::{BLOCK, Base, PIECE_BLOCKS, Piece, SUMS_PER_READ, image_path, sum_offset, sums_path};
+use super::piece::{Piece, Place};
+use super::{BLOCK, BLOCKS_PER_LOOK, Base, PIECE_BLOCKS, image_path, map, sums_path};
 use crate::error::{Error, IoContext, Kind, Result};
-use crate::format::base::{SUMS_HEADER_BYTES, SumsHeader, block_sum, stored_sum};
-use crate::ids::{BLOCK_BYTES, Lsn};
+use crate::format::base::{SUMS_HEADER_BYTES, SumsHeader, present_sum};
 use crate::io::File;
 
 impl Base {
@@ -25,14 +26,9 @@ impl Base {
             let lba = first + at as u64;
             let count = ((PIECE_BLOCKS - lba % PIECE_BLOCKS) as usize).min(crcs.len() - at);
             let piece = self.piece_made(lba / PIECE_BLOCKS)?;
-            let sums: Vec<u8> =
-                crcs[at..at + count].iter().flat_map(|crc| stored_sum(*crc).to_le_bytes()).collect();
-            let bytes = &blocks[at * BLOCK..(at + count) * BLOCK];
-            piece
-                .image
-                .write_at(lba % PIECE_BLOCKS * BLOCK_BYTES, &[IoSlice::new(bytes)])
-                .and_then(|()| piece.sums.write_at(sum_offset(lba), &[IoSlice::new(&sums)]))
-                .at(|| format!("folding into {}", piece.path.display()))?;
+            let sums: Vec<u32> = crcs[at..at + count].iter().map(|crc| present_sum(*crc)).collect();
+            piece.write_blocks(lba, &blocks[at * BLOCK..(at + count) * BLOCK])?;
+            piece.write_sums(lba, &sums)?;
             at += count;
         }
         Ok(())
@@ -41,6 +37,10 @@ impl Base {
     /// Makes the blocks `from..to` absent: they read as zeros and take no space. Costs what is there, however
     /// long the range is. Durable after [`Base::sync`].
     pub fn erase(&self, from: u64, to: u64) -> Result<()> {
+        // What a failed sync left the cache with may show as gone what the disk still has.
+        if self.doubted.load(Ordering::Relaxed) {
+            return self.erase_present(from, to);
+        }
         let mut at = from;
         while at < to {
             let (end, present) = self.stretch(at, to)?;
@@ -55,34 +55,41 @@ impl Base {
     fn erase_present(&self, from: u64, to: u64) -> Result<()> {
         let mut at = from;
         while at < to {
-            let end = ((at / PIECE_BLOCKS + 1) * PIECE_BLOCKS).min(to).min(at + SUMS_PER_READ);
-            if let Some(piece) = self.piece(at / PIECE_BLOCKS) {
-                let sums = vec![0; (end - at) as usize * 4];
-                piece
-                    .image
-                    .punch(at % PIECE_BLOCKS * BLOCK_BYTES, (end - at) * BLOCK_BYTES)
-                    .and_then(|()| piece.sums.write_at(sum_offset(at), &[IoSlice::new(&sums)]))
-                    .at(|| format!("erasing in {}", piece.path.display()))?;
+            let end = ((at / PIECE_BLOCKS + 1) * PIECE_BLOCKS).min(to).min(at + BLOCKS_PER_LOOK);
+            if let Some(piece) = self.piece(at / PIECE_BLOCKS)? {
+                piece.erase(at, end)?;
             }
             at = end;
         }
         Ok(())
     }
 
-    /// Makes what was put and erased durable.
+    /// Makes what was put and erased durable: images and checksums, then the map, where pages came into use.
     pub fn sync(&self) -> Result<()> {
-        let pieces = self.pieces.read().expect("no panics under this lock").clone();
-        for (number, piece) in pieces {
-            let bytes = self.piece_bytes(number);
-            // A crash while it was made may have left it short; its end is a hole then.
-            let whole = piece.image.len().and_then(|len| match len < bytes {
-                true => piece.image.set_len(bytes),
-                false => Ok(()),
-            });
-            let synced = whole.and_then(|()| piece.image.sync().and_then(|()| piece.sums.sync()));
-            synced.at(|| format!("syncing {}", piece.path.display()))?;
+        let pieces = self.held.read().expect("no panics under this lock").pieces.clone();
+        let synced = self.sync_pieces(&pieces);
+        if synced.is_err() {
+            self.doubted.store(true, Ordering::Relaxed);
         }
-        Ok(())
+        for piece in pieces.values() {
+            let mut pages = piece.pages.write().expect("no panics under this lock");
+            match synced.is_ok() {
+                true => pages.settle(),
+                // The disk may have nothing of them: they are written whole again.
+                false => pages.take_back(),
+            }
+        }
+        synced
+    }
+
+    fn sync_pieces(&self, pieces: &super::Pieces) -> Result<()> {
+        let has_fresh =
+            |piece: &Arc<Piece>| piece.pages.read().expect("no panics under this lock").has_fresh();
+        let map = pieces.values().any(has_fresh).then(|| map::encode(self.volume, pieces));
+        for (number, piece) in pieces {
+            piece.sync(self.piece_bytes(*number))?;
+        }
+        map.map_or(Ok(()), |map| map::publish(&*self.files, &self.dir, &map))
     }
 
     /// Reads blocks back and holds them against the CRCs that were put, an error where one is not what it was:
@@ -95,18 +102,16 @@ impl Base {
                 let context = format!("block {lba} was folded into the base, and {what}");
                 Error::new(Kind::Damaged, context).hint("nothing was dropped; check the disk under the store")
             };
-            let piece = self.piece(lba / PIECE_BLOCKS).ok_or_else(|| lost("its piece is gone"))?;
-            if piece.sums(lba, 1)?[0] != stored_sum(*crc) {
+            let piece = self.piece(lba / PIECE_BLOCKS)?.ok_or_else(|| lost("its piece is gone"))?;
+            if piece.sums(lba, 1)?[0] != present_sum(*crc) {
                 return Err(lost("its checksum does not read back"));
             }
             if *intact {
-                let offset = lba % PIECE_BLOCKS * BLOCK_BYTES;
-                piece
-                    .image
-                    .read_at(offset, &mut buffer)
-                    .at(|| format!("reading byte {offset} of {} back", piece.path.display()))?;
-                if block_sum(&buffer) != stored_sum(*crc) {
-                    return Err(lost("reads back as something else"));
+                match piece.read(lba, &mut buffer) {
+                    Err(error) if error.kind() == Kind::Damaged => {
+                        return Err(lost("reads back as something else"));
+                    }
+                    other => other?,
                 }
             }
         }
@@ -125,31 +130,28 @@ impl Base {
         }
     }
 
-    /// The piece, made if it is not there. Its names are durable when this returns, the checksums before the
-    /// image: an image without checksums would not open.
+    /// The piece, made if the map names none. Nothing of it counts before the map does.
     fn piece_made(&self, number: u64) -> Result<Arc<Piece>> {
-        if let Some(piece) = self.piece(number) {
+        if let Some(piece) = self.piece(number)? {
             return Ok(piece);
         }
         let path = image_path(&self.dir, number);
-        let bytes = self.piece_bytes(number);
         let made = (|| {
-            // What an attempt before a crash left is taken over: nothing in it counts.
+            // What an attempt before a crash left is taken over: nothing in it counts, and its pages are written whole.
             let sums = self.open_or_create(&sums_path(&self.dir, number))?;
             sums.set_len(SUMS_HEADER_BYTES as u64)?;
-            sums.set_len(sum_offset(0) + bytes.div_ceil(BLOCK_BYTES) * 4)?;
-            let header = SumsHeader { volume: self.volume, piece: number as u32, base_lsn: Lsn::ZERO };
+            let header = SumsHeader { volume: self.volume, piece: number as u32 };
             sums.write_at(0, &[IoSlice::new(&header.encode()[..])])?;
-            sums.sync()?;
-            self.files.sync_dir(&self.dir)?;
             let image = self.open_or_create(&path)?;
-            image.set_len(bytes)?;
-            image.sync()?;
+            image.set_len(self.piece_bytes(number))?;
+            // The map's own sync of the directory comes after the map is there: it must not name files without a name.
             self.files.sync_dir(&self.dir)?;
-            Ok(Arc::new(Piece { path: path.clone(), image, sums }))
+            Ok((image, sums))
         })();
-        let piece = made.at(|| format!("making {}", path.display()))?;
-        self.pieces.write().expect("no panics under this lock").insert(number, piece.clone());
+        let (image, sums) = made.at(|| format!("making {}", path.display()))?;
+        let place = Place { dir: &self.dir, volume: self.volume, number };
+        let piece = Arc::new(Piece::fresh(&place, image, sums));
+        self.held.write().expect("no panics under this lock").pieces.insert(number, piece.clone());
         Ok(piece)
     }
 

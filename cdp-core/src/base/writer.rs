@@ -5,10 +5,11 @@ use std::io::{ErrorKind, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{BLOCK, Base, PIECE_BLOCKS, Piece, image_path, sum_offset, sums_path};
-use crate::error::{Error, IoContext, Result};
+use super::piece::{Piece, Place};
+use super::{BLOCK, BLOCKS_PER_LOOK, Base, PIECE_BLOCKS, Pieces, image_path, map, sums_path};
+use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::base::{SumsHeader, block_sum};
-use crate::ids::{BLOCK_BYTES, Lsn, VolumeId};
+use crate::ids::VolumeId;
 use crate::io::Files;
 use crate::limits::BASE_PIECE_BYTES;
 
@@ -19,28 +20,39 @@ pub struct BaseWriter {
     dir: PathBuf,
     volume: VolumeId,
     size_bytes: u64,
-    pieces: BTreeMap<u64, Piece>,
+    pieces: Pieces,
     // Pieces that were written to and not handed out to be synced.
     dirty: BTreeSet<u64>,
     // Blocks of zeros are present like any other.
     keeps_zeros: bool,
+    // The map on the disk is not that of the pieces, whether or not pages came into use.
+    map_is_old: bool,
 }
 
 /// What a [`BaseWriter`] wrote up to a moment. Whoever syncs it may do so while more is written.
 pub struct Unsynced {
     files: Arc<dyn Files>,
     dir: PathBuf,
-    pieces: Vec<Piece>,
+    size_bytes: u64,
+    pieces: Vec<Arc<Piece>>,
+    // Where it has to be replaced.
+    map: Option<Vec<u8>>,
 }
 
 impl Unsynced {
     /// Makes it durable. After an error nothing that was written by then may be counted on.
     pub fn sync(&self) -> Result<()> {
-        for Piece { path, image, sums } in &self.pieces {
-            image.sync().and_then(|()| sums.sync()).at(|| format!("syncing {}", path.display()))?;
+        for piece in &self.pieces {
+            piece.sync(piece_bytes(self.size_bytes, piece.number))?;
         }
-        self.files.sync_dir(&self.dir).at(|| format!("syncing {}", self.dir.display()))
+        self.files.sync_dir(&self.dir).at(|| format!("syncing {}", self.dir.display()))?;
+        // What it names is durable by now, and has a name that is.
+        self.map.as_ref().map_or(Ok(()), |bytes| map::publish(&*self.files, &self.dir, bytes))
     }
+}
+
+fn piece_bytes(size_bytes: u64, number: u64) -> u64 {
+    size_bytes.saturating_sub(number * BASE_PIECE_BYTES).min(BASE_PIECE_BYTES)
 }
 
 impl BaseWriter {
@@ -54,6 +66,7 @@ impl BaseWriter {
             pieces: BTreeMap::new(),
             dirty: BTreeSet::new(),
             keeps_zeros: false,
+            map_is_old: true,
         }
     }
 
@@ -81,13 +94,10 @@ impl BaseWriter {
             while end < count && end - at < room && !is_zero(end) {
                 end += 1;
             }
-            let sums: Vec<u8> = (at..end).flat_map(|number| block_sum(block(number)).to_le_bytes()).collect();
+            let sums: Vec<u32> = (at..end).map(|number| block_sum(block(number))).collect();
             let piece = self.piece(lba / PIECE_BLOCKS)?;
-            piece
-                .image
-                .write_at(lba % PIECE_BLOCKS * BLOCK_BYTES, &[IoSlice::new(&buffer[at * BLOCK..end * BLOCK])])
-                .and_then(|()| piece.sums.write_at(sum_offset(lba), &[IoSlice::new(&sums)]))
-                .at(|| format!("writing {}", piece.path.display()))?;
+            piece.write_blocks(lba, &buffer[at * BLOCK..end * BLOCK])?;
+            piece.write_sums(lba, &sums)?;
             self.dirty.insert(lba / PIECE_BLOCKS);
             at = end;
         }
@@ -97,23 +107,26 @@ impl BaseWriter {
     fn piece(&mut self, number: u64) -> Result<&Piece> {
         if let std::collections::btree_map::Entry::Vacant(vacant) = self.pieces.entry(number) {
             let path = image_path(&self.dir, number);
-            let bytes = (self.size_bytes - number * BASE_PIECE_BYTES).min(BASE_PIECE_BYTES);
             let made = (|| {
                 let image = self.files.create(&path)?;
-                image.set_len(bytes)?;
+                image.set_len(piece_bytes(self.size_bytes, number))?;
                 let sums = self.files.create(&sums_path(&self.dir, number))?;
-                sums.set_len(sum_offset(0) + bytes.div_ceil(BLOCK_BYTES) * 4)?;
-                let header = SumsHeader { volume: self.volume, piece: number as u32, base_lsn: Lsn::ZERO };
+                let header = SumsHeader { volume: self.volume, piece: number as u32 };
                 sums.write_at(0, &[IoSlice::new(&header.encode()[..])])?;
-                Ok(Piece { path: path.clone(), image, sums })
+                Ok((image, sums))
             })();
-            vacant.insert(made.at(|| format!("making {}", path.display()))?);
+            let (image, sums) = made.at(|| format!("making {}", path.display()))?;
+            let place = Place { dir: &self.dir, volume: self.volume, number };
+            vacant.insert(Arc::new(Piece::fresh(&place, image, sums)));
         }
         Ok(&self.pieces[&number])
     }
 
     /// Goes on with a base of which the pieces below `pieces` may be there, synced; what stands there of others is
     /// removed.
+    ///
+    /// # Errors
+    /// `Damaged` if something of it is missing: it has to be begun anew.
     pub fn resume(
         files: Arc<dyn Files>,
         dir: &Path,
@@ -121,35 +134,55 @@ impl BaseWriter {
         size_bytes: u64,
         pieces: u64,
     ) -> Result<BaseWriter> {
-        for number in pieces..size_bytes.div_ceil(BASE_PIECE_BYTES) {
-            for path in [image_path(dir, number), sums_path(dir, number)] {
-                match files.remove(&path) {
-                    Err(error) if error.kind() != ErrorKind::NotFound => {
-                        return Err(Error::io(error, format!("removing {}", path.display())));
-                    }
-                    _ => {}
-                }
+        let mut writer = BaseWriter::new(files, dir, volume, size_bytes);
+        // Without a piece there may be no map yet.
+        if pieces > 0 {
+            let base = Base::open(&writer.files, dir, volume, size_bytes)?;
+            if let Some(problem) = base.problems().into_iter().find(|problem| problem.extent.is_some()) {
+                let context = format!("{}: {}", problem.file.display(), problem.what);
+                return Err(Error::new(Kind::Damaged, context));
+            }
+            let held = base.held.into_inner().expect("no panics under this lock");
+            writer.pieces = held.pieces;
+            // What the map names beyond them was on its way when it ended.
+            writer.map_is_old = !writer.pieces.split_off(&pieces).is_empty();
+        }
+        for number in 0..size_bytes.div_ceil(BASE_PIECE_BYTES) {
+            if !writer.pieces.contains_key(&number) {
+                writer.remove_piece(number)?;
             }
         }
-        let opened = Base::open(&files, dir, volume, size_bytes)?.pieces.into_inner();
-        let opened = opened.expect("no panics under this lock");
-        let pieces = opened.into_iter().map(|(number, piece)| (number, Piece::clone(&piece))).collect();
-        let (dir, dirty) = (dir.to_owned(), BTreeSet::new());
-        Ok(BaseWriter { files, dir, volume, size_bytes, pieces, dirty, keeps_zeros: false })
+        Ok(writer)
     }
 
-    /// Forgets the blocks from `block` on: whatever stands there is absent.
+    /// Forgets the blocks from `block` on: they are absent, and nothing stands in their place.
     pub(super) fn forget_from(&mut self, block: u64) -> Result<()> {
         let number = block / PIECE_BLOCKS;
         debug_assert!(self.pieces.last_key_value().is_none_or(|(last, _)| *last <= number));
-        let Some(Piece { path, sums, .. }) = self.pieces.get(&number) else { return Ok(()) };
-        let cut = || {
-            let len = sums.len()?;
-            sums.set_len(sum_offset(block).min(len))?;
-            sums.set_len(len)
-        };
-        cut().at(|| format!("cutting the checksums of {}", path.display()))?;
+        let Some(piece) = self.pieces.get(&number) else { return Ok(()) };
+        let end = (number + 1) * PIECE_BLOCKS;
+        let mut at = block;
+        while at < end {
+            let (to, present) = piece.stretch(at, end, None)?;
+            let to = if present { to.min(at + BLOCKS_PER_LOOK) } else { to };
+            if present {
+                piece.erase(at, to)?;
+            }
+            at = to;
+        }
         self.dirty.insert(number);
+        Ok(())
+    }
+
+    fn remove_piece(&self, number: u64) -> Result<()> {
+        for path in [image_path(&self.dir, number), sums_path(&self.dir, number)] {
+            match self.files.remove(&path) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    return Err(Error::io(error, format!("removing {}", path.display())));
+                }
+                _ => {}
+            }
+        }
         Ok(())
     }
 
@@ -171,7 +204,21 @@ impl BaseWriter {
     /// Hands out what was written since the last time, to be synced by somebody else.
     pub fn take_unsynced(&mut self) -> Unsynced {
         let taken = std::mem::take(&mut self.dirty);
-        let pieces = taken.into_iter().map(|number| self.pieces[&number].clone()).collect();
-        Unsynced { files: self.files.clone(), dir: self.dir.clone(), pieces }
+        let pieces: Vec<_> = taken.into_iter().map(|number| self.pieces[&number].clone()).collect();
+        let mut map_is_old = std::mem::take(&mut self.map_is_old);
+        for piece in &pieces {
+            let mut pages = piece.pages.write().expect("no panics under this lock");
+            map_is_old |= pages.has_fresh();
+            pages.settle();
+        }
+        // As it is now: what comes into use from here on may not be durable when it is.
+        let map = map_is_old.then(|| map::encode(self.volume, &self.pieces));
+        Unsynced {
+            files: self.files.clone(),
+            dir: self.dir.clone(),
+            size_bytes: self.size_bytes,
+            pieces,
+            map,
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! Pure bytes: what stands in files, offset by offset as in `docs/FORMAT.md`. No I/O. All numbers little-endian.
 
 pub mod base;
+pub mod base_map;
 pub mod bytes;
 pub mod coalesced;
 pub mod codec;

@@ -220,12 +220,16 @@ impl Store {
         let files = self.shared.files.clone();
         let dir = self.copy_dir(origin.id);
         let known = self.copy_state(origin.id)?.filter(|state| state.copied == copied);
-        let (state, writer) = match known {
-            Some(state) => {
-                let writer =
-                    BaseWriter::resume(files.clone(), &dir, origin.id, copied.size_bytes, state.pieces)?;
-                (state, writer)
+        let resume = |state: CopyState| {
+            let resumed = BaseWriter::resume(files.clone(), &dir, origin.id, copied.size_bytes, state.pieces);
+            match resumed {
+                // Something of it is gone: it comes again.
+                Err(error) if error.kind() == Kind::Damaged => Ok(None),
+                other => other.map(|writer| Some((state, writer))),
             }
+        };
+        let (state, writer) = match known.map(resume).transpose()?.flatten() {
+            Some(known) => known,
             None => {
                 make_dir(&*files, &self.path.join(COPIES_DIR))
                     .and_then(|()| match files.remove_dir_all(&dir) {

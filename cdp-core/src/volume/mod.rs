@@ -303,6 +303,11 @@ impl Volume {
         self.base.is_empty()
     }
 
+    /// What is missing or cannot be used of the files of its base, as far as opening them told.
+    pub fn base_problems(&self) -> Vec<crate::base::Problem> {
+        self.base.problems()
+    }
+
     /// Changes what the journal may take; `None`: what leaves a tenth of the filesystem free. Durable when this
     /// returns, and holds for the next segment that is needed.
     pub fn set_journal_cap(&self, cap_bytes: Option<u64>) -> Result<()> {

@@ -1,6 +1,8 @@
 //! Reads everything of a volume back: the base, every segment with its payloads, chain and seal, every run, the
 //! mark. Never writes; the volume may be in use meanwhile.
 
+mod base;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,13 +19,8 @@ use crate::journal::fold::Fold;
 use crate::journal::mark::MARK_FILE;
 use crate::journal::scan::{self, Stop};
 use crate::journal::segment::{FirstBlock, read_first_block, read_seal};
-use crate::limits::BASE_PIECE_BYTES;
 
 const BLOCK: usize = BLOCK_BYTES as usize;
-/// Bytes of the base read at a time.
-const STEP_BYTES: u64 = 1 << 20;
-/// A block of the base counts as damaged after so many looks.
-const LOOKS: usize = 3;
 /// Places of damage are listed up to this number; they are counted beyond it.
 pub const PLACES_MAX: usize = 1000;
 
@@ -81,14 +78,14 @@ pub fn verify(volume: &Volume, watch: &mut Watch<'_>) -> Result<Verified> {
     let before = volume.base_point();
     let parts: Vec<_> = parts.into_iter().skip_while(|part| is_folded(part, before.lsn)).collect();
     let segment_bytes: u64 = parts.iter().map(|part| end_of(volume, part)).sum();
-    let base_bytes = base_bytes(volume)?;
+    let base_bytes = base::bytes(volume)?;
     let total = segment_bytes + base_bytes;
     watch(0, total)?;
     if let Health::ReadOnly { reason, .. } = volume.health() {
         found.add_file(volume.dir(), 0, format!("the volume takes no writes: {reason}"));
     }
     verify_small_files(volume, &mut found);
-    verify_base(volume, &mut found, total, watch)?;
+    base::verify(volume, &mut found, total, watch)?;
     let mut previous_hash = before.seal;
     for part in parts.iter() {
         let mut one = Verified::default();
@@ -137,79 +134,9 @@ fn verify_small_files(volume: &Volume, found: &mut Verified) {
     }
 }
 
-fn base_bytes(volume: &Volume) -> Result<u64> {
-    let mut bytes = 0;
-    each_present(volume, &mut |from, to| {
-        bytes += (to - from) * BLOCK_BYTES;
-        Ok(())
-    })?;
-    Ok(bytes)
-}
-
-/// Visits the block ranges that the base holds.
-fn each_present(volume: &Volume, visit: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<()> {
-    let blocks = volume.largest_size_bytes().div_ceil(BLOCK_BYTES);
-    let mut at = 0;
-    while at < blocks && !volume.base.is_empty() {
-        let (end, present) = volume.base.stretch(at, blocks)?;
-        if present {
-            visit(at, end)?;
-        }
-        at = end;
-    }
-    Ok(())
-}
-
-fn verify_base(volume: &Volume, found: &mut Verified, total: u64, watch: &mut Watch<'_>) -> Result<()> {
-    let mut buffer = vec![0; STEP_BYTES as usize];
-    each_present(volume, &mut |from, to| {
-        let mut at = from;
-        while at < to {
-            let blocks = (to - at).min(STEP_BYTES / BLOCK_BYTES);
-            if volume.base.read(at, &mut buffer[..blocks as usize * BLOCK]).is_err() {
-                for lba in at..at + blocks {
-                    verify_base_block(volume, lba, &mut buffer[..BLOCK], found);
-                }
-            }
-            at += blocks;
-            found.bytes += blocks * BLOCK_BYTES;
-            watch(found.bytes, total)?;
-        }
-        Ok(())
-    })
-}
-
 /// Whether a part is the base's by now.
 fn is_folded(part: &Part, base: Lsn) -> bool {
     part.frozen.get().is_some_and(|end| end.last.lsn <= base)
-}
-
-/// A block that was changed between the base LSN and the horizon may be half folded: nobody reads it, and it is
-/// made whole before anybody does.
-fn is_being_folded(volume: &Volume, lba: u64) -> bool {
-    let list = volume.part_list();
-    let horizon = volume.visible(volume.oldest().0);
-    let reader = crate::reader::Reader { parts: list, ..volume.reader(&horizon) };
-    reader.changed(Extent::new(lba, lba + 1), 1).is_ok_and(|(_, pieces)| !pieces.is_empty())
-}
-
-fn verify_base_block(volume: &Volume, lba: u64, buffer: &mut [u8], found: &mut Verified) {
-    // A fold may end between two looks.
-    for _ in 0..LOOKS {
-        if volume.base.read(lba, buffer).is_ok() || is_being_folded(volume, lba) {
-            return;
-        }
-    }
-    if let Err(error) = volume.base.read(lba, buffer) {
-        let piece_blocks = BASE_PIECE_BYTES / BLOCK_BYTES;
-        found.add(Damage {
-            file: volume.dir().join(format!("base.{:04}", lba / piece_blocks)),
-            offset: lba % piece_blocks * BLOCK_BYTES,
-            lsn: None,
-            extent: Some(Extent::new(lba, lba + 1)),
-            what: error.to_string(),
-        });
-    }
 }
 
 fn verify_part(part: &Arc<Part>, previous_hash: &[u8; 32], found: &mut Verified) -> Result<()> {
