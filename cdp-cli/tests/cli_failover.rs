@@ -227,3 +227,55 @@ fn programs_are_told_of_changed_roles() {
     assert_eq!(told(), before, "nothing has changed");
     server.stop();
 }
+
+/// Somebody looks at the past of the volume at the site that lost while that is brought back in line. He is told, and disconnected
+/// where it is done all the same; he never reads what the winner wrote behind the state that he opened.
+#[test]
+fn an_open_view_ends_with_a_resync() {
+    let (a, b) = (Home::new(), Home::new());
+    assert_eq!(a.run(&["pki", "init", "authority"]).code, 0);
+    for (home, site) in [(&a, "site-a"), (&b, "site-b")] {
+        let to = home.path("pki");
+        assert_eq!(a.run(&["pki", "issue", "authority", site, "--to", to.to_str().unwrap()]).code, 0);
+    }
+    std::fs::write(a.path("img"), vec![0x11; 4 << 20]).unwrap();
+    assert_eq!(a.run(&["create", "disk", "--from", "img"]).code, 0);
+    let server_a = serve(&a, "127.0.0.1:0");
+    let server_b = serve(&b, "127.0.0.1:0");
+    let (address_a, address_b) = (address_of(&server_a), address_of(&server_b));
+    assert_eq!(a.run(&["replica", "add", "disk", &address_b, "--limit", "none"]).code, 0);
+    assert_eq!(a.run(&["retention", "set", "disk", "every-write 1s"]).code, 0);
+    let mut view = server_a.connect("disk@latest").unwrap();
+    let before = get(&mut view, 0, 16 * 4096).unwrap();
+    write(&server_a, 7, 2);
+    wait_until("the replica has it", || {
+        let replicas = a.json(&["replica", "list"]);
+        replicas[0]["lag_records"] == 0 && replicas[0]["newest"] != Value::Null
+    });
+    drop(server_b);
+    write(&server_a, 9, 3);
+    let server_b = serve(&b, &address_b);
+    assert_eq!(b.json(&["failover", "disk"])[0]["done"], true);
+    wait_until("the old primary is fenced", || role(&a) == "fenced");
+    assert_eq!(b.run(&["replica", "add", "disk", &address_a, "--limit", "none"]).code, 0);
+    wait_until("it knows what the other site has", || a.run(&["resync", "disk", "--dry-run"]).code == 0);
+    assert!(get(&mut view, 0, 16 * 4096).unwrap() == before);
+    let refused = a.run(&["resync", "disk"]);
+    assert!(refused.code != 0 && refused.err.contains("in use by"), "{refused:?}");
+    assert!(get(&mut view, 0, 16 * 4096).unwrap() == before, "nothing was done");
+    assert_eq!(a.json(&["resync", "disk", "--force"])[0]["done"], true);
+    let history = a.store().join("volumes/disk/history");
+    let mut block = 10;
+    wait_until("it is folded", || {
+        if let Ok(bytes) = get(&mut view, 0, 16 * 4096) {
+            assert!(bytes == before, "an open view reads what was written later");
+        }
+        // Segments that are sealed can be folded.
+        write(&server_b, block % 16, 4);
+        block += 1;
+        let history = std::fs::read_to_string(&history).unwrap_or_default();
+        history.lines().any(|line| line.strip_prefix("base_lsn = ").is_some_and(|lsn| lsn != "0"))
+    });
+    assert!(get(&mut view, 0, 16 * 4096).is_err(), "it still answers");
+    assert_eq!(&bytes(&server_a, "disk")[7 * 4096..8 * 4096], [2; 4096]);
+}

@@ -170,3 +170,68 @@ fn an_image_that_was_carried_there_counts() {
     a.stop();
     b.stop();
 }
+
+/// Up to where the second site has folded the past of a volume.
+fn base_lsn(sites: &Sites, volume: &str) -> u64 {
+    let path = sites.b.store().join("volumes").join(volume).join("history");
+    let history = std::fs::read_to_string(path).unwrap_or_default();
+    history.lines().find_map(|line| line.strip_prefix("base_lsn = ")?.parse().ok()).unwrap_or(0)
+}
+
+/// A client has the replica open while that is made anew, and its retention folds away what the client sees. He is sent away, or
+/// gets errors; he never reads what was written behind the state that he opened.
+#[test]
+fn an_open_view_of_a_replica_ends_with_it() {
+    let sites = Sites::new();
+    std::fs::write(sites.a.path("old.img"), noise(BYTES, 13)).unwrap();
+    assert_eq!(sites.a.run(&["create", "vm", "--from", "old.img"]).code, 0);
+    let a = sites.serve_a();
+    let b = sites.serve_b("127.0.0.1:0");
+    let add = ["replica", "add", "vm", &address_of(&b), "--limit", "none"];
+    assert_eq!(sites.a.run(&add).code, 0);
+    wait_for(&sites, "vm", "the first copy", has_all);
+    assert_eq!(sites.b.run(&["retention", "set", "vm", "every-write 1s"]).code, 0);
+    let mut views =
+        ["vm", "vm@latest", "vm@latest+rw", "vm@latest+rw:shared"].map(|export| b.connect(export).unwrap());
+    let before = get(&mut views[0], 100 * 4096, 4096).unwrap();
+    put(&mut a.connect("vm").unwrap(), 100 * 4096, &[0xab; 4096]).unwrap();
+    wait_for(&sites, "vm", "the write", has_all);
+    for view in &mut views {
+        assert!(get(view, 100 * 4096, 4096).unwrap() == before);
+    }
+    let base_before = base_lsn(&sites, "vm");
+    sites.b.json(&["replica", "reseed", "vm"]);
+    let aside = || {
+        let volumes = sites.b.json(&["list"]);
+        let names: Vec<String> = volumes
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|volume| volume["name"].as_str().unwrap().to_owned())
+            .collect();
+        names.into_iter().find(|name| name.starts_with("vm-until-"))
+    };
+    let mut refused = [false; 4];
+    let mut look = |refused: &mut [bool; 4]| {
+        for (view, refused) in views.iter_mut().zip(refused) {
+            match get(view, 100 * 4096, 4096) {
+                Ok(bytes) => assert!(bytes == before, "an open view reads what was written later"),
+                Err(_) => *refused = true,
+            }
+        }
+    };
+    wait_until("the old copy to fold its past away", || {
+        look(&mut refused);
+        aside().is_some_and(|aside| base_lsn(&sites, &aside) > base_before)
+    });
+    look(&mut refused);
+    assert_eq!(refused, [true; 4], "some of them answer");
+    let clones: Value = serde_json::from_str(&sites.b.run(&["status", "--json"]).out).unwrap();
+    assert!(!clones.to_string().contains("+rw:shared"), "{clones}");
+    // Whoever connects again sees what there is.
+    for export in ["vm", &aside().unwrap()] {
+        assert!(get(&mut b.connect(export).unwrap(), 100 * 4096, 4096).unwrap() == [0xab; 4096]);
+    }
+    a.stop();
+    b.stop();
+}

@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock, RwLockWriteGuard};
 
 use self::piece::Piece;
-use crate::device::{Content, Device, Read};
+use crate::device::{Content, Device, Read, Stretch};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::ids::{BLOCK_BYTES, Extent, VolumeId};
 use crate::io::Files;
@@ -130,6 +130,14 @@ impl Base {
     /// The parent that it reads from.
     pub fn parent(&self) -> Option<Arc<dyn Device>> {
         self.parent.read().expect("no panics under this lock").clone()
+    }
+
+    /// What the parent has from byte `offset` on, as [`Device::extents`]; nothing without one. It is not moved meanwhile.
+    pub fn extents_of_parent(&self, offset: u64, len: u64, stretches_max: usize) -> Result<Vec<Stretch>> {
+        match &*self.parent.read().expect("no panics under this lock") {
+            Some(parent) => parent.extents(offset, len, stretches_max),
+            None => Ok(Vec::new()),
+        }
     }
 
     /// Keeps everybody from reading from the parent, so that it can be moved; another view of the same state may take

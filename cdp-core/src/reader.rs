@@ -11,7 +11,9 @@ use crate::error::{Error, Result};
 use crate::ids::{BLOCK_BYTES, Extent, Lba, Lsn};
 use crate::index::{Found, Search, Visible};
 use crate::io::{Files, GatheredRead};
+use crate::volume::Volume;
 use crate::volume::parts::{PartList, part_of};
+use crate::volume::uses::Use;
 
 use fetch::Fetches;
 
@@ -67,8 +69,10 @@ pub struct Reader<'a> {
     pub base: &'a Base,
     /// Which records count.
     pub visible: &'a Visible,
-    /// For error messages.
-    pub volume: &'a str,
+    /// Whose they are.
+    pub volume: &'a Volume,
+    /// Held as long as the reader lives; none where the volume was closed before.
+    pub using: Option<Use<'a>>,
 }
 
 impl Reader<'_> {
@@ -91,8 +95,17 @@ impl Reader<'_> {
         Ok((search.extent(), pieces))
     }
 
+    /// Every read passes here, and every long one again and again: an error where the volume was closed, or is about to be.
+    pub(crate) fn refuse_if_over(&self) -> Result<()> {
+        match &self.using {
+            Some(using) if !using.is_unwanted() => Ok(()),
+            _ => Err(self.volume.is_over()),
+        }
+    }
+
     /// Hands a search through the layers of parts, newest first, and finishes it.
     pub fn search(&self, begin: impl Fn() -> Search) -> Result<Search> {
+        self.refuse_if_over()?;
         let base = self.parts.base();
         let above = (base > Lsn::ZERO).then(|| self.visible.clone().above(base));
         let visible = above.as_ref().unwrap_or(self.visible);
@@ -212,7 +225,7 @@ impl Reader<'_> {
     }
 
     fn cannot_read(&self, error: std::io::Error) -> Error {
-        Error::io(error, format!("volume {}: reading the journal", self.volume))
+        Error::io(error, format!("volume {}: reading the journal", self.volume.name()))
     }
 
     /// Fills what needs no journal, and lists the reads of the journal that fill the rest.

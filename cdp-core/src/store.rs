@@ -30,7 +30,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::base::BaseWriter;
 use crate::catalog::Catalog;
@@ -69,6 +69,9 @@ pub const TRASH_NS: u64 = 7 * 24 * 3600 * 1_000_000_000;
 /// Puts a base under a volume that is being made.
 pub type FillBase<'a> = dyn FnMut(&mut BaseWriter) -> Result<()> + 'a;
 
+/// Told the names of volumes that nobody can open any more and that are about to be closed.
+pub type Leaving = dyn Fn(&[String]) + Send + Sync;
+
 /// An opened store.
 pub struct Store {
     path: PathBuf,
@@ -85,6 +88,8 @@ pub struct Store {
     // Held while a volume that was made gets its name. Taken before `groups`.
     naming: Mutex<()>,
     copying: copies::Active,
+    // Told of volumes that are about to be closed.
+    leaving: OnceLock<Box<Leaving>>,
     // When idle copies were looked for.
     copies_looked_ns: AtomicU64,
     // When what could not be opened was tried again.
@@ -258,6 +263,7 @@ impl Store {
             changing: Mutex::new(()),
             naming: Mutex::new(()),
             copying: Mutex::default(),
+            leaving: OnceLock::new(),
             copies_looked_ns: AtomicU64::new(0),
             unopened_looked_ns: AtomicU64::new(0),
             _lock: lock,
@@ -294,6 +300,19 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// From now on `tell` is told before volumes are closed while the store stays open: to be deleted, replaced, or opened anew.
+    /// Who has one open is refused a moment later, so whoever serves them sends his clients away in order. It must not
+    /// change volumes. Once for a store.
+    pub fn tell_of_leaving(&self, tell: Box<Leaving>) {
+        assert!(self.leaving.set(tell).is_ok(), "somebody is told already");
+    }
+
+    fn send_away(&self, names: &[String]) {
+        if let Some(tell) = self.leaving.get() {
+            tell(names);
+        }
     }
 
     /// Where it stands.
@@ -494,10 +513,12 @@ impl Store {
         let _changing = self.changing.lock().expect("no panics under this lock");
         self.refuse_if_withheld(name)?;
         let volume = self.volumes.lock().expect("no panics under this lock").remove(name);
-        let id = volume.as_ref().map(|volume| volume.identity().id);
-        match volume {
-            // What it had open may be in somebody's hands yet: it is not opened beside that.
-            Some(volume) => volume.close().inspect_err(|error| {
+        self.send_away(&[name.to_owned()]);
+        match &volume {
+            // Clones that read from it go on.
+            Some(volume) => volume.end_service().inspect_err(|error| {
+                // Whatever becomes of its files, nobody reads from them any more.
+                let _ = volume.close();
                 let context = format!("closing {name} to delete it: {error}");
                 let unclosed =
                     Error::new(Kind::Refused, context).hint("delete it again, or restart the server");
@@ -516,8 +537,8 @@ impl Store {
                 .and_then(|()| files.sync_dir(&self.path.join(VOLUMES_DIR)))
                 .at(|| format!("moving {} to the trash", dir.display()))
         };
-        match id {
-            Some(id) => self.move_parent(id, &mut rename),
+        match volume {
+            Some(volume) => self.move_parent(volume, &mut rename),
             None => rename(),
         }
     }
@@ -555,7 +576,10 @@ impl Store {
         self.refuse_if_withheld(name)?;
         let trash = self.path.join(TRASH_DIR);
         let from = trash.join(&trashed.dir);
-        let hidden = self.close_hidden(&from)?;
+        let hidden = self.take_hidden(&from);
+        if let Some(volume) = &hidden {
+            volume.end_service().inspect_err(|_| drop(volume.close()))?;
+        }
         let mut rename = || {
             files
                 .rename(&from, &to)
@@ -564,7 +588,7 @@ impl Store {
                 .at(|| format!("bringing {} back", to.display()))
         };
         match hidden {
-            Some(id) => self.move_parent(id, &mut rename)?,
+            Some(volume) => self.move_parent(volume, &mut rename)?,
             None => rename()?,
         }
         if !self.volumes.lock().expect("no panics under this lock").contains_key(name) {

@@ -41,8 +41,9 @@ impl View {
     }
 
     /// As [`View::new`], for `holder`, who is named where the view keeps history from going.
-    /// [`Kind::OutOfRange`] if the state is before the horizon, or beyond the tip.
+    /// [`Kind::OutOfRange`] if the state is before the horizon, or beyond the tip; [`Kind::Closed`] if the volume was closed.
     pub fn open(volume: Arc<Volume>, lsn: Lsn, holder: &str) -> Result<View> {
+        drop(volume.use_files()?);
         if lsn > volume.tip_lsn() {
             return Err(volume.is_gone(lsn));
         }
@@ -441,6 +442,10 @@ impl Device for ThrowAway {
     }
 
     fn apply(&self, _session: SessionId, changes: &[Change<'_>], results: &mut Vec<Result<Lsn>>) {
+        let _using = match self.view.volume.use_files() {
+            Ok(using) => using,
+            Err(error) => return results.extend(changes.iter().map(|_| Err(error.duplicate()))),
+        };
         let mut overlay = self.overlay.lock().expect("no panics under this lock");
         results.extend(changes.iter().map(|change| self.change(&mut overlay, change)));
     }
@@ -451,6 +456,11 @@ impl Device for ThrowAway {
     }
 
     fn read(&self, reads: &mut [Read<'_>]) {
+        // Some blocks of its own are no disk.
+        let _using = match self.view.volume.use_files() {
+            Ok(using) => using,
+            Err(error) => return reads.iter_mut().for_each(|read| read.result = Err(error.duplicate())),
+        };
         let overlay = self.overlay.lock().expect("no panics under this lock");
         for read in reads {
             read.result = self.read_one(&overlay, read);

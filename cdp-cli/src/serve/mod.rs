@@ -30,7 +30,7 @@ use crate::config::Config;
 use crate::door::{Talk, open_to_serve};
 use crate::host::notify::tell_systemd;
 use crate::report;
-use crate::work::{Endpoints, Serving, Site};
+use crate::work::{Endpoints, Serving, Site, leaving};
 use control::Control;
 use exports::StoreExports;
 use keeper::Keeper;
@@ -184,6 +184,7 @@ impl Running {
         let roles = RoleHooks::start(config, &store)?;
         let serving = Serving { nbd, since: SystemTime::now(), endpoints, clones, replication, roles };
         let site = Arc::new(Site { store, server: Some(Arc::new(serving)), votes });
+        leaving::watch(&site);
         let server = site.server.as_ref().expect("it was made just now");
         site.votes.start(&site, server.replication.tls.as_ref())?;
         let keeper = Some(Keeper::start(site.clone(), config.on_alarm.clone(), config.prove.clone())?);

@@ -9,8 +9,9 @@ use cdp_core::ids::{EpochNumber, Lsn, Timestamp};
 use cdp_core::volume::Volume;
 use serde::{Deserialize, Serialize};
 
+use super::leaving::is_export_of;
 use super::points::{self, Place};
-use super::rewind::{LEAVE_TIME, clients, in_use};
+use super::rewind::{LEAVE_TIME, clients, clients_of, in_use};
 use super::{Progress, Site, Watch, newest};
 use crate::serve::roles::HookRun;
 
@@ -308,16 +309,31 @@ pub fn resync(site: &Site, request: &Resync) -> Result<Vec<Resynced>> {
         if request.dry_run {
             continue;
         }
-        let members = [volume];
-        let using = [clients(site, &members[0])];
-        if !using[0].is_empty() {
+        drop(volume);
+        // What is closed and opened anew takes its views and clones along; see `work::leaving`.
+        let (shut, using): (Vec<_>, Vec<_>) = match join.ours_beyond {
+            true => {
+                let shut = store.shut_by_resync(name)?.into_iter();
+                shut.map(|volume| {
+                    let using = clients_of(site, |export| is_export_of(export, volume.name()));
+                    (volume, using)
+                })
+                .unzip()
+            }
+            false => {
+                let volume = store.volume(name)?;
+                let using = clients(site, &volume);
+                (vec![volume], vec![using])
+            }
+        };
+        if using.iter().any(|clients| !clients.is_empty()) {
             if !request.force {
-                return Err(in_use(&members, &using)
+                return Err(in_use(&shut, &using)
                     .hint("unmount and detach first; or say --force, which closes their connections"));
             }
-            close_connections(site, &members)?;
+            close_connections(site, &shut)?;
         }
-        drop(members);
+        drop(shut);
         let done = store.resync(name, &other)?;
         if let Some(line) = lines.last_mut() {
             line.orphan = done.orphan.map(|orphan| orphan.name().to_owned());

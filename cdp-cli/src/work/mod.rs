@@ -10,6 +10,7 @@ pub mod forecast;
 pub mod groups;
 pub mod import;
 mod leased;
+pub mod leaving;
 pub mod mark;
 pub mod memory;
 pub mod newest;

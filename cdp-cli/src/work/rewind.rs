@@ -141,12 +141,17 @@ fn go_back(
 
 /// Who has the live volume open; views of its past are not touched by a rollback. One who has just closed his connection is given a moment to be gone.
 pub(super) fn clients(site: &Site, volume: &Volume) -> Vec<String> {
+    clients_of(site, |export| export == volume.name())
+}
+
+/// Who has such an export open, after the same moment.
+pub(super) fn clients_of(site: &Site, is_meant: impl Fn(&str) -> bool) -> Vec<String> {
     let Some(server) = &site.server else { return Vec::new() };
     let until = Instant::now() + GOODBYE_TIME;
     loop {
         let clients = server.nbd.clients().into_iter();
         let clients: Vec<String> = clients
-            .filter(|client| client.export.as_deref() == Some(volume.name()))
+            .filter(|client| client.export.as_deref().is_some_and(&is_meant))
             .map(|client| client.peer.to_string())
             .collect();
         if clients.is_empty() || Instant::now() >= until {

@@ -13,6 +13,7 @@ use cdp_core::volume::role::Role;
 use cdp_core::volume::{Health, Volume};
 use serde::{Deserialize, Serialize};
 
+use super::leaving::is_export_of;
 use super::mark::{self, Mark};
 use super::{Site, Watch};
 use crate::image::source::Writers;
@@ -225,9 +226,7 @@ pub fn delete(site: &Site, name: &str, force: bool) -> Result<VolumeLine> {
         }
     }
     if let Some(server) = &site.server {
-        let is_meant = |export: &str| {
-            export == name || export.strip_prefix(name).is_some_and(|rest| rest.starts_with('@'))
-        };
+        let is_meant = |export: &str| is_export_of(export, name);
         let using: Vec<String> = server
             .nbd
             .clients()

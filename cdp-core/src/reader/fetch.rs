@@ -107,7 +107,7 @@ impl Reader<'_> {
                 };
                 let context = format!(
                     "volume {}: block {lba} as {lsn:?} wrote it is damaged: block {block} of {segment}",
-                    self.volume
+                    self.volume.name()
                 );
                 Some(Error::new(Kind::Damaged, context).hint(
                     "`cdp verify` lists all damage; older and newer versions of the block are not touched",

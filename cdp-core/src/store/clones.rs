@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Store, TRASH_DIR, TRASH_NS, UNFINISHED_PREFIX, VOLUMES_DIR};
 use crate::device::Device;
@@ -17,10 +18,14 @@ use crate::volume::cut::Orphan;
 use crate::volume::identity::{read_manifest, write_manifest};
 use crate::volume::open::{Accept, open_on};
 use crate::volume::role::Role;
-use crate::volume::{Health, Identity, Volume};
+use crate::volume::{Identity, Volume};
 
 /// Clones of clones of clones: so many at most, one behind the other. Each reads through all its parents.
 pub const CLONE_DEPTH_MAX: usize = 32;
+/// So long clones are kept from their parent at a time while others finish reading from it.
+const SLOTS_HELD: Duration = Duration::from_millis(100);
+/// And so long they are let in between.
+const SLOTS_PAUSE: Duration = Duration::from_millis(1);
 
 /// A volume's directory, whether it is in the trash, and what its manifest says, if it can be read.
 struct Place {
@@ -49,9 +54,6 @@ impl Store {
         if lsn > parent.tip_lsn() {
             let context = format!("volume {} has no {lsn:?}", parent.name());
             return Err(Error::new(Kind::OutOfRange, context));
-        }
-        if parent.health() == Health::Closed {
-            return Err(Error::new(Kind::Closed, format!("volume {} is closed", parent.name())));
         }
         let depth = self.depth_of(parent)?;
         if depth >= CLONE_DEPTH_MAX {
@@ -275,19 +277,21 @@ impl Store {
         Ok(())
     }
 
-    /// A hidden volume is opened again under its own name: the old one only serves those who read from it.
-    pub(super) fn close_hidden(&self, dir: &Path) -> Result<Option<VolumeId>> {
+    /// A volume in the trash that clones read from, taken out of everybody's sight.
+    pub(super) fn take_hidden(&self, dir: &Path) -> Option<Arc<Volume>> {
         let mut hidden = self.hidden.lock().expect("no panics under this lock");
-        let id = hidden.iter().find(|(_, volume)| volume.dir() == dir).map(|(id, _)| *id);
-        match id.and_then(|id| hidden.remove(&id)) {
-            Some(volume) => volume.close().map(|()| id),
-            None => Ok(None),
-        }
+        let id = hidden.iter().find(|(_, volume)| volume.dir() == dir).map(|(id, _)| *id)?;
+        hidden.remove(&id)
     }
 
-    /// Moves the directory of a volume that is closed. Clones that read from it wait meanwhile, and go on with
-    /// the volume as it is opened in its new place.
-    pub(super) fn move_parent(&self, id: VolumeId, rename: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+    /// Moves the directory of a volume whose service has ended. Clones that read from it wait meanwhile, and go on with the
+    /// volume as it is opened in its new place; whatever else was opened from it is refused from here on.
+    pub(super) fn move_parent(
+        &self,
+        volume: Arc<Volume>,
+        rename: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let id = volume.identity().id;
         let clones: Vec<(Arc<Volume>, Lsn)> = self
             .opened()
             .into_iter()
@@ -296,11 +300,22 @@ impl Store {
                 Some((volume, parent.lsn))
             })
             .collect();
-        let mut slots: Vec<_> = clones.iter().map(|(clone, _)| clone.parent_slot()).collect();
-        rename()?;
+        let mut slots = loop {
+            let slots: Vec<_> = clones.iter().map(|(clone, _)| clone.parent_slot()).collect();
+            if volume.end_uses_within(SLOTS_HELD) {
+                break slots;
+            }
+            // Somebody who compares a clone with its parent has the parent in hand while he waits for the clone.
+            drop(slots);
+            std::thread::sleep(SLOTS_PAUSE);
+        };
+        volume.end_coalesced();
+        drop(volume);
+        let renamed = rename();
         if clones.is_empty() {
-            return Ok(());
+            return renamed;
         }
+        // Wherever it stands now.
         let moved = self.by_id(id, &|_| Accept::default(), 0)?;
         for ((_, lsn), slot) in clones.iter().zip(&mut slots) {
             // One that was hydrated meanwhile needs nothing any more.
@@ -309,7 +324,7 @@ impl Store {
             }
         }
         drop(slots);
-        self.note_clones()
+        renamed.and_then(|()| self.note_clones())
     }
 
     /// Removes for good what was deleted longer ago than [`TRASH_NS`] and what no clone, itself in the trash or not,
@@ -335,7 +350,9 @@ impl Store {
                 (is_old && !is_read_from(place)).then_some(dir)
             });
             let Some(dir) = expired else { return Ok(()) };
-            self.close_hidden(&dir)?;
+            if let Some(volume) = self.take_hidden(&dir) {
+                volume.close()?;
+            }
             self.shared.files.remove_dir_all(&dir).at(|| format!("removing {}", dir.display()))?;
             let gone = places.iter().find(|place| place.dir == dir).and_then(|place| place.identity.as_ref());
             if let Some((id, parent)) = gone.and_then(|identity| Some((identity.id, identity.parent?))) {

@@ -82,8 +82,17 @@ impl Store {
         Ok(join)
     }
 
-    /// Gives up what this site has beyond the last common record, and keeps it as an orphan. The volume and its clones are opened anew: whoever has one open sees the old one, in which
-    /// nothing changes any more, until he connects again, and an error where that is gone.
+    /// The opened volumes that a resync of this one closes and opens anew, if it sets something aside: it and its clones.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn shut_by_resync(&self, name: &str) -> Result<Vec<Arc<Volume>>> {
+        let affected = self.with_descendants(self.volume(name)?.identity().id)?;
+        Ok(self.volumes().into_iter().filter(|volume| affected.contains(&volume.identity().id)).collect())
+    }
+
+    /// Gives up what this site has beyond the last common record, and keeps it as an orphan. The volume and its clones are
+    /// closed and opened anew: whoever has one of them open, or a view of one, gets [`Kind::Closed`] until he opens it again.
     ///
     /// # Errors
     /// As [`Store::plan_resync`]; `Refused` if the chain values differ, and both are kept as they are.
@@ -273,9 +282,12 @@ impl Store {
     /// Lets go of a volume and of what reads from it, carries out what its manifest says, and opens them again.
     fn open_anew(&self, affected: &BTreeSet<VolumeId>) -> Result<()> {
         let taken = self.take_out(affected);
+        self.send_away(&taken.iter().map(|volume| volume.name().to_owned()).collect::<Vec<_>>());
         let mut places = Vec::new();
+        let mut closed = Ok(());
         for volume in taken {
-            volume.close()?;
+            // What one of them could not sync or seal its next opening finds as after a crash; no other is left shut for it.
+            closed = closed.and(volume.close());
             let is_hidden = volume.dir().starts_with(self.path.join(TRASH_DIR));
             places.push((volume.name().to_owned(), volume.dir().to_owned(), is_hidden));
         }
@@ -286,7 +298,7 @@ impl Store {
                 self.open_by_dir(&name, &dir, &|_| Accept::default(), 0);
             }
         }
-        Ok(())
+        closed
     }
 
     /// Takes opened volumes out of everybody's sight.

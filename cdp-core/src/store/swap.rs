@@ -76,6 +76,7 @@ impl Store {
             // It may say either now. It has to say that nothing was decided, or the old copy must not go on.
             if self.write_seed(&plan).is_err() {
                 self.volumes.lock().expect("no panics under this lock").remove(&plan.name);
+                self.send_away(std::slice::from_ref(&plan.name));
                 let _ = old.close();
                 return Err(self.withhold(&plan.name, error));
             }
@@ -83,6 +84,7 @@ impl Store {
         }
         // From here on it is done, by the next opening if not now.
         self.volumes.lock().expect("no panics under this lock").remove(&decided.name);
+        self.send_away(std::slice::from_ref(&decided.name));
         // Where that fails it is said, but the new copy does not wait: what the old one had not synced it acknowledged to
         // nobody.
         let closed = old.close();

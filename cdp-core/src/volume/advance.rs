@@ -157,6 +157,8 @@ impl Volume {
         let mut room = Room::Was;
         loop {
             let mut duties = self.duties.lock().expect("no panics under this lock");
+            // It may have been closed meanwhile, and its files be another instance's.
+            self.refuse_unless_healthy()?;
             // What is to be left free besides is for upkeep to care for.
             if self.has_room() {
                 return Ok(room);
@@ -304,7 +306,8 @@ impl Volume {
             parts: fold.parts.clone(),
             base: &self.base,
             visible: &fold.visible,
-            volume: &self.identity.name,
+            volume: self,
+            using: self.try_use_files(),
         };
         let (covered, pieces) = reader.changed(Extent::new(fold.next_block, blocks), VERSIONS_PER_LOOK)?;
         let mut bytes = LOOK_BYTES;

@@ -10,9 +10,9 @@
 
 use std::sync::{Arc, RwLockWriteGuard};
 
-use super::{Volume, check_range};
+use super::Volume;
 use crate::base::{Base, BaseWriter, remove_pieces};
-use crate::device::{Content, Device, Read};
+use crate::device::{Content, Device};
 use crate::error::{Error, Kind, Result};
 use crate::ids::*;
 
@@ -73,23 +73,34 @@ impl Volume {
             let context = format!("volume {} is being hydrated already", self.identity.name);
             return Err(Error::new(Kind::Busy, context));
         };
-        let Some(parent) = self.base.parent() else { return Ok(0) };
-        let (files, id) = (&self.shared.files, self.identity.journal_id());
-        remove_pieces(&**files, &self.dir)?;
         // The clone itself may have grown; its parent's view has not.
-        let bytes = parent.size_bytes();
+        let Some(bytes) = self.base.parent().map(|parent| parent.size_bytes()) else { return Ok(0) };
+        let (files, id) = (&self.shared.files, self.identity.journal_id());
+        {
+            let _using = self.use_files()?;
+            remove_pieces(&**files, &self.dir)?;
+        }
         let mut writer = BaseWriter::new(files.clone(), &self.dir, id, bytes);
         let mut copied = 0;
         let mut at = 0;
+        let mut buffer = vec![0; STEP_BYTES as usize];
         while at < bytes {
-            for stretch in parent.extents(at, bytes - at, STRETCHES_PER_LOOK)? {
+            // By way of the base: the parent may be opened anew meanwhile, in another place.
+            let stretches = {
+                let _using = self.use_files()?;
+                self.base.extents_of_parent(at, bytes - at, STRETCHES_PER_LOOK)?
+            };
+            for stretch in stretches {
                 let end = at + stretch.len;
                 while at < end {
                     // In whole blocks, so that the next step begins on one.
                     let step =
                         if stretch.content == Content::Data { (end - at).min(STEP_BYTES) } else { end - at };
                     if stretch.content == Content::Data {
-                        copy(&*parent, &mut writer, at, step)?;
+                        let _using = self.use_files()?;
+                        let blocks = &mut buffer[..step.next_multiple_of(BLOCK_BYTES) as usize];
+                        self.base.read(at / BLOCK_BYTES, blocks)?;
+                        writer.write(at / BLOCK_BYTES, blocks)?;
                         copied += step;
                     }
                     at += step;
@@ -97,20 +108,11 @@ impl Volume {
                 }
             }
         }
+        let using = self.use_files()?;
         writer.finish()?;
+        drop(using);
         self.change_manifest(|manifest| manifest.parent = None)?;
         self.base.let_go(Base::open(files, &self.dir, id, bytes)?);
         Ok(copied)
     }
-}
-
-/// Copies bytes that begin on a block; the last block is filled up with zeros.
-fn copy(parent: &dyn Device, writer: &mut BaseWriter, at: u64, len: u64) -> Result<()> {
-    check_range(at, len, parent.size_bytes())?;
-    let mut buffer = vec![0; len.next_multiple_of(BLOCK_BYTES) as usize];
-    let mut reads = [Read { offset: at, buffer: &mut buffer[..len as usize], result: Ok(()) }];
-    parent.read(&mut reads);
-    let [read] = reads;
-    read.result?;
-    writer.write(at / BLOCK_BYTES, &buffer)
 }

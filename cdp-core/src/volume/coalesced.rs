@@ -248,6 +248,7 @@ impl Volume {
     /// `Refused`: one is shown, or was given up here, and the history has not arrived at it; `Busy` while somebody else
     /// fills it; `Invalid` for a state that does not lie ahead of the history here.
     pub fn begin_coalesced(&self, wanted: &CoalescedState) -> Result<CoalescedWriter> {
+        let _using = self.use_files()?;
         self.refuse_unless_replica()?;
         let end = self.end_position();
         let name = self.name();
@@ -333,6 +334,7 @@ impl Volume {
 
     /// As [`Volume::drop_coalesced`], and it is not to come again before the history has arrived where it was.
     pub fn give_up_coalesced(&self) -> Result<bool> {
+        let _using = self.use_files()?;
         let mut slot = self.coalesced.lock().expect("no panics under this lock");
         let Some(state) = slot.state.clone().filter(|state| state.progress != Progress::GivenUp) else {
             return Ok(false);
@@ -389,7 +391,13 @@ impl Volume {
         }
     }
 
+    /// Whoever fills one writes nothing by its name from here on: the name may be another instance's.
+    pub(crate) fn end_coalesced(&self) {
+        self.coalesced.lock().expect("no panics under this lock").clear();
+    }
+
     fn remove_coalesced_files(&self) -> Result<()> {
+        let _using = self.use_files()?;
         let (files, dir) = (&*self.shared.files, self.coalesced_dir());
         let gone = match files.remove(&dir.join(STATE_FILE)) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),

@@ -152,6 +152,7 @@ impl Volume {
 
     /// Makes the manifest know all epochs, before somebody counts on it.
     pub(super) fn keep_epochs(&self) -> Result<()> {
+        let _using = self.use_files()?;
         let mut state = self.epochs.lock().expect("no panics under this lock");
         if state.epochs.list()[1..] == state.kept[..] {
             return Ok(());

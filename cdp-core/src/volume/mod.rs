@@ -39,6 +39,7 @@ pub mod stream;
 pub mod thin;
 pub mod timeline;
 pub mod upkeep;
+pub mod uses;
 pub mod verify;
 pub mod write;
 
@@ -105,7 +106,7 @@ pub enum Health {
         /// What to do.
         hint: String,
     },
-    /// Closed.
+    /// Closed. Whatever was opened from it, a view too, answers with an error: its files may be another instance's.
     Closed,
 }
 
@@ -136,6 +137,8 @@ pub struct Volume {
     // Segments that were believed at the opening and not looked at yet.
     doubted: Mutex<Vec<doubt::Doubted>>,
     health: Mutex<Health>,
+    // Who reads or replaces its files, apart from its duties and its writers, who look at their own locks.
+    uses: uses::Uses,
     notes: Mutex<Notes>,
     names: Mutex<names::Names>,
     // Held while the file of proofs is replaced.
@@ -316,6 +319,7 @@ impl Volume {
 
     /// Changes what the manifest says; durable when this returns.
     pub(crate) fn change_manifest(&self, change: impl FnOnce(&mut Identity)) -> Result<()> {
+        let _using = self.use_files()?;
         let mut manifest = self.manifest.lock().expect("no panics under this lock");
         let mut changed = manifest.clone();
         change(&mut changed);
@@ -331,7 +335,8 @@ impl Volume {
             parts: self.parts.list(),
             base: &self.base,
             visible,
-            volume: &self.identity.name,
+            volume: self,
+            using: self.try_use_files(),
         }
     }
 
@@ -435,6 +440,7 @@ impl Device for Volume {
     }
 
     fn flush(&self) -> Result<()> {
+        let _using = self.use_files()?;
         self.sync_through(self.tip_lsn())
     }
 

@@ -44,6 +44,7 @@ impl Volume {
     /// All proofs of states that can still be viewed, oldest state first. A file that is damaged, or of another
     /// volume, is [`Kind::Damaged`].
     pub fn proofs(&self) -> Result<Vec<Proof>> {
+        let _using = self.use_files()?;
         let path = self.proofs_path();
         let bytes = match read_file(&*self.shared.files, &path, MANIFEST_BYTES_MAX) {
             Ok(bytes) => bytes,
@@ -84,6 +85,7 @@ impl Volume {
     /// Keeps what a program said of the state after `lsn`; it replaces what was said of it before. Durable when
     /// this returns.
     pub fn keep_proof(&self, lsn: Lsn, good: bool, program: &str) -> Result<Proof> {
+        let _using = self.use_files()?;
         let at = self.timestamp_of(lsn)?;
         let proof = Proof { lsn, at, proved: self.shared.clock.now(), good, program: shorten(program) };
         let _one = self.proving.lock().expect("no panics under this lock");

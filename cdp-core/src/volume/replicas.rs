@@ -431,6 +431,7 @@ impl Volume {
     }
 
     fn write_replicas(&self, list: &ReplicaList) -> Result<()> {
+        let _using = self.use_files()?;
         let path = self.dir.join(REPLICAS_FILE);
         replace_file(&*self.shared.files, &path, &list.encode()).at(|| format!("writing {}", path.display()))
     }

@@ -97,6 +97,7 @@ impl Volume {
                 self.identity.segment_bytes
             )));
         }
+        let _using = self.use_files()?;
         let mut current = self.retention.lock().expect("no panics under this lock");
         let mut manifest = Manifest::new(KIND, VERSION);
         manifest.set("policy", &policy);
@@ -111,6 +112,8 @@ impl Volume {
 
     /// Writes a fact down. A ledger that cannot be written costs an explanation, no history: it is no reason to stop.
     pub(super) fn note_fact(&self, fact: Fact) {
+        // Of one that was closed nobody asks any more.
+        let Ok(_using) = self.use_files() else { return };
         let (at, base) = (self.shared.clock.now(), self.base_point().lsn);
         let written = self.ledger.lock().expect("no panics under this lock").append(at, fact, base);
         if let Err(error) = written {
@@ -134,6 +137,7 @@ impl Volume {
         let marker = Timeline::marker(self, name)?.ok_or_else(|| {
             Error::new(Kind::NotFound, format!("volume {} has no marker `{name}`", self.identity.name))
         })?;
+        let _using = self.use_files()?;
         let fact = Fact::LetGo { lsn: marker.lsn, at: marker.at, name: name.to_owned() };
         let (at, base) = (self.shared.clock.now(), self.base_point().lsn);
         // This one must be written: a name that came back would hold history that nobody wants.

@@ -137,6 +137,7 @@ impl Volume {
     }
 
     fn write_source(&self, source: &Source) -> Result<()> {
+        let _using = self.use_files()?;
         let path = self.dir.join(SOURCE_FILE);
         replace_file(&*self.shared.files, &path, &source.encode())
             .at(|| format!("writing {}", path.display()))

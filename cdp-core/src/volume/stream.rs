@@ -48,6 +48,7 @@ impl LogReader {
     /// Begins behind the record `lsn`, which is durable, or stands where the journal begins.
     /// [`Kind::OutOfRange`] if it is not durable, or not in the journal any more.
     pub fn behind(volume: &Arc<Volume>, lsn: Lsn) -> Result<LogReader> {
+        let _using = volume.use_files()?;
         let base = volume.base_point();
         let mut reader = LogReader {
             volume: volume.clone(),
@@ -92,6 +93,7 @@ impl LogReader {
     /// The next durable records, as many as make `bytes_max` of payload, at least one if there is one, at most
     /// `records_max`. Their payload was held against their checksums: damage is an error that names the record.
     pub fn read(&mut self, bytes_max: u64, records_max: usize) -> Result<Vec<Verbatim>> {
+        let _using = self.volume.use_files()?;
         let durable = self.volume.durable_lsn();
         // As long as the list is held, no segment in it is used for anything else.
         let parts = self.volume.part_list();

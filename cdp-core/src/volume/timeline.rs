@@ -315,6 +315,7 @@ impl Volume {
         &self,
         mut visit: impl FnMut(&Arc<Part>, &MarkerRow) -> ControlFlow<()>,
     ) -> Result<()> {
+        let _using = self.use_files()?;
         for part in self.parts.list().iter().rev() {
             for row in part.events()?.iter().rev() {
                 if visit(part, row).is_break() {
@@ -327,6 +328,7 @@ impl Volume {
 
     /// One event with all it says.
     pub fn event(&self, part: &Part, row: &MarkerRow) -> Result<Event> {
+        let _using = self.use_files()?;
         let what = self.event_kind(part, row)?;
         Ok(Event { lsn: row.lsn, at: row.timestamp, elapsed_ns: row.elapsed_ns, what })
     }
@@ -334,6 +336,7 @@ impl Volume {
     /// The marker, of any class, that is nearest to this record, in records: for "how far is this point from
     /// a marker".
     pub fn nearest_marker(&self, lsn: Lsn) -> Result<Option<(Lsn, Timestamp, Option<String>)>> {
+        let _using = self.use_files()?;
         let mut best: Option<(u64, Lsn, Timestamp)> = None;
         for part in self.parts.list().iter().rev() {
             let first = part.segment.header.first_lsn;
@@ -376,6 +379,7 @@ impl Volume {
 
     /// What the named marker of this record carries.
     pub fn marker_payload(&self, lsn: Lsn) -> Result<MarkerPayload> {
+        let _using = self.use_files()?;
         let parts = self.parts.list();
         let part = part_of(&parts, lsn)?;
         let rows = part.events()?;
@@ -388,6 +392,7 @@ impl Volume {
 
     /// Visits the headers of the records `from..=to`, in order; without those of history that was thinned.
     pub fn records(&self, from: Lsn, to: Lsn, visit: &mut dyn FnMut(&RecordHeader)) -> Result<()> {
+        let _using = self.use_files()?;
         for part in self.parts.list().iter() {
             let is_fold = part.segment.fold.is_some();
             if is_fold || part.segment.header.first_lsn > to || part.last_lsn() < from {
@@ -407,6 +412,7 @@ impl Volume {
     /// What each segment's records did, oldest first, of the segments that have records from `from` to `to`; without
     /// reading the records.
     pub fn summaries(&self, from: Lsn, to: Lsn) -> Result<Vec<SegmentSummary>> {
+        let _using = self.use_files()?;
         let mut summaries = Vec::new();
         for part in self.parts.list().iter() {
             let (first, last) = (part.segment.header.first_lsn, part.last_lsn());
@@ -418,6 +424,7 @@ impl Volume {
     }
 
     pub(super) fn timestamp_of_record(&self, lsn: Lsn) -> Result<Timestamp> {
+        let _using = self.use_files()?;
         let parts = self.parts.list();
         let base = self.base_point();
         if lsn == base.lsn {
@@ -439,6 +446,7 @@ impl Volume {
     /// The newest record with a timestamp ≤ `at` that is still known, and whether there surely was none between it and
     /// `at`.
     pub(super) fn newest_known_at(&self, at: Timestamp) -> Result<(Lsn, bool)> {
+        let _using = self.use_files()?;
         {
             // Whatever has a timestamp up to `at` is staged when this lock is free, and whatever comes later
             // gets a later one.

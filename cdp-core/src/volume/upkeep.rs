@@ -161,6 +161,10 @@ impl Volume {
         }
         self.retire_coalesced();
         let mut duties = self.duties.lock().expect("no panics under this lock");
+        // It may have been closed meanwhile, and its files be another instance's.
+        if self.health() != Health::Good {
+            return Ok(());
+        }
         // Ahead of the sealing: a writer may be waiting for it soon.
         self.make_segment_ahead()?;
         self.write_segment_behind_stream()?;
@@ -399,15 +403,29 @@ impl Volume {
         write_run(&self.shared, &self.dir, self.identity.journal_id(), part, frozen)
     }
 
-    /// Ends service: syncs everything, seals the open segment, marks a clean stop. Further writes are refused.
+    /// Ends service: syncs everything, seals the open segment, marks a clean stop. Further writes are refused, and, also
+    /// where that fails, whatever was opened from it answers with `Closed` from here on: what began before is done when this
+    /// returns. So its files may be moved, and opened anew.
     pub fn close(&self) -> Result<()> {
-        if self.health() != Health::Good {
-            *self.health.lock().expect("no panics under this lock") = Health::Closed;
-            return Ok(());
-        }
-        *self.health.lock().expect("no panics under this lock") = Health::Closed;
+        let ended = self.end_service();
+        self.end_uses();
+        self.end_coalesced();
+        ended
+    }
+
+    /// The first half of [`Volume::close`]: reads go on.
+    pub(crate) fn end_service(&self) -> Result<()> {
+        let before = {
+            let mut health = self.health.lock().expect("no panics under this lock");
+            std::mem::replace(&mut *health, Health::Closed)
+        };
         self.abandon_merge();
         let mut duties = self.duties.lock().expect("no panics under this lock");
+        if before != Health::Good {
+            // Nobody writes to it from here on; and whoever closed it before is done.
+            self.append.lock().expect("no panics under this lock").take();
+            return Ok(());
+        }
         self.give_up_thin(&mut duties);
         // Whoever got past the check of the health before has the lock, or finds no appender.
         let appender = self.append.lock().expect("no panics under this lock").take();

@@ -84,11 +84,16 @@ pub fn verify(volume: &Volume, watch: &mut Watch<'_>) -> Result<Verified> {
     if let Health::ReadOnly { reason, .. } = volume.health() {
         found.add_file(volume.dir(), 0, format!("the volume takes no writes: {reason}"));
     }
-    verify_small_files(volume, &mut found);
+    {
+        let _using = volume.use_files()?;
+        verify_small_files(volume, &mut found);
+    }
     base::verify(volume, &mut found, total, watch)?;
     let mut previous_hash = before.seal;
     for part in parts.iter() {
         let mut one = Verified::default();
+        // Between two steps the volume may be closed, and its files be another instance's.
+        let using = volume.use_files()?;
         let looked = verify_part(part, &previous_hash, &mut one);
         // What was folded meanwhile is the base's, and its file is gone.
         if !is_folded(part, volume.base_point().lsn) {
@@ -100,6 +105,7 @@ pub fn verify(volume: &Volume, watch: &mut Watch<'_>) -> Result<Verified> {
         previous_hash = part.frozen.get().and_then(|frozen| frozen.seal_hash).unwrap_or_default();
         found.segments += 1;
         found.bytes += end_of(volume, part);
+        drop(using);
         watch(found.bytes, total)?;
     }
     Ok(found)

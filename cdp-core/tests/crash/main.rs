@@ -19,6 +19,7 @@ mod mix;
 mod promotions;
 mod proven;
 mod regressions;
+mod reopened;
 mod restart;
 mod resyncs;
 mod rewind;

@@ -50,7 +50,7 @@ impl Shown {
 }
 
 /// The other site was promoted behind `fork`, of which this one says which chain value it has.
-fn elsewhere(volume: &Arc<Volume>, fork: u64, number: u32) -> Elsewhere {
+pub fn elsewhere(volume: &Arc<Volume>, fork: u64, number: u32) -> Elsewhere {
     let chain = volume.stands_at(Lsn(fork)).unwrap().chain;
     let mut epochs = volume.epochs().through(Lsn(fork));
     let epoch = Epoch { number: EpochNumber(number), id: 0xe1, start: Lsn(fork + 1), chain };

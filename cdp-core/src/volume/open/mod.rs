@@ -241,6 +241,7 @@ pub fn open_on(
         looked: Mutex::new(looked),
         doubted: Mutex::new(doubted),
         health: Mutex::new(health),
+        uses: Default::default(),
         notes: Mutex::new(notes),
         names: Mutex::default(),
         proving: Mutex::new(()),

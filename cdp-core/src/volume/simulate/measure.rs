@@ -28,6 +28,7 @@ impl Volume {
         settled: &Settled,
         codec: Codec,
     ) -> Result<(u64, u64)> {
+        let _using = self.use_files()?;
         let parts = Arc::new(PartSet::new(parts.to_vec()));
         let (Some(oldest), Some(newest)) = (parts.first(), parts.last()) else { return Ok((0, 0)) };
         let blocks_max: u64 = parts.iter().map(|part| blocks_of(part)).sum();
@@ -40,6 +41,8 @@ impl Volume {
             while !pieces.prepare(piece, u64::MAX).is_ready {}
             let mut from = 0;
             while from < self.blocks_max() {
+                // With the entries at hand nobody else asks.
+                reader.refuse_if_over()?;
                 let extent = Extent::new(from, self.blocks_max());
                 let bounded = || Search::bounded(extent, VERSIONS_PER_LOOK);
                 let search = pieces.search(&reader, piece, bounded)?;

@@ -33,12 +33,14 @@ fn each_present(volume: &Volume, base: &Base, visit: &mut dyn FnMut(u64, u64) ->
     let blocks = volume.largest_size_bytes().div_ceil(BLOCK_BYTES);
     let mut at = 0;
     while at < blocks && !base.is_empty() {
+        let using = volume.use_files()?;
         if let Some(end) = base.lost_until(at) {
             at = end;
             continue;
         }
         let piece_end = (at / PIECE_BLOCKS + 1) * PIECE_BLOCKS;
         let (end, present) = base.stretch(at, blocks.min(piece_end))?;
+        drop(using);
         if present {
             visit(at, end)?;
         }
@@ -72,6 +74,7 @@ fn verify_blocks(
         let mut at = from;
         while at < to {
             let blocks = (to - at).min(STEP_BLOCKS);
+            let using = volume.use_files()?;
             if base.read(at, &mut buffer[..blocks as usize * BLOCK]).is_err() {
                 let extent = Extent { start: Lba(at), blocks };
                 for damage in damaged_blocks(volume, base, extent, &mut buffer[..BLOCK]) {
@@ -81,6 +84,7 @@ fn verify_blocks(
                     }
                 }
             }
+            drop(using);
             at += blocks;
             found.bytes += blocks * BLOCK_BYTES;
             watch(found.bytes, total)?;
