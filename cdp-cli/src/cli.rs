@@ -437,7 +437,9 @@ Example:
 Only while no server runs.")]
     Repair(Repair),
     /// Move a volume to the trash, where it stays for 7 days
-    #[command(after_help = "Example:\n  cdp delete vm1 --yes")]
+    #[command(after_help = "Examples:
+  cdp delete vm1 --yes
+  cdp delete vm1 --purge     removes the deleted volume for good, before its 7 days are over")]
     Delete(Delete),
     /// Bring a deleted volume back
     #[command(after_help = "Example:\n  cdp undelete vm1")]

@@ -473,6 +473,14 @@ fn a_deleted_volume_comes_back() {
     home.json(&["undelete", "disk"]);
     assert_eq!(get(&mut served.connect("disk").unwrap(), 0, 4).unwrap(), b"mine");
     assert_eq!(home.run(&["delete", "disk", "--yes", "--force"]).code, 0);
+    // For good, at once.
+    let unasked = home.run(&["delete", "disk", "--purge"]);
+    assert!(unasked.code != 0 && unasked.err.contains("--yes"), "{unasked:?}");
+    assert_eq!(home.json(&["delete", "disk", "--purge", "--yes"])["removed"], 1);
+    assert_eq!(home.json(&["list"]), serde_json::json!([]));
+    assert!(std::fs::read_dir(home.store().join("trash")).unwrap().next().is_none());
+    let gone = home.run(&["delete", "disk", "--purge", "--yes"]);
+    assert!(gone.code != 0 && gone.err.contains("no deleted volume"), "{gone:?}");
     served.stop();
 }
 

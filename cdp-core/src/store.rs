@@ -18,6 +18,7 @@ mod clones;
 pub mod copies;
 pub mod group_clone;
 pub mod groups;
+mod make;
 mod operation;
 pub mod promotion;
 mod reopen;
@@ -25,6 +26,7 @@ pub mod replicas;
 pub mod resync;
 pub mod seeds;
 mod swap;
+mod trash;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
@@ -32,14 +34,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use crate::base::BaseWriter;
 use crate::catalog::Catalog;
-use crate::device::Device;
 use crate::error::{Error, IoContext, Kind, Result};
-use crate::format::history::{HISTORY_FILE, HistoryState};
 use crate::format::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::format::marker::MarkerPayload;
-use crate::history::epochs::Epochs;
 use crate::history::point::{validate_marker_name, validate_volume_name};
 use crate::ids::*;
 use crate::index::{IndexOptions, Memory, Used};
@@ -47,27 +45,23 @@ use crate::io::{Clock, FilePool, Files, Lock, read_file, replace_file};
 use crate::limits::*;
 use crate::promises::Promises;
 use crate::time::StoreClock;
-use crate::volume::epoch::write_epochs;
-use crate::volume::identity::{create_mark, write_manifest};
-use crate::volume::open::{Accept, open_on};
-use crate::volume::role::Role;
-use crate::volume::{Identity, Shared, Volume};
+use crate::volume::open::Accept;
+use crate::volume::{Shared, Volume};
 
 const STORE_FILE: &str = "store";
 const LOCK_FILE: &str = "lock";
 const VOLUMES_DIR: &str = "volumes";
 const TRASH_DIR: &str = "trash";
 const TMP_DIR: &str = "tmp";
+/// The trash is looked into so often, in nanoseconds: every hour.
+const TRASH_LOOK_NS: u64 = 3600 * 1_000_000_000;
 const STORE_KIND: &str = "cdp-store";
 const VERSION: u32 = 1;
 /// A volume that is being made; leftovers are removed when the store is opened.
 const UNFINISHED_PREFIX: &str = ".new-";
 
-/// Keeps deleted volumes so long, in nanoseconds: seven days.
-pub const TRASH_NS: u64 = 7 * 24 * 3600 * 1_000_000_000;
-
-/// Puts a base under a volume that is being made.
-pub type FillBase<'a> = dyn FnMut(&mut BaseWriter) -> Result<()> + 'a;
+pub use make::{CreateOptions, FillBase};
+pub use trash::{TRASH_NS, Trashed};
 
 /// Told the names of volumes that nobody can open any more and that are about to be closed.
 pub type Leaving = dyn Fn(&[String]) + Send + Sync;
@@ -94,6 +88,8 @@ pub struct Store {
     copies_looked_ns: AtomicU64,
     // When what could not be opened was tried again.
     unopened_looked_ns: AtomicU64,
+    // When the trash was looked into.
+    trash_looked_ns: AtomicU64,
     // Held until the store is dropped.
     _lock: Box<dyn Lock>,
 }
@@ -126,41 +122,6 @@ impl Default for OpenOptions<'_> {
             rebuilding: |_, _, _| {},
         }
     }
-}
-
-/// How a volume is made.
-#[derive(Clone, Debug)]
-pub struct CreateOptions {
-    /// Size in bytes, [`VOLUME_BYTES_MIN`] to [`VOLUME_BYTES_MAX`].
-    pub size_bytes: u64,
-    /// See [`Identity::journal_cap_bytes`].
-    pub journal_cap_bytes: Option<u64>,
-    /// See [`Identity::marker_interval_ns`].
-    pub marker_interval_ns: u64,
-    /// Size of journal segments in bytes; [`SEGMENT_BYTES`] but in simulations.
-    pub segment_bytes: u64,
-}
-
-impl CreateOptions {
-    /// The defaults for a volume of this size.
-    pub fn new(size_bytes: u64) -> CreateOptions {
-        CreateOptions {
-            size_bytes,
-            journal_cap_bytes: None,
-            marker_interval_ns: 1_000_000_000,
-            segment_bytes: SEGMENT_BYTES,
-        }
-    }
-}
-
-/// A volume in the trash.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Trashed {
-    /// Its name.
-    pub name: String,
-    /// When it was deleted.
-    pub deleted: Timestamp,
-    dir: String,
 }
 
 impl Store {
@@ -266,6 +227,7 @@ impl Store {
             leaving: OnceLock::new(),
             copies_looked_ns: AtomicU64::new(0),
             unopened_looked_ns: AtomicU64::new(0),
+            trash_looked_ns: AtomicU64::new(0),
             _lock: lock,
         };
         store.finish_cloning()?;
@@ -374,230 +336,6 @@ impl Store {
         Err(Error::new(Kind::NotFound, format!("there is no volume {name:?}")).hint(hint))
     }
 
-    /// Makes a volume. `fill` may put a base under it before anybody sees it.
-    ///
-    /// Legal states after a crash: no volume (an unfinished directory is removed at the next opening) or the
-    /// whole one.
-    pub fn create_volume(
-        &self,
-        name: &str,
-        options: &CreateOptions,
-        fill: Option<&mut FillBase<'_>>,
-    ) -> Result<Arc<Volume>> {
-        check_options(options)?;
-        let identity = Identity {
-            name: name.to_owned(),
-            id: VolumeId(self.shared.clock.random()),
-            first_size_bytes: options.size_bytes,
-            created: self.shared.clock.take(1),
-            segment_bytes: options.segment_bytes,
-            journal_cap_bytes: options.journal_cap_bytes,
-            marker_interval_ns: options.marker_interval_ns,
-            held: None,
-            parent: None,
-            role: Role::Primary,
-            cut: None,
-            orphan: None,
-            journal_of: None,
-        };
-        self.make_volume(&identity, fill, None, None)
-    }
-
-    /// Makes a volume with this identity; `parent` is the view that a clone's base is; `begin` says where the journal
-    /// begins, if not at the beginning, and what epochs there were by then.
-    fn make_volume(
-        &self,
-        identity: &Identity,
-        fill: Option<&mut FillBase<'_>>,
-        parent: Option<Arc<dyn Device>>,
-        begin: Option<&(HistoryState, Epochs)>,
-    ) -> Result<Arc<Volume>> {
-        self.make_volume_with(identity, fill, parent, begin, &mut |dir| {
-            create_mark(&self.shared, dir, identity)
-        })
-    }
-
-    /// As [`Store::make_volume`]; `journal` makes the mark, and the journal if there is one already.
-    fn make_volume_with(
-        &self,
-        identity: &Identity,
-        fill: Option<&mut FillBase<'_>>,
-        parent: Option<Arc<dyn Device>>,
-        begin: Option<&(HistoryState, Epochs)>,
-        journal: &mut dyn FnMut(&Path) -> Result<()>,
-    ) -> Result<Arc<Volume>> {
-        let name = &identity.name[..];
-        let dir = self.free_dir(name)?;
-        let fresh = self.unfinished_dir(identity.id);
-        let made = self.fill_dir(&fresh, identity, fill, begin, journal).and_then(|()| {
-            // Until it is open: a volume that stands there and is not is opened by whoever comes by (`reopen.rs`).
-            let naming = self.naming.lock().expect("no panics under this lock");
-            // Somebody may have been quicker.
-            self.free_dir(name)?;
-            self.name_dir(&fresh, &dir).map(|()| naming)
-        });
-        let _naming = match made {
-            Ok(naming) => naming,
-            Err(error) => {
-                // The next opening removes what is left.
-                let _ = self.shared.files.remove_dir_all(&fresh);
-                return Err(error);
-            }
-        };
-        // Whoever makes a volume waits: its first segment is only reserved, not written.
-        let shared = Shared { prewrite: self.shared.prewrite && parent.is_none(), ..self.shared.clone() };
-        let volume = open_on(&shared, &dir, Accept::default(), parent)?;
-        self.volumes.lock().expect("no panics under this lock").insert(name.to_owned(), volume.clone());
-        Ok(volume)
-    }
-
-    /// Where a volume of this name would stand, if the name is legal and nobody has it.
-    fn free_dir(&self, name: &str) -> Result<PathBuf> {
-        validate_volume_name(name)?;
-        self.refuse_if_withheld(name)?;
-        if self.groups.lock().expect("no panics under this lock").contains_key(name) {
-            return Err(Error::new(Kind::Exists, format!("there is a group named {name:?}")));
-        }
-        let dir = self.path.join(VOLUMES_DIR).join(name);
-        if self.shared.files.list(&dir).is_ok() {
-            return Err(Error::new(Kind::Exists, format!("there is a volume {name:?} already")));
-        }
-        Ok(dir)
-    }
-
-    /// Where a volume stands while it is made.
-    fn unfinished_dir(&self, id: VolumeId) -> PathBuf {
-        self.path.join(VOLUMES_DIR).join(format!("{UNFINISHED_PREFIX}{id}"))
-    }
-
-    /// Makes the directory of a volume, whole, under its unfinished name. Durable but for that name.
-    fn fill_dir(
-        &self,
-        fresh: &Path,
-        identity: &Identity,
-        fill: Option<&mut FillBase<'_>>,
-        begin: Option<&(HistoryState, Epochs)>,
-        journal: &mut dyn FnMut(&Path) -> Result<()>,
-    ) -> Result<()> {
-        let files = &*self.shared.files;
-        files.create_dir(fresh).at(|| format!("making {}", fresh.display()))?;
-        // One that is empty says so. A clone's base is its parent's view.
-        if fill.is_some() || identity.parent.is_none() {
-            let bytes = begin.map_or(identity.first_size_bytes, |(history, _)| history.base.size_bytes);
-            let mut base = BaseWriter::new(self.shared.files.clone(), fresh, identity.id, bytes);
-            fill.map_or(Ok(()), |fill| fill(&mut base))?;
-            base.finish()?;
-        }
-        if let Some((history, epochs)) = begin {
-            write_epochs(&self.shared, fresh, epochs)?;
-            let path = fresh.join(HISTORY_FILE);
-            replace_file(files, &path, &history.encode()).at(|| format!("writing {}", path.display()))?;
-        }
-        journal(fresh)?;
-        write_manifest(&self.shared, fresh, identity)
-    }
-
-    /// Gives a volume that was made its name. Durable when this returns.
-    fn name_dir(&self, fresh: &Path, dir: &Path) -> Result<()> {
-        let files = &self.shared.files;
-        files
-            .rename(fresh, dir)
-            .and_then(|()| files.sync_dir(&self.path.join(VOLUMES_DIR)))
-            .at(|| format!("naming {}", dir.display()))
-    }
-
-    /// Closes a volume and moves it to the trash, where it stays for [`TRASH_NS`], and as long as clones read from it.
-    pub fn delete_volume(&self, name: &str) -> Result<()> {
-        let files = &*self.shared.files;
-        let dir = self.path.join(VOLUMES_DIR).join(name);
-        let _changing = self.changing.lock().expect("no panics under this lock");
-        self.refuse_if_withheld(name)?;
-        let volume = self.volumes.lock().expect("no panics under this lock").remove(name);
-        self.send_away(&[name.to_owned()]);
-        match &volume {
-            // Clones that read from it go on.
-            Some(volume) => volume.end_service().inspect_err(|error| {
-                // Whatever becomes of its files, nobody reads from them any more.
-                let _ = volume.close();
-                let context = format!("closing {name} to delete it: {error}");
-                let unclosed =
-                    Error::new(Kind::Refused, context).hint("delete it again, or restart the server");
-                self.failed.lock().expect("no panics under this lock").insert(name.to_owned(), unclosed);
-            })?,
-            None if self.failed.lock().expect("no panics under this lock").remove(name).is_some() => {}
-            None => return self.volume(name).map(drop),
-        }
-        let deleted = self.shared.clock.take(1);
-        let trash = self.path.join(TRASH_DIR);
-        let to = trash.join(format!("{name}.{}", deleted.0));
-        let mut rename = || {
-            files
-                .rename(&dir, &to)
-                .and_then(|()| files.sync_dir(&trash))
-                .and_then(|()| files.sync_dir(&self.path.join(VOLUMES_DIR)))
-                .at(|| format!("moving {} to the trash", dir.display()))
-        };
-        match volume {
-            Some(volume) => self.move_parent(volume, &mut rename),
-            None => rename(),
-        }
-    }
-
-    /// What is in the trash, newest first.
-    pub fn trash(&self) -> Result<Vec<Trashed>> {
-        let dir = self.path.join(TRASH_DIR);
-        let entries = self.shared.files.list(&dir).at(|| format!("listing {}", dir.display()))?;
-        let mut trashed: Vec<Trashed> = entries
-            .into_iter()
-            .filter_map(|entry| {
-                let (name, deleted) = entry.name.rsplit_once('.')?;
-                let deleted = Timestamp(deleted.parse().ok()?);
-                Some(Trashed { name: name.to_owned(), deleted, dir: entry.name.clone() })
-            })
-            .collect();
-        trashed.sort_by_key(|trashed| std::cmp::Reverse(trashed.deleted));
-        Ok(trashed)
-    }
-
-    /// Brings the newest deleted volume of this name back.
-    pub fn undelete_volume(&self, name: &str) -> Result<Arc<Volume>> {
-        let files = &*self.shared.files;
-        let to = self.path.join(VOLUMES_DIR).join(name);
-        if files.list(&to).is_ok() {
-            return Err(Error::new(Kind::Exists, format!("there is a volume {name:?} already"))
-                .hint("delete it first, then undelete brings back the older one by its age"));
-        }
-        let trashed = self
-            .trash()?
-            .into_iter()
-            .find(|trashed| trashed.name == name)
-            .ok_or_else(|| Error::new(Kind::NotFound, format!("there is no deleted volume {name:?}")))?;
-        let _changing = self.changing.lock().expect("no panics under this lock");
-        self.refuse_if_withheld(name)?;
-        let trash = self.path.join(TRASH_DIR);
-        let from = trash.join(&trashed.dir);
-        let hidden = self.take_hidden(&from);
-        if let Some(volume) = &hidden {
-            volume.end_service().inspect_err(|_| drop(volume.close()))?;
-        }
-        let mut rename = || {
-            files
-                .rename(&from, &to)
-                .and_then(|()| files.sync_dir(&self.path.join(VOLUMES_DIR)))
-                .and_then(|()| files.sync_dir(&trash))
-                .at(|| format!("bringing {} back", to.display()))
-        };
-        match hidden {
-            Some(volume) => self.move_parent(volume, &mut rename)?,
-            None => rename()?,
-        }
-        if !self.volumes.lock().expect("no panics under this lock").contains_key(name) {
-            self.open_by_dir(name, &to, &|_| Accept::default(), 0);
-        }
-        self.note_clones()?;
-        self.volume(name)
-    }
-
     /// Sets a marker on a volume or, at one instant, on all members of a group.
     pub fn mark(&self, name: &str, marker: &MarkerPayload) -> Result<Vec<(Arc<Volume>, Lsn, Timestamp)>> {
         validate_marker_name(&marker.name)?;
@@ -634,6 +372,10 @@ impl Store {
         if now_ns.saturating_sub(self.copies_looked_ns.load(Ordering::Relaxed)) >= COPIES_LOOK_NS {
             self.copies_looked_ns.store(now_ns, Ordering::Relaxed);
             errors.extend(self.drop_idle_copies());
+        }
+        if now_ns.saturating_sub(self.trash_looked_ns.load(Ordering::Relaxed)) >= TRASH_LOOK_NS {
+            self.trash_looked_ns.store(now_ns, Ordering::Relaxed);
+            errors.extend(self.empty_trash().err());
         }
         errors
     }
@@ -672,15 +414,4 @@ fn make_dir(files: &dyn Files, path: &Path) -> std::io::Result<()> {
         Some(parent) if !parent.as_os_str().is_empty() => files.sync_dir(parent),
         _ => files.sync_dir(Path::new(".")),
     }
-}
-
-fn check_options(options: &CreateOptions) -> Result<()> {
-    let size = options.size_bytes;
-    if !(VOLUME_BYTES_MIN..=VOLUME_BYTES_MAX).contains(&size) || !size.is_multiple_of(512) {
-        let context = format!(
-            "a size of {size} bytes; it must be a multiple of 512 between {VOLUME_BYTES_MIN} (1 MiB) and {VOLUME_BYTES_MAX} (64 TiB)"
-        );
-        return Err(Error::new(Kind::Invalid, context));
-    }
-    Ok(())
 }

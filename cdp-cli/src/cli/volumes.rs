@@ -179,4 +179,7 @@ pub struct Delete {
     /// Disconnect its clients first, and take it out of its groups
     #[arg(long)]
     pub force: bool,
+    /// Remove what is deleted already for good, now, and give its space back
+    #[arg(long, conflicts_with = "force")]
+    pub purge: bool,
 }

@@ -54,7 +54,7 @@ pub use status::Status;
 pub use stretch::{Changes, Marks, Stretch};
 pub use timeline::{Log, Records, Timeline};
 pub use verify::Verified;
-pub use volumes::{Create, Created, VolumeLine};
+pub use volumes::{Create, Created, Purged, VolumeLine};
 
 /// A store at work.
 pub struct Site {
@@ -311,6 +311,11 @@ pub enum Request {
         /// Which.
         volume: String,
     },
+    /// Remove what is deleted for good, now.
+    Purge {
+        /// Which.
+        volume: String,
+    },
 }
 
 /// What comes of it.
@@ -389,6 +394,8 @@ pub enum Response {
     Resumed(Vec<VolumeLine>),
     /// To `Delete`, `Undelete`, `Grow` and `SetJournalCap`.
     Volume(VolumeLine),
+    /// To `Purge`.
+    Purged(Purged),
 }
 
 /// Who answers.
@@ -505,6 +512,7 @@ fn carry_out(site: &Site, tz: Option<&str>, request: &Request, watch: &mut Watch
         }
         Request::Unmark { volume, name } => Response::Unmarked(retention::unmark(store, volume, name)?),
         Request::Undelete { volume } => Response::Volume(volumes::undelete(store, volume)?),
+        Request::Purge { volume } => Response::Purged(volumes::purge(store, volume)?),
     })
 }
 

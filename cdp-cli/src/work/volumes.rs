@@ -277,6 +277,20 @@ pub fn undelete(store: &Store, name: &str) -> Result<VolumeLine> {
     store.undelete_volume(name).map(|volume| VolumeLine::of(&volume))
 }
 
+/// What was removed for good.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Purged {
+    /// Name of the volume.
+    pub volume: String,
+    /// How many deleted ones had it.
+    pub removed: usize,
+}
+
+/// Removes the deleted volumes of this name for good.
+pub fn purge(store: &Store, name: &str) -> Result<Purged> {
+    Ok(Purged { volume: name.to_owned(), removed: store.purge_volume(name)? })
+}
+
 /// Changes what a volume's journal may take. A cap below what it takes already refuses the next segment.
 pub fn set_journal_cap(store: &Store, name: &str, cap_bytes: Option<u64>) -> Result<VolumeLine> {
     let volume = store.volume(name)?;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Store, TRASH_DIR, TRASH_NS, UNFINISHED_PREFIX, VOLUMES_DIR};
+use super::{Store, TRASH_DIR, VOLUMES_DIR};
 use crate::device::Device;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::ids::*;
@@ -28,11 +28,11 @@ const SLOTS_HELD: Duration = Duration::from_millis(100);
 const SLOTS_PAUSE: Duration = Duration::from_millis(1);
 
 /// A volume's directory, whether it is in the trash, and what its manifest says, if it can be read.
-struct Place {
-    dir: PathBuf,
-    name: String,
-    is_trash: bool,
-    identity: Option<Identity>,
+pub(super) struct Place {
+    pub dir: PathBuf,
+    pub name: String,
+    pub is_trash: bool,
+    pub identity: Option<Identity>,
 }
 
 impl Store {
@@ -95,7 +95,7 @@ impl Store {
     }
 
     /// Every volume that is open, hidden ones too.
-    fn opened(&self) -> Vec<Arc<Volume>> {
+    pub(super) fn opened(&self) -> Vec<Arc<Volume>> {
         let mut opened = self.volumes();
         opened.extend(self.hidden.lock().expect("no panics under this lock").values().cloned());
         opened
@@ -208,13 +208,14 @@ impl Store {
     }
 
     /// All volumes, and those in the trash.
-    fn places(&self) -> Result<Vec<Place>> {
+    pub(super) fn places(&self) -> Result<Vec<Place>> {
         let mut places = Vec::new();
         for (parent, is_trash) in [(VOLUMES_DIR, false), (TRASH_DIR, true)] {
             let parent = self.path.join(parent);
             let entries = self.shared.files.list(&parent).at(|| format!("listing {}", parent.display()))?;
             for entry in entries {
-                if !entry.is_dir || entry.name.starts_with(UNFINISHED_PREFIX) {
+                // What is being made, or removed.
+                if !entry.is_dir || entry.name.starts_with('.') {
                     continue;
                 }
                 let dir = parent.join(&entry.name);
@@ -325,43 +326,6 @@ impl Store {
         }
         drop(slots);
         renamed.and_then(|()| self.note_clones())
-    }
-
-    /// Removes for good what was deleted longer ago than [`TRASH_NS`] and what no clone, itself in the trash or not,
-    /// reads from any more.
-    pub fn empty_trash(&self) -> Result<()> {
-        let now = self.shared.clock.now();
-        loop {
-            let places = self.places()?;
-            if places.iter().any(|place| place.identity.is_none()) {
-                // It may be a clone of anything.
-                return Ok(());
-            }
-            let parents: Vec<VolumeId> = places
-                .iter()
-                .filter_map(|place| place.identity.as_ref()?.parent.map(|parent| parent.id))
-                .collect();
-            let is_read_from =
-                |place: &Place| place.identity.as_ref().is_none_or(|identity| parents.contains(&identity.id));
-            let expired = self.trash()?.into_iter().find_map(|trashed| {
-                let dir = self.path.join(TRASH_DIR).join(&trashed.dir);
-                let place = places.iter().find(|place| place.dir == dir)?;
-                let is_old = now.0.saturating_sub(trashed.deleted.0) > TRASH_NS;
-                (is_old && !is_read_from(place)).then_some(dir)
-            });
-            let Some(dir) = expired else { return Ok(()) };
-            if let Some(volume) = self.take_hidden(&dir) {
-                volume.close()?;
-            }
-            self.shared.files.remove_dir_all(&dir).at(|| format!("removing {}", dir.display()))?;
-            let gone = places.iter().find(|place| place.dir == dir).and_then(|place| place.identity.as_ref());
-            if let Some((id, parent)) = gone.and_then(|identity| Some((identity.id, identity.parent?))) {
-                self.opened()
-                    .iter()
-                    .filter(|volume| volume.identity().id == parent.id)
-                    .for_each(|volume| volume.release_clone(id));
-            }
-        }
     }
 
     /// The clones, of any age, that read from this volume: their names; those in the trash with the instant of their

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use cdp_core::device::{Change, Device};
+use cdp_core::error::Kind;
 use cdp_core::ids::*;
 use cdp_core::io::sim::{Chance, PowerLoss, SimClock, SimDisk};
 use cdp_core::store::{Store, TRASH_NS};
@@ -159,6 +160,61 @@ fn a_deleted_parent_stays_as_long_as_it_is_read_from() {
     let store = rig::open(&disk, &clock, &wrap::nothing()).unwrap();
     assert!(store.trash().unwrap().is_empty(), "nobody needs it any more");
     assert_eq!(content(&*store.volume("b").unwrap()), blocks(&[(2, 1), (1, 7), (0, 8)]));
+}
+
+/// A server that runs for months gives the space of what was deleted back, not only the next one to be started.
+#[test]
+fn the_trash_is_emptied_while_the_store_is_open() {
+    let (disk, clock) = (SimDisk::new(8), SimClock::new(8));
+    Store::create(&disk, &clock, Path::new(STORE)).unwrap();
+    let store = rig::open(&disk, &clock, &wrap::nothing()).unwrap();
+    for name in ["a", "b"] {
+        fill(&store.create_volume(name, &rig::options(64 << 10), None).unwrap(), 1, 0, 8);
+    }
+    store.delete_volume("a").unwrap();
+    clock.advance(TRASH_NS - 1_000_000_000_000);
+    assert!(store.maintain().is_empty());
+    assert_eq!(store.trash().unwrap().len(), 1);
+    let used = disk.used_bytes();
+    clock.advance(4_000_000_000_000 + 3_600_000_000_000);
+    assert!(store.maintain().is_empty());
+    assert!(store.trash().unwrap().is_empty());
+    assert!(disk.used_bytes() < used, "its space was not given back");
+}
+
+/// Whoever needs the space at once removes what is deleted for good; not from under a clone, and a crash in the middle
+/// leaves it whole in the trash, or nothing that keeps the trash from being emptied ever after.
+#[test]
+fn every_boundary_of_removing_for_good() {
+    let (disk, store) = fresh(9, &["a"]);
+    let parent = store.volume("a").unwrap();
+    fill(&parent, 1, 0, 8);
+    let clone = store.clone_volume(&parent, parent.tip_lsn(), "b").unwrap();
+    assert!(store.purge_volume("a").is_err_and(|error| error.kind() == Kind::NotFound));
+    drop(parent);
+    store.delete_volume("a").unwrap();
+    let refused = store.purge_volume("a").unwrap_err();
+    assert!(refused.kind() == Kind::Busy && refused.to_string().contains('b'), "{refused}");
+    assert_eq!(content(&*clone), blocks(&[(1, 8), (0, 8)]));
+    clone.hydrate(&mut |_, _| Ok(())).unwrap();
+    disk.record_boundaries(true);
+    assert_eq!(store.purge_volume("a").unwrap(), 1);
+    let mut seen = [false; 2];
+    let crashes = each_crash(&disk, 9, |disk, store| {
+        let trash = store.trash().map_err(|error| error.to_string())?;
+        seen[trash.len()] = true;
+        let found = content(&*store.volume("b").map_err(|error| error.to_string())?);
+        ensure!(found == blocks(&[(1, 8), (0, 8)]), "{found:?}");
+        if !trash.is_empty() {
+            let back = store.undelete_volume("a").map_err(|error| format!("half of it: {error}"))?;
+            ensure!(content(&*back) == blocks(&[(1, 8), (0, 8)]), "half of it");
+        }
+        let left: Vec<String> = disk.paths().into_iter().filter(|path| path.contains(".gone-")).collect();
+        ensure!(left.is_empty(), "{left:?}");
+        Ok(())
+    });
+    assert_eq!(seen, [true; 2]);
+    println!("removing for good: {crashes} crashes");
 }
 
 /// A clone in the trash may come back: what it stands on is held until it is hydrated or gone, restarts included.
