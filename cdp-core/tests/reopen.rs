@@ -7,9 +7,10 @@ use std::sync::Arc;
 use cdp_core::device::{Change, Device, Read};
 use cdp_core::error::Kind;
 use cdp_core::ids::*;
-use cdp_core::io::sim::{Fault, FaultKind, SimClock, SimDisk, When};
-use cdp_core::store::{CreateOptions, Store};
+use cdp_core::io::sim::{Fault, FaultKind, SimClock, SimDisk, Snapshot, When};
+use cdp_core::store::{CreateOptions, OpenOptions, Store};
 use cdp_core::volume::Volume;
+use cdp_core::volume::open::Accept;
 
 const STORE: &str = "/store";
 const MINUTE_NS: u64 = 60 * 1_000_000_000;
@@ -107,4 +108,65 @@ fn what_somebody_has_to_decide_is_left_alone() {
     store.maintain();
     assert_eq!(disk.reads_of("/store/volumes/disk/volume").reads, 0, "it was tried again");
     assert_eq!(store.failed().len(), 1);
+}
+
+/// A segment that somebody cut, wherever, is a loss that can be accepted: the volume is one again that can be closed,
+/// opened, written to and read, but for what was cut.
+#[test]
+fn a_cut_segment_can_be_accepted_wherever_it_was_cut() {
+    for lives in 1..=3 {
+        let (mut disk, clock) = (SimDisk::new(4), SimClock::new(4));
+        Store::create(&disk, &clock, Path::new(STORE)).unwrap();
+        let mut store = open(&disk, &clock);
+        let options = CreateOptions { segment_bytes: 256 << 10, ..CreateOptions::new(1 << 20) };
+        store.create_volume("disk", &options, None).unwrap();
+        for life in 0..lives {
+            let volume = store.volume("disk").unwrap();
+            for number in 0..3 {
+                let mut results = Vec::new();
+                let data = vec![number + 1; 61440];
+                let change = Change::Write { offset: u64::from(number) * 61440, data: &data };
+                volume.apply(SessionId(1), &[change], &mut results);
+                results.remove(0).unwrap();
+                volume.flush().unwrap();
+            }
+            // The last life ends with a crash.
+            if life + 1 < lives {
+                store.close().unwrap();
+            }
+            drop((volume, store));
+            disk = disk.crash_process();
+            store = open(&disk, &clock);
+        }
+        drop(store);
+        disk = disk.crash_process();
+        let image = disk.snapshot();
+        let is_segment = |path: &String| path.ends_with(".seg");
+        for name in disk.paths().into_iter().filter(is_segment) {
+            let words = format!("{lives} lives, {name}");
+            cut_and_accept(&disk.restore(&image), &clock, &image, &name, &words);
+        }
+    }
+}
+
+fn cut_and_accept(disk: &SimDisk, clock: &SimClock, image: &Snapshot, name: &str, words: &str) {
+    let bytes = disk.contents(name).unwrap().len() as u64;
+    for len in (0..bytes.min(256 << 10)).step_by(7 * 512) {
+        let disk = disk.restore(image);
+        disk.truncate(name, len).unwrap();
+        let accept = |_: &str| Accept { loss: true, mark_loss: true };
+        let options = OpenOptions { accept: &accept, ..OpenOptions::default() };
+        let (files, times) = (Arc::new(disk.clone()), Arc::new(clock.clone()));
+        let store = Store::open_with(files, times, Path::new(STORE), &options).unwrap();
+        let words = format!("{words}, cut at {len}: {:?}", store.failed());
+        let volume = store.volume("disk").unwrap_or_else(|error| panic!("{words}: {error}"));
+        write(&volume, 99);
+        store.close().unwrap_or_else(|error| panic!("{words}: {error}"));
+        drop((volume, store));
+        let store = open(&disk.crash_process(), clock);
+        let volume = store.volume("disk").unwrap_or_else(|error| panic!("{words}, after it: {error}"));
+        assert_eq!(first_byte(&volume), 99, "{words}");
+        write(&volume, 98);
+        store.close().unwrap();
+    }
 }

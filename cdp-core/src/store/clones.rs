@@ -42,11 +42,16 @@ impl Store {
     /// Legal states after a crash: no clone, or the whole one.
     pub fn clone_volume(&self, parent: &Arc<Volume>, lsn: Lsn, name: &str) -> Result<Arc<Volume>> {
         let _changing = self.changing.lock().expect("no panics under this lock");
-        let (identity, view) = self.plan_clone(parent, lsn, name)?;
-        parent.hold_for_clone(identity.id, lsn);
-        // Also where this fails: a clone that stands there and could not be opened is one. The next opening of the store
-        // knows.
-        self.make_volume(&identity, None, Some(Arc::new(view)), None)
+        self.free_dir(name)?;
+        let (identity, held) = self.plan_clone(parent, lsn, name)?;
+        parent.hold_for_clone(identity.id, name, lsn);
+        let made = self.make_volume(&identity, None, Some(Arc::new(View::new(parent.clone(), lsn))), None);
+        // One that stands there and could not be opened is a clone all the same.
+        if made.is_err() && matches!(self.place_of(identity.id), Ok(None)) {
+            parent.release_clone(identity.id);
+        }
+        drop(held);
+        made
     }
 
     /// What a clone would be, and its parent's state, which is held from here on and there after a power cut.
@@ -114,7 +119,7 @@ impl Store {
             };
             let Some(parent) = identity.parent else { continue };
             for volume in opened.iter().filter(|volume| volume.identity().id == parent.id) {
-                volume.hold_for_clone(identity.id, parent.lsn);
+                volume.hold_for_clone(identity.id, &place.name, parent.lsn);
             }
         }
         Ok(())

@@ -4,13 +4,15 @@
 //! ```text
 //! STORE/copies/HEX/     the copy of the volume with this id: base, and
 //! STORE/copies/HEX/copy manifest: which state it is, and up to where it is durable
+//! STORE/copies/.gone-HEX/   one that is being removed
 //! ```
 //!
 //! One that nobody goes on with for a week is removed, or when somebody says so: it is no history, only bytes that come
 //! again.
 //!
 //! Legal states after a crash: the copy up to what its manifest says, whatever stands behind that; or the whole volume.
-//! Of the same state the same bytes come again, so what stands behind is written over.
+//! Of the same state the same bytes come again, so what stands behind is written over. One that is removed is renamed first:
+//! a manifest that outlived some of its blocks would count them, and nobody would send them again.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -38,6 +40,8 @@ const COPIES_DIR: &str = "copies";
 const COPY_FILE: &str = "copy";
 const KIND: &str = "cdp-copy";
 const VERSION: u32 = 1;
+/// A copy that is being removed: no id begins like that.
+const GONE_PREFIX: &str = ".gone-";
 /// A copy that nobody went on with for so long is removed, in nanoseconds.
 const IDLE_NS_MAX: u64 = 7 * 86_400 * 1_000_000_000;
 /// Copies that come in now.
@@ -108,9 +112,11 @@ pub struct ReplicaCopy {
     state: CopyState,
     writer: BaseWriter,
     clock: Arc<StoreClock>,
-    // As long as this lives nobody removes it.
-    _active: Arc<()>,
+    _active: Hold,
 }
+
+/// As long as this lives nobody else takes, names or removes the copy.
+pub(super) type Hold = Arc<()>;
 
 impl ReplicaCopy {
     /// How far it has come.
@@ -161,7 +167,7 @@ pub struct Settlement {
     files: Arc<dyn Files>,
     dir: PathBuf,
     state: CopyState,
-    _active: Arc<()>,
+    _active: Hold,
 }
 
 impl Settlement {
@@ -205,16 +211,10 @@ impl Store {
     /// `Busy` while somebody else has it, or is still making some of it durable: what is removed here, that manifest would count.
     pub fn take_copy(&self, name: &str, origin: &Origin) -> Result<ReplicaCopy> {
         self.refuse_if_withheld(name)?;
-        let active = Arc::new(());
-        {
-            let mut copying = self.copying.lock().expect("no panics under this lock");
-            copying.retain(|_, active| active.strong_count() > 0);
-            if copying.contains_key(&origin.id) {
-                let context = format!("another connection has the first copy of volume {name} in hand");
-                return Err(Error::new(Kind::Busy, context));
-            }
-            copying.insert(origin.id, Arc::downgrade(&active));
-        }
+        let active = self.hold_copy(origin.id).ok_or_else(|| {
+            let context = format!("somebody else has the first copy of volume {name} in hand");
+            Error::new(Kind::Busy, context)
+        })?;
         let copied = origin.copied.ok_or_else(|| Error::new(Kind::Invalid, "a copy of no state"))?;
         origin.check_sizes()?;
         let files = self.shared.files.clone();
@@ -232,11 +232,9 @@ impl Store {
             Some(known) => known,
             None => {
                 make_dir(&*files, &self.path.join(COPIES_DIR))
-                    .and_then(|()| match files.remove_dir_all(&dir) {
-                        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-                        _ => make_dir(&*files, &dir),
-                    })
-                    .at(|| format!("making {}", dir.display()))?;
+                    .at(|| format!("making {}", self.path.join(COPIES_DIR).display()))?;
+                self.remove_copy(&dir)?;
+                make_dir(&*files, &dir).at(|| format!("making {}", dir.display()))?;
                 let touched = self.shared.clock.now();
                 let name = name.to_owned();
                 let state = CopyState { copied, done_bytes: 0, name, touched, pieces: 0 };
@@ -276,22 +274,51 @@ impl Store {
     /// `NotFound`; `Busy` while it is sent.
     pub fn drop_copy(&self, volume: VolumeId) -> Result<()> {
         let _changing = self.changing.lock().expect("no panics under this lock");
-        if self.is_copying(volume) {
+        let _hold = self.hold_copy(volume).ok_or_else(|| {
             let context = format!("the first copy of the volume {volume} is being sent");
-            return Err(Error::new(Kind::Busy, context).hint("`cdp replica remove` at the other site first"));
-        }
+            Error::new(Kind::Busy, context).hint("`cdp replica remove` at the other site first")
+        })?;
         if self.is_decided(volume)? {
             let context =
                 format!("the first copy of the volume {volume} is whole and takes the old one's place");
             return Err(Error::new(Kind::Busy, context));
         }
-        let (files, dir) = (&self.shared.files, self.copy_dir(volume));
-        match files.remove_dir_all(&dir) {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                let context = format!("there is no first copy of a volume {volume}");
-                Err(Error::new(Kind::NotFound, context))
+        match self.remove_copy(&self.copy_dir(volume))? {
+            true => Ok(()),
+            false => Err(Error::new(Kind::NotFound, format!("there is no first copy of a volume {volume}"))),
+        }
+    }
+
+    /// Nobody else takes, names or removes the copy of this volume as long as what this gives lives. Nothing while
+    /// somebody else has that.
+    fn hold_copy(&self, volume: VolumeId) -> Option<Hold> {
+        let mut copying = self.copying.lock().expect("no panics under this lock");
+        copying.retain(|_, active| active.strong_count() > 0);
+        if copying.contains_key(&volume) {
+            return None;
+        }
+        let hold = Hold::default();
+        copying.insert(volume, Arc::downgrade(&hold));
+        Some(hold)
+    }
+
+    /// Removes what stands there of a copy that somebody holds, and what is left of one that was being removed. Whether
+    /// there was one.
+    fn remove_copy(&self, dir: &Path) -> Result<bool> {
+        let (files, copies) = (&self.shared.files, self.path.join(COPIES_DIR));
+        let id = dir.file_name().unwrap_or_default().to_string_lossy();
+        let gone = copies.join(format!("{GONE_PREFIX}{id}"));
+        let remove_gone = || match files.remove_dir_all(&gone) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(Error::io(error, format!("removing {}", gone.display())))
             }
-            other => other.at(|| format!("removing {}", dir.display())),
+            _ => Ok(()),
+        };
+        remove_gone()?;
+        match files.rename(dir, &gone).and_then(|()| files.sync_dir(&copies)) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(Error::io(error, format!("removing {}", dir.display()))),
+            Ok(()) => remove_gone().map(|()| true),
         }
     }
 
@@ -302,6 +329,11 @@ impl Store {
             Ok(copies) => copies,
             Err(error) => return vec![error],
         };
+        // What a crash left of one that was being removed.
+        let entries = self.shared.files.list(&self.path.join(COPIES_DIR)).unwrap_or_default();
+        for entry in entries.iter().filter(|entry| entry.name.starts_with(GONE_PREFIX)) {
+            let _ = self.shared.files.remove_dir_all(&self.path.join(COPIES_DIR).join(&entry.name));
+        }
         // A time of zero is one that nobody wrote down: somebody has to say so.
         let is_idle = |copy: &&UnfinishedCopy| {
             let touched = copy.state.touched;
@@ -314,7 +346,7 @@ impl Store {
     /// aside (`swap.rs`).
     ///
     /// Legal states after a crash: the copy, whole, or the volume.
-    pub fn finish_copy(&self, name: &str, copy: ReplicaCopy) -> Result<Arc<Volume>> {
+    pub fn finish_copy(&self, name: &str, mut copy: ReplicaCopy) -> Result<Arc<Volume>> {
         let _changing = self.changing.lock().expect("no panics under this lock");
         let _naming = self.naming.lock().expect("no panics under this lock");
         validate_volume_name(name)?;
@@ -329,7 +361,7 @@ impl Store {
             return Err(Error::new(Kind::Exists, format!("there is a volume {name:?} already")));
         }
         self.refuse_second(copy.origin.id)?;
-        let dir = self.complete_copy(name, copy, None)?;
+        let dir = self.complete_copy(name, &mut copy, None)?;
         self.name_copy(&dir, &to)?;
         let volume = open_on(&self.shared, &to, Accept::default(), None)?;
         self.volumes.lock().expect("no panics under this lock").insert(name.to_owned(), volume.clone());
@@ -338,11 +370,11 @@ impl Store {
     }
 
     /// Puts beside the base of a copy that is whole what makes it a volume. Durable when this returns; where it stands. `settings`
-    /// are those of an old copy: its journal cap and marker interval.
+    /// are those of an old copy: its journal cap and marker interval. Whoever calls keeps `copy` until it has its name.
     pub(super) fn complete_copy(
         &self,
         name: &str,
-        mut copy: ReplicaCopy,
+        copy: &mut ReplicaCopy,
         settings: Option<(Option<u64>, u64)>,
     ) -> Result<PathBuf> {
         let files = &*self.shared.files;

@@ -97,7 +97,7 @@ impl Store {
             drafts.push(Draft { parent: parent.clone(), identity, view });
         }
         for draft in &drafts {
-            draft.parent.hold_for_clone(draft.identity.id, draft.view.lsn());
+            draft.parent.hold_for_clone(draft.identity.id, &draft.identity.name, draft.view.lsn());
         }
         let decided = self.fill_drafts(&drafts).and_then(|()| self.decide(group, &drafts));
         if let Err(error) = decided {
@@ -140,7 +140,8 @@ impl Store {
         let dir = self.path.join(VOLUMES_DIR).join(&name);
         // As for a single clone: its first segment is only reserved.
         let shared = Shared { prewrite: false, ..self.shared.clone() };
-        let parent: Arc<dyn Device> = Arc::new(draft.view);
+        // Held for it by its name; what held it while it was made ends here.
+        let parent: Arc<dyn Device> = Arc::new(View::new(draft.parent, draft.view.lsn()));
         let opened = open_on(&shared, &dir, Accept::default(), Some(parent));
         match opened {
             Ok(volume) => {

@@ -192,7 +192,7 @@ impl Store {
                 ..BasePoint::beginning(identity.created)
             },
         };
-        volume.hold_for_clone(identity.id, base);
+        volume.hold_for_clone(identity.id, &identity.name, base);
         let begin = (history, epochs.through(base));
         self.make_volume_with(&identity, None, Some(Arc::new(view)), Some(&begin), &mut |dir| {
             self.fill_orphan(volume, &identity, &history.base, dir)

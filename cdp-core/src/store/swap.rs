@@ -53,12 +53,12 @@ impl Store {
         &self,
         plan: SeedPlan,
         old: Arc<Volume>,
-        copy: ReplicaCopy,
+        mut copy: ReplicaCopy,
     ) -> Result<Arc<Volume>> {
         self.refuse_to_replace(&old)?;
         let identity = read_manifest(&self.shared, old.dir())?;
         let cap_and_interval = (identity.journal_cap_bytes, identity.marker_interval_ns);
-        let dir = self.complete_copy(&plan.name, copy, Some(cap_and_interval))?;
+        let dir = self.complete_copy(&plan.name, &mut copy, Some(cap_and_interval))?;
         for name in INHERITED {
             let path = old.dir().join(name);
             match read_file(&*self.shared.files, &path, MANIFEST_BYTES_MAX) {

@@ -11,6 +11,7 @@
 use std::sync::{Arc, RwLockWriteGuard};
 
 use super::Volume;
+use super::pins::Pin;
 use crate::base::{Base, BaseWriter, remove_pieces};
 use crate::device::{Content, Device};
 use crate::error::{Error, Kind, Result};
@@ -20,6 +21,14 @@ use crate::ids::*;
 const STEP_BYTES: u64 = 1 << 20;
 /// Stretches of the parent looked at in one go.
 const STRETCHES_PER_LOOK: usize = 256;
+
+/// What a clone reads from.
+pub(super) struct HeldByClone {
+    /// Which state.
+    pub lsn: Lsn,
+    /// The clone's name, for people.
+    pub name: String,
+}
 
 /// Whose view a clone's base is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,12 +52,24 @@ impl Volume {
     /// ages history has to keep them.
     pub fn held_by_clones(&self) -> Vec<(VolumeId, Lsn)> {
         let clones = self.door.clones.lock().expect("no panics under this lock");
-        clones.iter().map(|(id, lsn)| (*id, *lsn)).collect()
+        clones.iter().map(|(id, held)| (*id, held.lsn)).collect()
+    }
+
+    /// As pins, with their names.
+    pub(super) fn pins_of_clones(&self) -> Vec<Pin> {
+        let clones = self.door.clones.lock().expect("no panics under this lock");
+        let pin = |held: &HeldByClone| Pin {
+            lsn: held.lsn,
+            holder: format!("the clone {}", held.name),
+            all_above: false,
+        };
+        clones.values().map(pin).collect()
     }
 
     /// A clone reads from this state, or is about to.
-    pub(crate) fn hold_for_clone(&self, clone: VolumeId, lsn: Lsn) {
-        self.door.clones.lock().expect("no panics under this lock").insert(clone, lsn);
+    pub(crate) fn hold_for_clone(&self, clone: VolumeId, name: &str, lsn: Lsn) {
+        let held = HeldByClone { lsn, name: name.to_owned() };
+        self.door.clones.lock().expect("no panics under this lock").insert(clone, held);
     }
 
     /// It does not any more.

@@ -110,6 +110,9 @@ pub enum Health {
     Closed,
 }
 
+/// Segments for which a cap that was set leaves room on the filesystem, a tenth of that at most.
+const SEGMENTS_LEFT_FREE: u64 = 2;
+
 /// A volume. Shared by all who serve it.
 pub struct Volume {
     identity: Identity,
@@ -283,7 +286,7 @@ impl Volume {
             .collect()
     }
 
-    /// What it may take, in bytes.
+    /// What it may take, in bytes: what was set, but no more than the filesystem has, less a little.
     pub fn journal_cap_bytes(&self) -> Result<u64> {
         self.journal_cap_bytes_by(&self.retention())
     }
@@ -292,13 +295,17 @@ impl Volume {
     fn journal_cap_bytes_by(&self, policy: &Policy) -> Result<u64> {
         let by_policy = policy.bytes_max;
         let by_hand = self.manifest.lock().expect("no panics under this lock").journal_cap_bytes;
-        if let Some(cap) = by_hand.into_iter().chain(by_policy).min() {
-            return Ok(cap);
-        }
+        let cap = by_hand.into_iter().chain(by_policy).min();
         let space = self.shared.files.space(&self.dir).map_err(|error| {
             Error::io(error, format!("volume {}: asking for free space", self.identity.name))
         })?;
-        Ok((self.journal_bytes() + space.available).saturating_sub(space.total / 10))
+        let left_free = match cap {
+            None => space.total / 10,
+            // What makes room needs some: a fold writes to the base before it drops.
+            Some(_) => (SEGMENTS_LEFT_FREE * self.identity.segment_bytes).min(space.total / 10),
+        };
+        let by_space = (self.journal_bytes() + space.available).saturating_sub(left_free);
+        Ok(cap.unwrap_or(u64::MAX).min(by_space))
     }
 
     /// Whether it began as zeros, not as an image.

@@ -148,9 +148,8 @@ impl Volume {
 
     /// What holds history now, oldest state first.
     pub fn pins(&self) -> Vec<Pin> {
-        let clone = |(id, lsn)| Pin { lsn, holder: format!("the clone with the id {id}"), all_above: false };
         let mut pins = self.pins.list();
-        pins.extend(self.held_by_clones().into_iter().map(clone));
+        pins.extend(self.pins_of_clones());
         pins.sort_by_key(|pin| pin.lsn);
         pins
     }

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::Volume;
+use super::clone::HeldByClone;
 use super::pins::PinGuard;
 use crate::device::Device;
 use crate::error::{Error, Kind, Result};
@@ -41,7 +42,7 @@ pub(super) struct Door {
     // Held while a clone is hydrated.
     pub(super) hydrating: Mutex<()>,
     // The clones that read from it, and which state of it.
-    pub(super) clones: Mutex<BTreeMap<VolumeId, Lsn>>,
+    pub(super) clones: Mutex<BTreeMap<VolumeId, HeldByClone>>,
 }
 
 struct DoorState {

@@ -154,7 +154,8 @@ impl Volume {
     }
 
     /// The slow duties, to be called about once a second: seals segments that are full, writes their runs,
-    /// makes the next segment ahead of its use, refreshes the durable mark.
+    /// makes the next segment ahead of its use, refreshes the durable mark, keeps history as short as its policy says. Each of
+    /// them is tried, whatever became of those before it; the first error is given.
     pub fn maintain(&self) -> Result<()> {
         if self.health() != Health::Good {
             return Ok(());
@@ -165,22 +166,44 @@ impl Volume {
         if self.health() != Health::Good {
             return Ok(());
         }
+        // None keeps the others from being done: above all, what gives space back must come to its turn where another one
+        // finds none.
+        let mut first_error = Ok(());
+        let mut note = |done: Result<()>| {
+            if first_error.is_ok() {
+                first_error = done;
+            }
+        };
         // Ahead of the sealing: a writer may be waiting for it soon.
-        self.make_segment_ahead()?;
-        self.write_segment_behind_stream()?;
+        note(self.make_segment_ahead());
+        note(self.write_segment_behind_stream());
+        note(self.write_bad_runs_anew());
+        self.doubt_some();
+        self.begin_segment_for_memory();
+        note(self.write_runs_ahead());
+        note(self.seal_some());
+        self.teach_catalog();
+        note(self.merge_some());
+        note(self.refresh_mark());
+        self.note_memory();
+        note(self.age(&mut duties));
+        first_error
+    }
+
+    // In these two, a list that is held no longer than needed: whoever folds waits until nobody holds an old one.
+    fn write_bad_runs_anew(&self) -> Result<()> {
         let list = self.parts.list();
         for part in list.iter().filter(|part| part.repaired.get().is_some()) {
             self.write_run_anew(part)?;
         }
         // One at a time: a merged run has many.
-        if let Some(part) = list.iter().find(|part| part.merged_run().is_some_and(|run| run.is_bad())) {
-            self.write_run_anew(part)?;
+        match list.iter().find(|part| part.merged_run().is_some_and(|run| run.is_bad())) {
+            Some(part) => self.write_run_anew(part),
+            None => Ok(()),
         }
-        self.doubt_some();
-        // A list that is held here would keep what it names from being dropped.
-        drop(list);
-        self.begin_segment_for_memory();
-        self.write_runs_ahead()?;
+    }
+
+    fn seal_some(&self) -> Result<()> {
         let list = self.parts.list();
         let waiting: Vec<_> =
             list.iter().filter(|part| part.frozen.get().is_some() && !parts::is_sealed(part)).collect();
@@ -189,16 +212,7 @@ impl Volume {
             // Half, so that they are soon done, and a client that comes back meanwhile does not wait for all.
             false => waiting.len().div_ceil(2),
         };
-        for part in &waiting[..now] {
-            self.seal_part(part, false)?;
-        }
-        self.teach_catalog();
-        self.merge_some()?;
-        self.refresh_mark()?;
-        // Whoever folds waits until nobody holds an old list.
-        drop(list);
-        self.note_memory();
-        self.age(&mut duties)
+        waiting[..now].iter().try_for_each(|part| self.seal_part(part, false))
     }
 
     /// Whether much was appended since this was asked before.
@@ -313,6 +327,10 @@ impl Volume {
             Some(hash) => hash,
             None => {
                 let previous_hash = self.seal_hash_before(part);
+                // Somebody cut it inside of a record that was durable: known to be damaged, it stays that.
+                if segment.file.len().at(place)? < frozen.end {
+                    segment.file.set_len(frozen.end).at(place)?;
+                }
                 let hash = hash_segment(&previous_hash, part, frozen.end).at(place)?;
                 if frozen.may_seal {
                     let seal = Seal {

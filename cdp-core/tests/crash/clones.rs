@@ -162,6 +162,25 @@ fn a_deleted_parent_stays_as_long_as_it_is_read_from() {
     assert_eq!(content(&*store.volume("b").unwrap()), blocks(&[(2, 1), (1, 7), (0, 8)]));
 }
 
+/// A clone that was refused must not hold history; one that was made holds it by its name, and no longer than it is there.
+#[test]
+fn what_holds_history_for_clones_says_its_name_and_ends() {
+    let (_disk, store) = fresh(10, &["a", "taken"]);
+    let parent = store.volume("a").unwrap();
+    fill(&parent, 1, 0, 8);
+    for _ in 0..2 {
+        let refused = store.clone_volume(&parent, parent.tip_lsn(), "taken").err().unwrap();
+        assert_eq!(refused.kind(), Kind::Exists);
+        assert!(parent.pins().is_empty(), "{:?}", parent.pins());
+    }
+    let clone = store.clone_volume(&parent, parent.tip_lsn(), "b").unwrap();
+    let holders: Vec<String> = parent.pins().into_iter().map(|pin| pin.holder).collect();
+    assert_eq!(holders, ["the clone b"]);
+    drop(clone);
+    store.hydrate_volume("b", &mut |_, _| Ok(())).unwrap();
+    assert!(parent.pins().is_empty(), "{:?}", parent.pins());
+}
+
 /// A server that runs for months gives the space of what was deleted back, not only the next one to be started.
 #[test]
 fn the_trash_is_emptied_while_the_store_is_open() {

@@ -10,6 +10,7 @@ mod ages;
 mod boundaries;
 mod clones;
 mod coalesced;
+mod copies;
 mod faults;
 mod group_clones;
 mod groups;
