@@ -12,6 +12,7 @@ use crate::format::bytes::crc32;
 use crate::ids::*;
 use crate::index::Visible;
 use crate::io::{File, Files};
+use crate::volume::clone::holder_of_clone;
 use crate::volume::coalesced::Coalesced;
 use crate::volume::pins::PinGuard;
 use crate::volume::shown::Shown;
@@ -37,6 +38,12 @@ impl View {
     pub fn new(volume: Arc<Volume>, lsn: Lsn) -> View {
         let is_there = lsn <= volume.tip_lsn();
         let pin = if is_there { volume.pin(lsn, "a view").ok() } else { None };
+        View::pinned(volume, lsn, pin)
+    }
+
+    /// As [`View::new`], for the clone of this name that reads from it.
+    pub fn for_clone(volume: Arc<Volume>, lsn: Lsn, clone: &str) -> View {
+        let pin = volume.pin(lsn, &holder_of_clone(clone)).ok();
         View::pinned(volume, lsn, pin)
     }
 

@@ -13,7 +13,7 @@ use crate::device::Device;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::ids::*;
 use crate::view::View;
-use crate::volume::clone::{Parent, Watch};
+use crate::volume::clone::{Parent, Watch, holder_of_clone};
 use crate::volume::cut::Orphan;
 use crate::volume::identity::{read_manifest, write_manifest};
 use crate::volume::open::{Accept, open_on};
@@ -43,14 +43,13 @@ impl Store {
     pub fn clone_volume(&self, parent: &Arc<Volume>, lsn: Lsn, name: &str) -> Result<Arc<Volume>> {
         let _changing = self.changing.lock().expect("no panics under this lock");
         self.free_dir(name)?;
-        let (identity, held) = self.plan_clone(parent, lsn, name)?;
+        let (identity, view) = self.plan_clone(parent, lsn, name)?;
         parent.hold_for_clone(identity.id, name, lsn);
-        let made = self.make_volume(&identity, None, Some(Arc::new(View::new(parent.clone(), lsn))), None);
+        let made = self.make_volume(&identity, None, Some(Arc::new(view)), None);
         // One that stands there and could not be opened is a clone all the same.
         if made.is_err() && matches!(self.place_of(identity.id), Ok(None)) {
             parent.release_clone(identity.id);
         }
-        drop(held);
         made
     }
 
@@ -66,7 +65,7 @@ impl Store {
             return Err(Error::new(Kind::Refused, context)
                 .hint(format!("`cdp hydrate {}` makes it a volume of its own", parent.name())));
         }
-        let view = View::open(parent.clone(), lsn, "a clone that is being made")?;
+        let view = View::open(parent.clone(), lsn, &holder_of_clone(name))?;
         parent.settle(lsn)?;
         let identity = Identity {
             name: name.to_owned(),
@@ -187,7 +186,7 @@ impl Store {
             );
             return Err(Error::new(Kind::Damaged, context));
         }
-        Ok(Arc::new(View::new(volume, parent.lsn)))
+        Ok(Arc::new(View::for_clone(volume, parent.lsn, name)))
     }
 
     /// An opened volume, or one that is opened now; one in the trash stays hidden.
@@ -323,10 +322,10 @@ impl Store {
         }
         // Wherever it stands now.
         let moved = self.by_id(id, &|_| Accept::default(), 0)?;
-        for ((_, lsn), slot) in clones.iter().zip(&mut slots) {
+        for ((clone, lsn), slot) in clones.iter().zip(&mut slots) {
             // One that was hydrated meanwhile needs nothing any more.
             if slot.is_some() {
-                **slot = Some(Arc::new(View::new(moved.clone(), *lsn)));
+                **slot = Some(Arc::new(View::for_clone(moved.clone(), *lsn, clone.name())));
             }
         }
         drop(slots);

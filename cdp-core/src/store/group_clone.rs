@@ -140,8 +140,7 @@ impl Store {
         let dir = self.path.join(VOLUMES_DIR).join(&name);
         // As for a single clone: its first segment is only reserved.
         let shared = Shared { prewrite: false, ..self.shared.clone() };
-        // Held for it by its name; what held it while it was made ends here.
-        let parent: Arc<dyn Device> = Arc::new(View::new(draft.parent, draft.view.lsn()));
+        let parent: Arc<dyn Device> = Arc::new(draft.view);
         let opened = open_on(&shared, &dir, Accept::default(), Some(parent));
         match opened {
             Ok(volume) => {

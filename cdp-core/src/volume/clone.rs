@@ -22,6 +22,11 @@ const STEP_BYTES: u64 = 1 << 20;
 /// Stretches of the parent looked at in one go.
 const STRETCHES_PER_LOOK: usize = 256;
 
+/// Who holds what a clone reads from, for people.
+pub(crate) fn holder_of_clone(name: &str) -> String {
+    format!("the clone {name}")
+}
+
 /// What a clone reads from.
 pub(super) struct HeldByClone {
     /// Which state.
@@ -58,11 +63,8 @@ impl Volume {
     /// As pins, with their names.
     pub(super) fn pins_of_clones(&self) -> Vec<Pin> {
         let clones = self.door.clones.lock().expect("no panics under this lock");
-        let pin = |held: &HeldByClone| Pin {
-            lsn: held.lsn,
-            holder: format!("the clone {}", held.name),
-            all_above: false,
-        };
+        let pin =
+            |held: &HeldByClone| Pin { lsn: held.lsn, holder: holder_of_clone(&held.name), all_above: false };
         clones.values().map(pin).collect()
     }
 

@@ -150,7 +150,9 @@ impl Volume {
     pub fn pins(&self) -> Vec<Pin> {
         let mut pins = self.pins.list();
         pins.extend(self.pins_of_clones());
-        pins.sort_by_key(|pin| pin.lsn);
+        pins.sort_by(|one, other| (one.lsn, &one.holder).cmp(&(other.lsn, &other.holder)));
+        // A clone holds by its name what its view of its parent holds too.
+        pins.dedup_by(|one, other| (one.lsn, &one.holder) == (other.lsn, &other.holder));
         pins
     }
 

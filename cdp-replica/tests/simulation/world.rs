@@ -633,6 +633,20 @@ impl World {
         self.wire = None;
     }
 
+    /// Nobody writes for so many seconds, and nothing goes wrong.
+    pub fn idle(&mut self, seconds: u64) {
+        self.plan.faults = false;
+        for _ in 0..seconds * 20 {
+            self.now_ns += 50_000_000;
+            if self.wire.is_none() {
+                self.connect();
+            }
+            if let Some(fault) = self.exchange() {
+                panic!("seed {}: {fault}", self.seed);
+            }
+        }
+    }
+
     pub fn feed_third(&mut self) {
         let (c, b) = (Site::new(self.seed + 1000), self.b.volume().unwrap());
         b.add_replica("c:1", 0, false).unwrap();
@@ -659,6 +673,11 @@ impl World {
 
     pub fn acknowledged(&self) -> Lsn {
         self.a.volume().unwrap().replicas()[0].held
+    }
+
+    /// The instant through which the second site said that it has everything.
+    pub fn complete_at_b(&self) -> Timestamp {
+        self.a.volume().unwrap().replicas()[0].complete
     }
 
     pub fn tip_b(&self) -> Lsn {
