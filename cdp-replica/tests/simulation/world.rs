@@ -638,6 +638,8 @@ impl World {
         self.plan.faults = false;
         for _ in 0..seconds * 20 {
             self.now_ns += 50_000_000;
+            self.a.clock.advance(50_000_000);
+            self.b.clock.advance(50_000_000);
             if self.wire.is_none() {
                 self.connect();
             }
