@@ -11,6 +11,7 @@ use cdp_core::io::sim::{Fault, FaultKind, SimClock, SimDisk, Snapshot, When};
 use cdp_core::store::{CreateOptions, OpenOptions, Store};
 use cdp_core::volume::Volume;
 use cdp_core::volume::open::Accept;
+use cdp_core::volume::verify::verify;
 
 const STORE: &str = "/store";
 const MINUTE_NS: u64 = 60 * 1_000_000_000;
@@ -108,6 +109,31 @@ fn what_somebody_has_to_decide_is_left_alone() {
     store.maintain();
     assert_eq!(disk.reads_of("/store/volumes/disk/volume").reads, 0, "it was tried again");
     assert_eq!(store.failed().len(), 1);
+}
+
+/// Damage that only a reader met, or `verify`, is known from then on: a status that says that all is well would be believed.
+#[test]
+fn damage_that_a_reader_met_is_known() {
+    for reader in ["read", "verify"] {
+        let (disk, clock) = (SimDisk::new(5), SimClock::new(5));
+        store_of_two(&disk, &clock);
+        let store = open(&disk, &clock);
+        let volume = store.volume("disk").unwrap();
+        assert!(volume.notes().damages.is_empty());
+        // The payload: behind the segment's header and the batch's.
+        disk.rot("/store/volumes/disk/000000000001.seg", 2 * 4096 + 100, 4).unwrap();
+        match reader {
+            "read" => {
+                let mut buffer = [0; 1];
+                let mut reads = [Read { offset: 0, buffer: &mut buffer, result: Ok(()) }];
+                volume.read(&mut reads);
+                assert!(reads[0].result.as_ref().is_err_and(|error| error.kind() == Kind::Damaged));
+            }
+            _ => assert!(verify(&volume, &mut |_, _| Ok(())).unwrap().damage_count > 0),
+        }
+        let known: Vec<u64> = volume.notes().damages.iter().map(|(_, extent)| extent.start.0).collect();
+        assert_eq!(known, [0], "{reader}");
+    }
 }
 
 /// A segment that somebody cut, wherever, is a loss that can be accepted: the volume is one again that can be closed,

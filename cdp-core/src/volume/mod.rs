@@ -110,6 +110,8 @@ pub enum Health {
     Closed,
 }
 
+/// So many places of damage are noted; `verify` finds them all.
+const DAMAGES_NOTED_MAX: usize = 1000;
 /// Segments for which a cap that was set leaves room on the filesystem, a tenth of that at most.
 const SEGMENTS_LEFT_FREE: u64 = 2;
 
@@ -200,7 +202,7 @@ pub struct Notes {
     pub recovery: String,
     /// The newest error of the storage, and what was done.
     pub last_error: Option<String>,
-    /// Records whose payload is damaged: their extents.
+    /// Records whose payload is damaged, of which somebody knows: recovery, a reader, or `verify`. Their extents.
     pub damages: Vec<(Lsn, Extent)>,
 }
 
@@ -243,7 +245,23 @@ impl Volume {
 
     /// What somebody should know.
     pub fn notes(&self) -> Notes {
-        self.notes.lock().expect("no panics under this lock").clone()
+        let base = self.base_point().lsn;
+        let mut notes = self.notes.lock().expect("no panics under this lock");
+        // What was folded is not read from there any more.
+        notes.damages.retain(|(lsn, _)| *lsn > base);
+        notes.clone()
+    }
+
+    /// Somebody met a damaged payload of this record.
+    pub(crate) fn note_damage(&self, lsn: Lsn, extent: Extent) {
+        let mut notes = self.notes.lock().expect("no panics under this lock");
+        let is_known = notes
+            .damages
+            .iter()
+            .any(|(of, known)| *of == lsn && known.start <= extent.start && extent.end() <= known.end());
+        if !is_known && notes.damages.len() < DAMAGES_NOTED_MAX {
+            notes.damages.push((lsn, extent));
+        }
     }
 
     /// The newest record that reads see.

@@ -100,7 +100,12 @@ pub fn verify(volume: &Volume, watch: &mut Watch<'_>) -> Result<Verified> {
             looked?;
             found.records += one.records;
             found.damage_count += one.damage_count - one.damages.len() as u64;
-            one.damages.into_iter().for_each(|damage| found.add(damage));
+            for damage in one.damages {
+                if let (Some(lsn), Some(extent)) = (damage.lsn, damage.extent) {
+                    volume.note_damage(lsn, extent);
+                }
+                found.add(damage);
+            }
         }
         previous_hash = part.frozen.get().and_then(|frozen| frozen.seal_hash).unwrap_or_default();
         found.segments += 1;
