@@ -195,6 +195,8 @@ impl HistoryClock {
 }
 
 impl Clock for HistoryClock {
+    fn wait(&self, _ns: u64) {}
+
     fn wall_ns(&self) -> u64 {
         self.begin_ns + self.elapsed_ns()
     }

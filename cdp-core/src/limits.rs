@@ -22,9 +22,9 @@ pub const UNSYNCED_NS_MAX: u64 = 100_000_000;
 /// The same of a replica's records, where whoever receives them has not synced them: they were never answered here.
 pub const REPLICA_UNSYNCED_NS_MAX: u64 = 1_000_000_000;
 
-/// An instant that is told to be over is kept with so much more, in nanoseconds: one write does for as long. After a crash the
-/// timestamps of a store may be ahead of the wall clock by as much.
-pub const PROMISED_AHEAD_NS: u64 = 2_000_000_000;
+/// An instant that is told to be over is kept with so much more, in nanoseconds: one write does for as long. After a crash a
+/// store waits for the wall clock to get there before it opens: its timestamps are those of the clock on the wall.
+pub const PROMISED_AHEAD_NS: u64 = 200_000_000;
 
 /// First copies that nobody goes on with are looked for so often, in nanoseconds.
 pub const COPIES_LOOK_NS: u64 = 3_600_000_000_000;

@@ -9,7 +9,7 @@
 //! Legal states after a crash: an instant, of which everything told is at most as late; or a later one that nobody was told yet.
 //! A clock that begins above either gives no timestamp that was promised away.
 
-use std::io::{ErrorKind, IoSlice, Result};
+use std::io::{IoSlice, Result};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -108,10 +108,8 @@ impl Promises {
     }
 
     fn create(&self) -> Result<Arc<dyn File>> {
-        let file = match self.files.create(&self.path) {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => self.files.open(&self.path, true)?,
-            other => other?,
-        };
+        // One that is there and could not be read at the opening may hold promises: nothing is written over it.
+        let file = self.files.create(&self.path)?;
         // Both slots have their space from here on: a full disk is in nobody's way later.
         file.write_at(0, &[IoSlice::new(&[0; 2 * SLOT_BYTES])])?;
         file.sync()?;

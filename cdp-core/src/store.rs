@@ -201,6 +201,11 @@ impl Store {
         }
         let memory = Memory::new(index.budget_bytes);
         let (promises, promised) = Promises::open(files.clone(), path);
+        // A little more was promised than was told. Farther behind, the wall clock was set back.
+        let ahead_ns = promised.0.saturating_sub(clock.wall_ns());
+        if ahead_ns <= PROMISED_AHEAD_NS {
+            clock.wait(ahead_ns);
+        }
         let shared = Shared {
             files: files.clone(),
             clock: Arc::new(StoreClock::new(clock, promised)),

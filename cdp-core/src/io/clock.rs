@@ -20,6 +20,10 @@ impl Clock for SystemClock {
         nanoseconds(ClockId::Boottime)
     }
 
+    fn wait(&self, ns: u64) {
+        std::thread::sleep(std::time::Duration::from_nanos(ns));
+    }
+
     fn random(&self) -> u128 {
         let mut bytes = [0u8; 16];
         let mut filled = 0;

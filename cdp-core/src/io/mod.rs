@@ -168,6 +168,8 @@ pub trait Clock: Send + Sync + 'static {
     fn elapsed_ns(&self) -> u64;
     /// Random bits for names.
     fn random(&self) -> u128;
+    /// Lets so many nanoseconds go by.
+    fn wait(&self, ns: u64);
 }
 
 /// Overwrites a range with zeros, as far as the file goes.

@@ -108,7 +108,10 @@ impl Store {
     /// Tells each volume which clones read from it, by the manifests: of those in the trash, and of those that cannot
     /// be opened, too.
     pub(super) fn note_clones(&self) -> Result<()> {
-        let opened = self.opened();
+        self.note_clones_of(&self.opened())
+    }
+
+    fn note_clones_of(&self, opened: &[Arc<Volume>]) -> Result<()> {
         for place in self.places()? {
             let Some(identity) = place.identity else {
                 // It may be a clone of anything.
@@ -138,7 +141,11 @@ impl Store {
 
     /// Opens a volume and, before it, whatever it is a clone of; notes it, or why it cannot be opened.
     pub(super) fn open_by_dir(&self, name: &str, dir: &Path, accept: &dyn Fn(&str) -> Accept, depth: usize) {
-        match self.open_with_parent(name, dir, accept, depth) {
+        self.note_opened(name, self.open_with_parent(name, dir, accept, depth));
+    }
+
+    fn note_opened(&self, name: &str, opened: Result<Arc<Volume>>) {
+        match opened {
             Ok(volume) => {
                 self.volumes.lock().expect("no panics under this lock").insert(name.to_owned(), volume);
                 self.failed.lock().expect("no panics under this lock").remove(name);
@@ -147,6 +154,14 @@ impl Store {
                 self.failed.lock().expect("no panics under this lock").insert(name.to_owned(), error);
             }
         }
+    }
+
+    /// As [`Store::open_by_dir`], while upkeep goes on: what clones read from is held before anything of it is folded.
+    pub(super) fn open_live(&self, name: &str, dir: &Path) {
+        let opened = self.open_with_parent(name, dir, &|_| Accept::default(), 0);
+        let opened =
+            opened.and_then(|volume| self.note_clones_of(std::slice::from_ref(&volume)).map(|()| volume));
+        self.note_opened(name, opened);
     }
 
     fn open_with_parent(

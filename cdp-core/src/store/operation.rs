@@ -151,6 +151,11 @@ impl Store {
             .at(|| format!("removing {}", path.display()))
     }
 
+    /// Whether a rollback of a group is not done on all its members: a member that was opened now would be served as it was before.
+    pub(super) fn is_operation_pending(&self) -> bool {
+        self.shared.files.open(&self.path.join(OPERATION_FILE), false).is_ok()
+    }
+
     /// Settles what a crash left of a group's rollback. Before anything is served.
     pub(super) fn finish_operation(&self) -> Result<()> {
         let path = self.path.join(OPERATION_FILE);

@@ -31,7 +31,6 @@ use crate::volume::clone::Parent;
 use crate::volume::cut::{CutAt, NotPlaced, Orphan};
 use crate::volume::durable::read_records;
 use crate::volume::epoch::Elsewhere;
-use crate::volume::open::Accept;
 use crate::volume::role::Role;
 use crate::volume::{Identity, Volume};
 
@@ -295,7 +294,7 @@ impl Store {
             let is_open = self.volumes.lock().expect("no panics under this lock").contains_key(&name);
             // One in the trash is opened when somebody reads from it.
             if !is_hidden && !is_open {
-                self.open_by_dir(&name, &dir, &|_| Accept::default(), 0);
+                self.open_live(&name, &dir);
             }
         }
         closed

@@ -31,7 +31,6 @@ use crate::ids::*;
 use crate::io::{read_file, replace_file};
 use crate::volume::Volume;
 use crate::volume::identity::{RETENTION_FILE, read_manifest, write_manifest};
-use crate::volume::open::Accept;
 use crate::volume::replicas::REPLICAS_FILE;
 use crate::volume::source::SOURCE_FILE;
 
@@ -225,7 +224,7 @@ impl Store {
         let dir = self.path.join(VOLUMES_DIR).join(name);
         if !is_open && self.shared.files.list(&dir).is_ok() {
             self.failed.lock().expect("no panics under this lock").remove(name);
-            self.open_by_dir(name, &dir, &|_| Accept::default(), 0);
+            self.open_live(name, &dir);
         }
     }
 

@@ -16,7 +16,6 @@ use super::{Store, TRASH_DIR, VOLUMES_DIR};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::ids::*;
 use crate::volume::Volume;
-use crate::volume::open::Accept;
 
 /// Keeps deleted volumes so long, in nanoseconds: seven days.
 pub const TRASH_NS: u64 = 7 * 24 * 3600 * 1_000_000_000;
@@ -121,7 +120,7 @@ impl Store {
             None => rename()?,
         }
         if !self.volumes.lock().expect("no panics under this lock").contains_key(name) {
-            self.open_by_dir(name, &to, &|_| Accept::default(), 0);
+            self.open_live(name, &to);
         }
         self.note_clones()?;
         self.volume(name)
@@ -168,6 +167,18 @@ impl Store {
             .find(|place| place.identity.is_none() && !doomed.iter().any(|doomed| doomed.dir == place.dir));
         if let Some(unread) = unread {
             let context = format!("{} cannot be read: it may be a clone of {name:?}", unread.dir.display());
+            return Err(
+                Error::new(Kind::Refused, context).hint("what is wrong with it has to be put right first")
+            );
+        }
+        // Of one that cannot be read nobody knows whether it is somebody's parent.
+        let ids: Vec<VolumeId> =
+            places.iter().filter_map(|place| Some(place.identity.as_ref()?.id)).collect();
+        let parents = places.iter().filter_map(|place| place.identity.as_ref()?.parent);
+        if doomed.iter().any(|place| place.identity.is_none())
+            && parents.into_iter().any(|parent| !ids.contains(&parent.id))
+        {
+            let context = format!("the deleted volume {name:?} cannot be read, and a clone may read from it");
             return Err(
                 Error::new(Kind::Refused, context).hint("what is wrong with it has to be put right first")
             );

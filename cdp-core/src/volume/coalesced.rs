@@ -263,7 +263,7 @@ impl Volume {
             let context = format!("another connection brings the newest state of volume {name}");
             return Err(Error::new(Kind::Busy, context));
         }
-        let is_same = |state: &CoalescedState| {
+        let is_same = |state: &CoalescedState| -> bool {
             let with = CoalescedState { come: state.come, progress: state.progress, ..wanted.clone() };
             *state == with
         };
@@ -275,7 +275,8 @@ impl Volume {
                 );
                 return Err(Error::new(Kind::Refused, context));
             }
-            Some(state) if is_same(state) => Some(state.clone()),
+            // Not what is remembered: a settlement that failed may have said more, and what it counts must not go.
+            Some(state) if is_same(state) => self.begun_on_disk()?.filter(is_same),
             _ => None,
         };
         let (files, dir) = (&self.shared.files, self.coalesced_dir());
@@ -298,11 +299,30 @@ impl Volume {
             slot.pin = Some(self.pin(state.from, HOLDER)?);
         }
         let journal_id = self.identity.journal_id();
-        let overlay = OverlayWriter::open(files.clone(), &dir, journal_id, state.size_bytes, state.come)?;
+        let overlay = OverlayWriter::open(files.clone(), &dir, journal_id, state.size_bytes, state.come)
+            .inspect_err(|error| {
+                if error.kind() == Kind::Damaged {
+                    // It comes again, all of it.
+                    slot.clear();
+                    let _ = self.remove_coalesced_files();
+                }
+            })?;
         let filling = Arc::new(Mutex::new(true));
         slot.filling = Arc::downgrade(&filling);
         slot.state = Some(state.clone());
         Ok(CoalescedWriter { files: files.clone(), dir, state, overlay, filling })
+    }
+
+    /// What the manifest says of one that is not whole.
+    fn begun_on_disk(&self) -> Result<Option<CoalescedState>> {
+        let path = self.coalesced_dir().join(STATE_FILE);
+        match read_file(&*self.shared.files, &path, MANIFEST_BYTES_MAX) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            other => {
+                let bytes = other.at(|| format!("reading {}", path.display()))?;
+                Ok(CoalescedState::decode(&bytes).filter(|state| state.progress == Progress::Begun))
+            }
+        }
     }
 
     /// The settlement of all of it was carried out: it is shown from now on.
@@ -321,13 +341,12 @@ impl Volume {
     /// Removes what there is of a newest state; whoever has it open reads on. Durable when this returns. Whether there was
     /// anything.
     pub fn drop_coalesced(&self) -> Result<bool> {
-        {
-            let mut slot = self.coalesced.lock().expect("no panics under this lock");
-            if slot.state.is_none() {
-                return Ok(false);
-            }
-            slot.clear();
+        // Until they are gone nobody begins anew in their place.
+        let mut slot = self.coalesced.lock().expect("no panics under this lock");
+        if slot.state.is_none() {
+            return Ok(false);
         }
+        slot.clear();
         self.remove_coalesced_files()?;
         Ok(true)
     }

@@ -633,20 +633,27 @@ impl World {
         self.wire = None;
     }
 
-    /// Nobody writes for so many seconds, and nothing goes wrong.
-    pub fn idle(&mut self, seconds: u64) {
+    /// Nobody writes, and nothing goes wrong, until the second site has said that it has everything up to now.
+    pub fn idle(&mut self) {
         self.plan.faults = false;
-        for _ in 0..seconds * 20 {
-            self.now_ns += 50_000_000;
-            self.a.clock.advance(50_000_000);
-            self.b.clock.advance(50_000_000);
+        let before = self.complete_at_b();
+        for _ in 0..20_000 {
+            // Small steps, and real time for the threads that sync.
+            self.now_ns += 2_000_000;
+            self.a.clock.advance(2_000_000);
+            self.b.clock.advance(2_000_000);
+            std::thread::sleep(std::time::Duration::from_micros(500));
             if self.wire.is_none() {
                 self.connect();
             }
             if let Some(fault) = self.exchange() {
                 panic!("seed {}: {fault}", self.seed);
             }
+            if self.complete_at_b() > before {
+                return;
+            }
         }
+        panic!("seed {}: the second site says nothing new", self.seed);
     }
 
     pub fn feed_third(&mut self) {

@@ -59,6 +59,10 @@ impl SimClock {
 }
 
 impl Clock for SimClock {
+    fn wait(&self, ns: u64) {
+        self.advance(ns);
+    }
+
     fn wall_ns(&self) -> u64 {
         self.with(|hands| {
             let now = hands.wall_ns;
