@@ -185,7 +185,25 @@ impl Volume {
 
     /// What there is of a newest state, whole or not.
     pub fn coalesced_state(&self) -> Option<CoalescedState> {
-        self.coalesced.lock().expect("no panics under this lock").state.clone()
+        let mut slot = self.coalesced.lock().expect("no panics under this lock");
+        let is_waiting = slot.state.as_ref().is_some_and(|state| state.progress == Progress::Begun);
+        if is_waiting && slot.filling.strong_count() == 0 {
+            // The last settlement may have said more than it could tell, and what the manifest counts must not go. One that says
+            // whole was not shown: it goes on behind its end.
+            let path = self.coalesced_dir().join(STATE_FILE);
+            let said = read_file(&*self.shared.files, &path, MANIFEST_BYTES_MAX).ok();
+            let said = said.and_then(|bytes| CoalescedState::decode(&bytes));
+            let said = said.map(|said| CoalescedState { progress: Progress::Begun, ..said });
+            let is_same = |said: &CoalescedState| {
+                slot.state
+                    .as_ref()
+                    .is_some_and(|known| *said == CoalescedState { come: said.come, ..known.clone() })
+            };
+            if let Some(said) = said.filter(is_same) {
+                slot.state = Some(said);
+            }
+        }
+        slot.state.clone()
     }
 
     /// At the opening. What cannot be shown is no reason to open nothing: the history is what counts.
@@ -275,8 +293,7 @@ impl Volume {
                 );
                 return Err(Error::new(Kind::Refused, context));
             }
-            // Not what is remembered: a settlement that failed may have said more, and what it counts must not go.
-            Some(state) if is_same(state) => self.begun_on_disk()?.filter(is_same),
+            Some(state) if is_same(state) => Some(state.clone()),
             _ => None,
         };
         let (files, dir) = (&self.shared.files, self.coalesced_dir());
@@ -311,18 +328,6 @@ impl Volume {
         slot.filling = Arc::downgrade(&filling);
         slot.state = Some(state.clone());
         Ok(CoalescedWriter { files: files.clone(), dir, state, overlay, filling })
-    }
-
-    /// What the manifest says of one that is not whole.
-    fn begun_on_disk(&self) -> Result<Option<CoalescedState>> {
-        let path = self.coalesced_dir().join(STATE_FILE);
-        match read_file(&*self.shared.files, &path, MANIFEST_BYTES_MAX) {
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            other => {
-                let bytes = other.at(|| format!("reading {}", path.display()))?;
-                Ok(CoalescedState::decode(&bytes).filter(|state| state.progress == Progress::Begun))
-            }
-        }
     }
 
     /// The settlement of all of it was carried out: it is shown from now on.

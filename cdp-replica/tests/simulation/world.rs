@@ -636,6 +636,7 @@ impl World {
     /// Nobody writes, and nothing goes wrong, until the second site has said that it has everything up to now.
     pub fn idle(&mut self) {
         self.plan.faults = false;
+        self.wire = None;
         let before = self.complete_at_b();
         for _ in 0..20_000 {
             // Small steps, and real time for the threads that sync.
@@ -643,6 +644,8 @@ impl World {
             self.a.clock.advance(2_000_000);
             self.b.clock.advance(2_000_000);
             std::thread::sleep(std::time::Duration::from_micros(500));
+            // As upkeep does.
+            self.a.volume().unwrap().flush().unwrap();
             if self.wire.is_none() {
                 self.connect();
             }

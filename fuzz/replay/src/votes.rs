@@ -1,7 +1,7 @@
 //! The messages of the votes: what anybody with a certificate may say to a voter, and what a voter may say back.
 //!
 //! The first byte chooses: 0 bytes as they come, 1 bodies behind a header that fits (so that no checksum keeps changed bytes
-//! out), others a voter's life: [`STEP_BYTES`] for each claim, promise given up, restart, or disk that fails.
+//! out), others a voter's life: so many bytes for each claim, promise given up, restart, or disk that fails.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -128,8 +128,12 @@ fn life(steps: &[u8]) {
             for id in volumes {
                 let is_its_own =
                     before.get(&id).is_some_and(|kept| kept.name == name && kept.ballot == ballot);
-                if let Some(known) = granted.get_mut(&id).filter(|known| is_its_own && known.ballot == ballot)
-                {
+                // Who gives an epoch up holds none of his earlier ones either: a ballot that reached the disk and was not granted
+                // may stand where he has the promise for the one before.
+                let is_over = |known: &&mut Granted| {
+                    is_its_own && known.ballot.site == ballot.site && known.ballot.epoch <= ballot.epoch
+                };
+                if let Some(known) = granted.get_mut(&id).filter(is_over) {
                     known.until_ns = 0;
                 }
             }
