@@ -102,7 +102,7 @@ impl Reader<'_> {
     fn check(&self, pieces: &[Piece], buffer: &[u8]) -> Option<Error> {
         pieces.iter().zip(buffer.chunks_exact(BLOCK)).find_map(|(piece, bytes)| match piece {
             Piece::Journal { lba, lsn, block, crc } if crc32(bytes) != *crc => {
-                self.volume.note_damage(*lsn, Extent::new(lba.0, 1));
+                self.volume.note_damage(*lsn, Extent::new(lba.0, lba.0 + 1));
                 let segment = match part_of(&self.parts, *lsn) {
                     Ok(part) => part.segment.path.display().to_string(),
                     Err(error) => return Some(error),
