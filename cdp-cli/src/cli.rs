@@ -411,6 +411,7 @@ know, so make sure that nobody writes there. Planned: `cdp demote --drain` there
 Examples:
   cdp resync disk --dry-run
   cdp resync disk
+  cdp resync disk --site site-b
 
 What was written here after the histories parted becomes disk-orphan-EPOCH, with its records, markers and instants; nothing is
 thrown away. Then only what was written after the fork travels back.")]

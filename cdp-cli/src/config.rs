@@ -267,6 +267,20 @@ mod tests {
         assert!(error.to_string().contains("on_alrm"), "{error}");
     }
 
+    // Whoever copies the example of the reference page must not be refused, and no key may be missing there.
+    #[test]
+    fn the_reference_page_knows_every_key() {
+        let page = include_str!("../../docs/configuration.md");
+        let example = page.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+        let config = load(example).unwrap();
+        assert_eq!((config.automatic.len(), config.prove.len()), (1, 1));
+        let error = load("no_such_key = 1\n").unwrap_err();
+        let keys = error.hint_text().unwrap().strip_prefix("keys: ").unwrap();
+        for key in keys.split(", ").filter(|key| !key.starts_with('[')) {
+            assert!(page.contains(&format!("| `{key}` |")), "{key} is missing in docs/configuration.md");
+        }
+    }
+
     #[test]
     fn flags_win_over_the_file() {
         let dir = tempfile::tempdir().unwrap();

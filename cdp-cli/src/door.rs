@@ -17,6 +17,8 @@ use cdp_core::volume::open::Accept;
 
 use crate::config::Config;
 use crate::control::{Call, LINE_BYTES_MAX, Line, SOCKET_FILE, VERSION};
+use crate::hooks::Interrupts;
+use crate::report;
 use crate::serve::votes::Votes;
 use crate::work::{self, Hello, Request, Response, Site, Watch};
 
@@ -33,9 +35,15 @@ pub enum Door {
     Own(Site),
 }
 
+/// A server that says nothing for so long is waited for, but not in silence.
+const SILENCE: Duration = Duration::from_secs(5);
+/// Where signals only ask, they are looked for so often.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// A connection to a server's control socket.
 pub struct Talk {
     reader: BufReader<UnixStream>,
+    interrupts: Option<Interrupts>,
 }
 
 /// A path to a file in `dir` that is short enough for a socket's address, however long the directory's is. It
@@ -51,7 +59,10 @@ impl Talk {
     pub fn connect(store: &Path) -> Result<Option<Talk>> {
         let found = short_path(store, SOCKET_FILE).and_then(|(_dir, path)| UnixStream::connect(path));
         match found {
-            Ok(stream) => Ok(Some(Talk { reader: BufReader::new(stream) })),
+            Ok(stream) => {
+                stream.set_read_timeout(Some(SILENCE)).at(|| "talking to the server".to_owned())?;
+                Ok(Some(Talk { reader: BufReader::new(stream), interrupts: None }))
+            }
             Err(error)
                 if matches!(
                     error.kind(),
@@ -67,6 +78,36 @@ impl Talk {
         }
     }
 
+    /// Once one of these came, no answer is waited for any more.
+    pub fn give_up_when(&mut self, interrupts: &Interrupts) -> Result<()> {
+        self.interrupts = Some(interrupts.clone());
+        self.reader.get_ref().set_read_timeout(Some(LOOK)).at(|| "talking to the server".to_owned())
+    }
+
+    /// The next line, however long it takes; empty where the server ended.
+    fn line(&mut self) -> Result<Vec<u8>> {
+        let (began, mut is_told) = (Instant::now(), false);
+        let mut line = Vec::new();
+        loop {
+            let room = LINE_BYTES_MAX.saturating_sub(line.len()) as u64;
+            match self.reader.by_ref().take(room).read_until(b'\n', &mut line) {
+                Ok(_) => return Ok(line),
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                Err(error) => return Err(Error::io(error, "talking to the server")),
+            }
+            if self.interrupts.as_ref().is_some_and(Interrupts::came) {
+                return Err(Error::new(Kind::Closed, "stopped while the server did not answer")
+                    .hint("what was asked for may or may not have been done"));
+            }
+            if began.elapsed() >= SILENCE && !is_told {
+                is_told = true;
+                report::say(
+                    "cdp: the server has not answered yet; Ctrl-C ends the waiting, not what it does",
+                );
+            }
+        }
+    }
+
     /// Asks, and waits for the answer.
     pub fn ask(&mut self, request: Request, watch: &mut Watch<'_>) -> Result<Response> {
         let call = Call { version: VERSION, tz: std::env::var("TZ").ok(), request };
@@ -76,13 +117,12 @@ impl Talk {
         let lost = || "talking to the server".to_owned();
         self.reader.get_mut().write_all(text.as_bytes()).at(lost)?;
         loop {
-            let mut line = String::new();
-            let read = self.reader.by_ref().take(LINE_BYTES_MAX as u64).read_line(&mut line).at(lost)?;
-            if read == 0 || !line.ends_with('\n') {
+            let line = self.line()?;
+            if !line.ends_with(b"\n") {
                 return Err(Error::new(Kind::Closed, "the server ended before it answered")
                     .hint("look at its log; what was asked for may or may not have been done"));
             }
-            let line = serde_json::from_str(&line).map_err(|error| {
+            let line = serde_json::from_slice(&line).map_err(|error| {
                 Error::new(Kind::Invalid, format!("the server's answer makes no sense: {error}"))
                     .hint("are server and command of the same version?")
             })?;
@@ -183,6 +223,11 @@ pub fn open_accepting(
     accept: &dyn Fn(&str) -> Accept,
 ) -> Result<Store> {
     open_with(config, make, &OpenOptions { holder, accept, ..OpenOptions::default() })
+}
+
+/// Whether there is a store where the configuration says.
+pub fn store_exists(config: &Config) -> bool {
+    Store::exists(&*native(config.io_uring), &config.store)
 }
 
 fn open_with(config: &Config, make: bool, options: &OpenOptions<'_>) -> Result<Store> {

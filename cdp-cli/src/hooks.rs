@@ -20,6 +20,7 @@ const POLL: Duration = Duration::from_millis(10);
 const OUTPUT_TIME: Duration = Duration::from_millis(200);
 
 /// Ctrl-C and SIGTERM, which only ask from now on: a thaw has to come first.
+#[derive(Clone)]
 pub struct Interrupts(Arc<AtomicBool>);
 
 impl Interrupts {

@@ -156,26 +156,146 @@ fn the_newest_state_is_usable_while_history_is_filled_in() {
     b.stop();
 }
 
-/// The first site is lost while history is filled in: nobody is set back to the older state without having been told, and
-/// having had the chance to save the newer one.
+/// The first site is lost while history is filled in. The second one has its newest state: people go on with that, and are told
+/// which instants are lost. When the first site comes back, what only it had is kept beside, and both disks become the same.
 #[test]
-fn a_failover_while_it_fills_has_to_be_meant() {
+fn a_failover_goes_on_from_the_newest_state() {
+    let sites = Sites::both_ways();
+    let Outage { before, middle_ns, address, a, b } =
+        after_an_outage(&sites, &["--coalesce=1MiB", "--codec", "none"]);
+    let latest = all_of(&a, "vm");
+    let shown = wait_for("the newest state", || newest(&sites), |line| line["state"] == "shown");
+    let lsn = shown["place"]["lsn"].as_u64().unwrap();
+    put(&mut a.connect("vm").unwrap(), 2 << 20, &[5; 70_000]).unwrap();
+    let unseen = all_of(&a, "vm");
+    drop(a);
+    let planned = sites.b.json(&["failover", "vm", "--dry-run"]);
+    assert_eq!((&planned[0]["to_lsn"], &planned[0]["newest"]), (&lsn.into(), &Value::Null), "{planned}");
+    assert!(planned[0]["ahead"]["write_bytes"].as_u64() >= Some(256 << 10), "{planned}");
+    let said = sites.b.run(&["failover", "vm", "--dry-run"]).out;
+    assert!(said.contains("would be the primary") && said.contains("are lost as points in time"), "{said}");
+    assert_eq!(newest(&sites)["state"], "shown", "a dry run changed something");
+    let done = sites.b.json(&["failover", "vm"])[0].clone();
+    assert_eq!((&done["done"], &done["to_lsn"]), (&true.into(), &lsn.into()), "{done}");
+    let behind = done["ahead"]["behind"]["lsn"].as_u64().unwrap();
+    let whole = done["ahead"]["here_lsn"].as_u64().unwrap();
+    assert_eq!(done["ahead"]["lost_records"], lsn - behind, "{done}");
+    assert!(all_of(&b, "vm") == latest, "it does not go on from the newest state");
+    let check = |served: &Served| {
+        assert!(all_of(served, &format!("vm@lsn:{whole}")) == latest);
+        assert!(all_of(served, &format!("vm@ns:{}", shown["place"]["ns"])) == latest);
+        assert!(all_of(served, "vm@before") == before);
+        for between in [format!("vm@lsn:{}", behind + 2), format!("vm@ns:{middle_ns}")] {
+            let says = refused(served, &between);
+            assert!(says.contains("gap"), "{between}: {says}");
+        }
+    };
+    check(&b);
+    put(&mut b.connect("vm").unwrap(), 0, &[7; 4096]).unwrap();
+    let log = sites.b.run(&["log", "vm"]).out;
+    assert!(log.contains("was not here when this site took over"), "{log}");
+    assert!(newest(&sites).is_null());
+    assert!(!sites.b.store().join("volumes/vm/coalesced").exists());
+    assert_eq!(sites.b.run(&["verify"]).code, 0);
+    drop(b);
+    let b = sites.serve_b(&address);
+    check(&b);
+    let went_on = all_of(&b, "vm");
+    assert!(went_on[..4096] == [7; 4096] && went_on[4096..] == latest[4096..]);
+
+    let a = sites.a.serve(&["--pki", "pki", "--replica-listen", "127.0.0.1:0"]);
+    let role = || sites.a.run(&["status", "vm", "--json"]).out;
+    wait_until("the old primary is fenced", || role().contains("\"fenced\""));
+    assert_eq!(sites.b.run(&["replica", "add", "vm", &address_of(&a)]).code, 0);
+    wait_until("it knows what the other site has", || sites.a.run(&["resync", "vm", "--dry-run"]).code == 0);
+    let resynced = sites.a.json(&["resync", "vm"]);
+    assert_eq!((&resynced[0]["common_lsn"], &resynced[0]["orphan"]), (&behind.into(), &"vm-orphan-1".into()));
+    wait_until("it is brought up", || {
+        let replica = sites.b.json(&["replica", "list", "vm"])[0].clone();
+        replica["lag_records"] == 0 && replica["newest"] != Value::Null
+    });
+    assert!(all_of(&a, "vm") == went_on, "the sites differ");
+    assert!(all_of(&a, "vm-orphan-1") == unseen, "what only the first site had");
+    assert!(all_of(&a, &format!("vm-orphan-1@lsn:{lsn}")) == latest);
+    check(&a);
+    a.stop();
+    b.stop();
+}
+
+/// A database on two disks, of which one is filled in behind its newest state: both go on from one instant, or it is said why
+/// that cannot be.
+#[test]
+fn a_group_goes_on_from_one_instant() {
+    let sites = Sites::new();
+    let mut noise = Noise(9);
+    for name in ["vm", "log"] {
+        assert_eq!(sites.a.run(&["create", name, "--size", "4MiB"]).code, 0);
+    }
+    assert_eq!(sites.a.run(&["group", "create", "db", "vm", "log"]).code, 0);
+    let a = sites.serve_a();
+    let b = sites.serve_b("127.0.0.1:0");
+    let address = address_of(&b);
+    assert_eq!(sites.a.run(&["replica", "add", "db", &address, "--codec", "none"]).code, 0);
+    let caught_up = || {
+        let replicas = sites.a.json(&["replica", "list"]);
+        let all_there = |replica: &Value| replica["lag_records"] == 0 && replica["newest"] != Value::Null;
+        replicas.as_array().is_some_and(|all| all.len() == 2 && all.iter().all(all_there))
+    };
+    for name in ["vm", "log"] {
+        put(&mut a.connect(name).unwrap(), 1 << 20, &noise.bytes(8192)).unwrap();
+    }
+    wait_until("both are there", caught_up);
+    drop(b);
+    for name in ["vm", "log"] {
+        let mut disk = a.connect(name).unwrap();
+        for _ in 0..40 {
+            put(&mut disk, 0, &noise.bytes(256 << 10)).unwrap();
+        }
+        disk.flush().unwrap();
+        assert_eq!(sites.a.run(&["replica", "limit", name, &address, THIN]).code, 0);
+    }
+    assert_eq!(sites.a.run(&["replica", "coalesce", "vm", &address, "1MiB"]).code, 0);
+    let latest = all_of(&a, "vm");
+    let b = sites.serve_b(&address);
+    wait_for("the newest state", || newest(&sites), |line| line["state"] == "shown");
+    let ran = sites.b.run(&["failover", "db"]);
+    assert!(ran.code != 0, "{ran:?}");
+    for word in ["vm shows the state of", "log is complete through", "--give-up-newest"] {
+        assert!(ran.err.contains(word), "{word}: {}", ran.err);
+    }
+    assert_eq!(sites.b.json(&["status", "vm"])["volumes"][0]["role"], "replica");
+    assert_eq!(sites.a.run(&["replica", "limit", "log", &address, "none"]).code, 0);
+    wait_until("the other member has caught up", || sites.b.run(&["failover", "db", "--dry-run"]).code == 0);
+    assert_eq!(newest(&sites)["state"], "shown", "the test is too slow for its line");
+    let log = all_of(&a, "log");
+    drop(a);
+    let done = sites.b.json(&["failover", "db"]);
+    let ahead: Vec<bool> = (0..2).map(|place| done[place]["ahead"] != Value::Null).collect();
+    assert_eq!(ahead, [true, false], "{done}");
+    assert!(all_of(&b, "vm") == latest && all_of(&b, "log") == log);
+    b.stop();
+}
+
+/// Somebody wants what history has, and not the newer state: that has to be said, and the newer one can be saved before.
+#[test]
+fn giving_the_newest_state_up_has_to_be_meant() {
     let sites = Sites::new();
     let Outage { before, a, b, .. } = after_an_outage(&sites, &["--coalesce=1MiB", "--codec", "none"]);
     let latest = all_of(&a, "vm");
     let shown = wait_for("the newest state", || newest(&sites), |line| line["state"] == "shown");
     let lsn = shown["place"]["lsn"].as_u64().unwrap();
     drop(a);
-    let ran = sites.b.run(&["failover", "vm"]);
+    let ran = sites.b.run(&["failover", "vm", "--to", "before"]);
     assert!(ran.code != 0, "{ran:?}");
     for word in [&format!("lsn:{lsn}"), "restore", "--give-up-newest"] {
         assert!(ran.err.contains(word), "{word}: {}", ran.err);
     }
     assert_eq!(sites.b.json(&["status", "vm"])["volumes"][0]["role"], "replica");
-    let planned = sites.b.json(&["failover", "vm", "--dry-run"]);
+    let planned = sites.b.json(&["failover", "vm", "--dry-run", "--give-up-newest"]);
     assert_eq!(planned[0]["newest"]["lsn"], lsn, "{planned}");
     assert!(planned[0]["to_lsn"].as_u64().unwrap() < lsn, "{planned}");
-    assert_eq!(newest(&sites)["state"], "shown", "a dry run changed something");
+    let status = sites.b.json(&["status", "vm"]);
+    assert!(status["volumes"][0]["sizes"]["newest"].as_u64() >= Some(256 << 10), "{status}");
     assert_eq!(sites.b.run(&["restore", "vm@latest", "saved.img"]).code, 0);
     let done = sites.b.run(&["failover", "vm", "--give-up-newest"]);
     assert_eq!(done.code, 0, "{done:?}");

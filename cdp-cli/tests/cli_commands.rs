@@ -115,6 +115,30 @@ fn the_configuration_is_checked_and_overridden() {
     for (store, name) in [(&a, "from-file"), (&b, "from-env"), (&c, "from-flag")] {
         assert!(store.join("volumes").join(name).is_dir(), "{name}");
     }
+
+    // A name with a slip in it would be noticed on the day when nothing fails over.
+    let automatic = "peer = \"127.0.0.1:1\"\nwitness = \"127.0.0.1:2\"\n";
+    let keys = format!("store = {a:?}\n[automatic.from-file]\n{automatic}[automatic.from-fiel]\n{automatic}");
+    std::fs::write(dir.join("config.toml"), keys).unwrap();
+    let ran = home.run(&["status"]);
+    assert!(ran.code == 3 && ran.out.contains("ACT: [automatic.from-fiel]"), "{ran:?}");
+    assert!(!ran.out.contains("[automatic.from-file]"), "{ran:?}");
+}
+
+/// A store where nobody wanted one, and a marker that means another state than yesterday, are told, and asked for they work.
+#[test]
+fn a_new_store_and_a_name_given_anew_are_told() {
+    let home = Home::new();
+    let made = home.run(&["create", "disk", "--size", "1M"]);
+    assert!(made.code == 0 && made.err.contains("made the store "), "{made:?}");
+    let again = home.run(&["create", "other", "--size", "1M"]);
+    assert!(again.code == 0 && !again.err.contains("made the store"), "{again:?}");
+    let first = home.json(&["mark", "disk", "m1"])[0].clone();
+    assert_eq!(first["before_lsn"], serde_json::Value::Null, "{first}");
+    let ran = home.run(&["mark", "disk", "m1"]);
+    let told = format!("m1 was also the name of disk@lsn:{}: it means this one from now on", first["lsn"]);
+    assert!(ran.code == 0 && ran.err.contains(&told), "{ran:?}");
+    assert!(home.json(&["mark", "disk", "m1"])[0]["before_lsn"].as_u64() > first["lsn"].as_u64());
 }
 
 /// An old disk image comes in and goes out again: the same bytes, and holes stay holes.
@@ -265,7 +289,8 @@ fn a_group_is_one_instant() {
     assert_eq!(home.run(&["restore", "db@lsn:1", "out", "--force"]).code, 2);
     // A marker that only one member has, or that they got one after the other, is no marker of the group.
     home.json(&["mark", "data", "alone"]);
-    assert_eq!(home.run(&["restore", "db@alone", "out", "--force"]).code, 5);
+    let refused = home.run(&["restore", "db@alone", "out", "--force"]);
+    assert!(refused.code == 5 && refused.err.contains("wal, a member of the group"), "{refused:?}");
     put(&mut data, 4096, b"x").unwrap();
     home.json(&["mark", "wal", "alone"]);
     assert_eq!(home.run(&["restore", "db@alone", "out", "--force"]).code, 2);
@@ -559,4 +584,51 @@ fn a_journal_cap_can_be_changed_and_stays() {
     assert!(refused.code == 2 && refused.err.contains("384 MiB"), "{refused:?}");
     served.stop();
     assert_eq!(cap(), 3 << 30);
+}
+
+/// A variable that is unset is no wish to keep everything; and a cap that the policy undoes is no cap.
+#[test]
+fn settings_that_say_nothing_are_refused() {
+    let home = Home::new();
+    home.json(&["create", "disk", "--size", "1M"]);
+    let kept = "every-write 24h, named 30d, at most 384MiB, at cap block";
+    home.json(&["retention", "set", "disk", kept]);
+    for empty in ["", "  "] {
+        let refused = home.run(&["retention", "set", "disk", empty]);
+        assert!(refused.code == 2 && refused.err.contains("empty policy"), "{refused:?}");
+    }
+    let policy = home.json(&["retention", "show", "disk"])["policy"].as_str().unwrap().to_owned();
+    assert!(policy.contains("every-write 1d"), "{policy}");
+    for larger in ["20G", "none"] {
+        let refused = home.run(&["set", "disk", "--journal-cap", larger]);
+        assert!(refused.code != 0 && refused.err.contains("at most 384 MiB"), "{refused:?}");
+    }
+    home.json(&["set", "disk", "--journal-cap", "256M"]);
+}
+
+/// A server that hangs must not take the shell with it: who waits for it can stop waiting, also between quiesce and thaw, and the
+/// thaw comes.
+#[test]
+fn a_server_that_hangs_can_be_left() {
+    let home = Home::new();
+    let served = home.serve(&[]);
+    let thawed = home.path("thawed");
+    let thaw = script(&home, "thaw", &format!("touch {}", thawed.display()));
+    let quiesce = script(&home, "quiesce", "true");
+    served.signal(Signal::STOP);
+    for application in [false, true] {
+        let mut arguments = vec!["mark", "disk", "m1"];
+        if application {
+            arguments.extend(["--app", "--quiesce", &quiesce, "--thaw", &thaw]);
+        }
+        let mut command = home.command(&arguments);
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(700));
+        assert_eq!(child.try_wait().unwrap(), None, "it did not wait");
+        kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+        wait(&mut child);
+        assert_eq!(thawed.exists(), application);
+    }
+    served.signal(Signal::CONT);
+    served.stop();
 }

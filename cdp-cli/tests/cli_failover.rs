@@ -44,6 +44,12 @@ fn write(served: &Served, block: u64, byte: u8) {
     put(&mut served.connect("disk").unwrap(), block * 4096, &[byte; 4096]).unwrap();
 }
 
+/// A replica's link for the way back is no reason to act.
+fn no_alarm(home: &Home) {
+    let ran = home.run(&["status"]);
+    assert!(!ran.out.contains("gets nothing"), "{ran:?}");
+}
+
 /// Somebody's work at the site that was cut off must be there afterwards, as must what was done at the other, and no
 /// write may be lost when they change back as planned.
 #[test]
@@ -99,6 +105,12 @@ fn there_and_back_again() {
     wait_until("the old primary is fenced", || role(&a) == "fenced");
     assert!(put(&mut server_a.connect("disk").unwrap(), 0, b"no").is_err());
     assert_ne!(a.run(&["status"]).code, 0, "somebody has to act");
+    // Taking over from a site that has gone on is no slip of the hand.
+    for how in [&["failover", "disk"][..], &["failover", "disk", "--dry-run"]] {
+        let refused = a.run(how);
+        assert!(refused.code != 0 && refused.err.contains("cdp resync disk"), "{refused:?}");
+    }
+    assert_eq!(role(&a), "fenced");
     assert_eq!(b.run(&["replica", "add", "disk", &address_a]).code, 0);
     wait_until("it knows what the other site has", || a.run(&["resync", "disk", "--dry-run"]).code == 0);
     let fork = a.json(&["resync", "disk", "--dry-run"]);
@@ -106,7 +118,10 @@ fn there_and_back_again() {
     let resynced = a.json(&["resync", "disk"]);
     assert_eq!(resynced[0]["orphan"], "disk-orphan-1", "{resynced}");
     assert_eq!(resynced[0]["common_lsn"], fork[0]["common_lsn"]);
-    wait_until("it is brought up", || role(&a) == "replica" && tip(&a) == tip(&b));
+    wait_until("it is brought up", || {
+        no_alarm(&a);
+        role(&a) == "replica" && tip(&a) == tip(&b)
+    });
     assert_eq!(bytes(&server_a, "disk"), went_on);
     assert_eq!(bytes(&server_a, "disk-orphan-1"), unseen);
     assert_eq!(bytes(&server_a, "disk-orphan-1@only-here"), unseen);
@@ -129,6 +144,14 @@ fn there_and_back_again() {
     write(&server_a, 15, 4);
     wait_until("the other site follows again", || tip(&a) == tip(&b));
     assert_eq!(bytes(&server_a, "disk"), bytes(&server_b, "disk"));
+    // Its link for the way back rests, also before it is fed again.
+    server_b.signal(rustix::process::Signal::KILL);
+    server_b.wait();
+    let server_b = serve(&b, &address_b);
+    wait_until("the link for the way back rests", || {
+        no_alarm(&b);
+        b.json(&["replica", "list"])[0]["state"] == "resting"
+    });
     let log = b.run(&["log", "disk"]).out;
     assert!(log.contains("promoted") && log.contains("epoch 3"), "{log}");
     for home in [&a, &b] {

@@ -123,3 +123,18 @@ fn a_hanging_program_ends_with_the_server() {
     wait_until("the program", || begun.exists());
     served.stop();
 }
+
+/// What cannot be mounted is named as it was asked for, and the hint is a line that works.
+#[test]
+fn a_blank_state_is_named_as_it_was_asked_for() {
+    if !rustix::process::geteuid().is_root() || !std::path::Path::new("/dev/fuse").exists() {
+        eprintln!("SKIP: root and FUSE are needed");
+        return;
+    }
+    let home = Home::new();
+    let (served, _) = begin(&home);
+    let ran = home.run(&["prove", "disk@lsn:0", "--mount", "--", "true"]);
+    assert!(ran.code != 0 && ran.err.contains("disk@lsn:0 is blank"), "{ran:?}");
+    assert!(ran.err.contains("cdp log disk shows") && !ran.err.contains("probe"), "{ran:?}");
+    served.stop();
+}

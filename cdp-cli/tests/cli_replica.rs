@@ -235,6 +235,30 @@ fn what_is_left_of_a_first_copy_is_seen_and_removed() {
     b.stop();
 }
 
+/// A replica is deleted by mistake: the one who is told at the first site needs to know that, and how it comes back.
+#[test]
+fn a_deleted_replica_is_called_deleted() {
+    let sites = Sites::new();
+    let a = sites.serve_a();
+    let b = sites.serve_b("127.0.0.1:0");
+    assert_eq!(sites.a.run(&["replica", "add", "disk", &address_of(&b)]).code, 0);
+    sites.caught_up();
+    assert_eq!(sites.b.run(&["delete", "disk", "--yes", "--force"]).code, 0);
+    let wait_for = |what: &str| {
+        let until = Instant::now() + PATIENCE;
+        while !sites.a.run(&["status"]).out.contains(what) {
+            assert!(Instant::now() < until, "{:?}", sites.a.run(&["status"]));
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    };
+    wait_for("disk was deleted at the replica's site");
+    assert!(sites.a.run(&["status"]).out.contains("`cdp undelete disk` there brings it back"));
+    assert_eq!(sites.b.run(&["undelete", "disk"]).code, 0);
+    wait_for("All is well");
+    a.stop();
+    b.stop();
+}
+
 /// Whoever may lose ten seconds and no more has to hear of it when a replica is further behind.
 #[test]
 fn a_lag_beyond_the_limit_is_an_alarm() {
@@ -246,6 +270,18 @@ fn a_lag_beyond_the_limit_is_an_alarm() {
     drop(nobody);
     let a = sites.serve_a();
     assert_eq!(sites.a.run(&["replica", "add", "disk", &address]).code, 0);
+    // Nothing is behind yet, and nobody is there: a slip in the address is told long before the alarm for the lag.
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let ran = sites.a.run(&["status"]);
+        if ran.code == 3
+            && (ran.out.contains("was never reached: connecting to") || ran.out.contains("more than"))
+        {
+            break;
+        }
+        assert!(Instant::now() < until, "{ran:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
     put(&mut a.connect("disk").unwrap(), 0, &[1; 4096]).unwrap();
     let until = Instant::now() + PATIENCE;
     loop {

@@ -119,6 +119,9 @@ impl Source for Model {
         if from.unwrap_or(to) < self.horizon {
             return Err(Error::new(Kind::OutOfRange, "gone"));
         }
+        if from.unwrap_or(to).max(to) > self.tip() {
+            return Err(Error::new(Kind::Refused, "never was"));
+        }
         let (image, writes) = (&self.images[to as usize], &self.writes[to as usize]);
         let first = offset as usize / BLOCK;
         // Pages of three blocks.
@@ -137,7 +140,9 @@ impl Source for Model {
 
     fn read(&mut self, lsn: u64, offset: u64, buffer: &mut [u8]) -> Result<()> {
         self.check_up()?;
-        buffer.copy_from_slice(&self.images[lsn as usize][offset as usize..][..buffer.len()]);
+        let gone = || Error::new(Kind::Closed, "that state is not there");
+        let image = self.images.get(lsn as usize).and_then(|image| image.get(offset as usize..));
+        buffer.copy_from_slice(image.and_then(|image| image.get(..buffer.len())).ok_or_else(gone)?);
         Ok(())
     }
 }
@@ -405,4 +410,88 @@ fn another_volume_or_another_history_is_refused() {
     let mut again = begin(&disk, true, &model.describe(newest)).unwrap();
     advance(&mut again, &mut model, newest).unwrap();
     check(&disk, &model, &again, "again");
+}
+
+/// A site was set to another one's history while its raw disk was followed, and the journal has passed the old place again by the
+/// next look: whenever that happens, the disk is a state of the one history or of the other, or known to be neither.
+#[test]
+fn another_history_in_the_middle_of_a_step_is_noticed() {
+    struct Turning {
+        old: Model,
+        new: Model,
+        fork: u64,
+        calls: u64,
+        turn: u64,
+    }
+    impl Turning {
+        fn now(&mut self) -> (&mut Model, u64) {
+            self.calls += 1;
+            if self.calls > self.turn { (&mut self.new, 1) } else { (&mut self.old, 0) }
+        }
+        fn state_of(&self, state: State, shift: u64) -> State {
+            let shift = if state.lsn > self.fork { shift } else { 0 };
+            State { ns: state.ns + shift, ..state }
+        }
+    }
+    impl Source for Turning {
+        fn newest(&mut self, settle: bool) -> Result<State> {
+            let (model, shift) = self.now();
+            let state = model.newest(settle)?;
+            Ok(self.state_of(state, shift))
+        }
+        fn state(&mut self, lsn: u64) -> Result<State> {
+            let (model, shift) = self.now();
+            let state = model.state(lsn)?;
+            Ok(self.state_of(state, shift))
+        }
+        fn hold(&mut self, lsns: &[u64]) -> Result<()> {
+            self.now().0.hold(lsns)
+        }
+        fn delta(&mut self, from: Option<u64>, to: u64, offset: u64) -> Result<DeltaPage> {
+            self.now().0.delta(from, to, offset)
+        }
+        fn read(&mut self, lsn: u64, offset: u64, buffer: &mut [u8]) -> Result<()> {
+            self.now().0.read(lsn, offset, buffer)
+        }
+    }
+    let (mut noticed, mut done) = (0, 0);
+    for seed in 0..60 {
+        let mut chance = Chance::new(seed);
+        let mut common = Model::new(&mut chance);
+        (0..3).for_each(|_| common.step(&mut chance));
+        let fork = common.tip();
+        let (mut old, mut new) = (common.clone(), common);
+        (0..2 + chance.below(4)).for_each(|_| old.step(&mut chance));
+        let stood = old.tip();
+        (0..chance.below(3)).for_each(|_| old.step(&mut chance));
+        (0..10).for_each(|_| new.step(&mut chance));
+        for turn in 0.. {
+            let disk = SimDisk::new(seed);
+            let mut follower = begin(&disk, false, &old.describe(stood)).unwrap();
+            // Half of the time it stands there already.
+            if seed % 2 == 0 {
+                advance(&mut follower, &mut old.clone(), stood).unwrap();
+            }
+            let mut source = Turning { old: old.clone(), new: new.clone(), fork, calls: 0, turn };
+            let to = if seed % 4 < 2 { old.describe(old.tip()) } else { new.describe(new.tip()) };
+            let shift = u64::from(seed % 4 >= 2);
+            let to = State { ns: to.ns + shift, ..to };
+            let outcome = follower.advance(&mut source, &to, &mut |_| true);
+            if follower.is_standing() {
+                let position = follower.position();
+                let is_new = position.ns != old.describe(position.lsn).ns;
+                let model = if is_new { &new } else { &old };
+                check(&disk, model, &follower, &format!("seed {seed}, at call {turn}: {outcome:?}"));
+            }
+            match outcome {
+                Ok(()) => done += 1,
+                Err(Trouble::Source(_) | Trouble::Target(_)) => noticed += 1,
+                Err(Trouble::Stopped) => panic!("nobody stopped it"),
+            }
+            if source.calls <= turn {
+                break;
+            }
+        }
+    }
+    assert!(noticed > 500 && done > 20, "{noticed} {done}");
 }

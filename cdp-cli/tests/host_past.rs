@@ -39,6 +39,7 @@ impl Past {
 
     fn options(&self, bench: &Bench) -> PastOptions {
         PastOptions {
+            called: None,
             name: "live@-5m".into(),
             view_uri: self.view.uri(),
             clone_uri: self.clone.uri(),

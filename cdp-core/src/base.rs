@@ -89,42 +89,31 @@ impl Base {
             Ok(pieces) => Held { pieces, broken: None },
             Err(what) => Held { pieces: Pieces::new(), broken: Some(what) },
         };
-        Ok(Base {
+        Ok(Base { held: RwLock::new(held), ..Base::bare(files, dir, volume, size_bytes) })
+    }
+
+    /// One without anything.
+    fn bare(files: &Arc<dyn Files>, dir: &Path, volume: VolumeId, size_bytes: u64) -> Base {
+        Base {
             files: files.clone(),
             dir: dir.to_owned(),
             volume,
             size_bytes: AtomicU64::new(size_bytes),
-            held: RwLock::new(held),
-            doubted: AtomicBool::new(false),
-            parent: RwLock::new(None),
-        })
-    }
-
-    /// One without anything, at the same place.
-    fn beside(&self) -> Base {
-        Base {
-            files: self.files.clone(),
-            dir: self.dir.clone(),
-            volume: self.volume,
-            size_bytes: AtomicU64::new(self.size_bytes.load(Ordering::Relaxed)),
             held: RwLock::default(),
             doubted: AtomicBool::new(false),
             parent: RwLock::new(None),
         }
+    }
+
+    /// One without anything, at the same place.
+    fn beside(&self) -> Base {
+        Base::bare(&self.files, &self.dir, self.volume, self.size_bytes.load(Ordering::Relaxed))
     }
 
     /// The base of a clone: a view of its parent. Behind the parent's end it is zeros. What stands in `dir` does not
     /// count before [`Base::let_go`].
     pub fn on(files: &Arc<dyn Files>, dir: &Path, volume: VolumeId, parent: Arc<dyn Device>) -> Base {
-        Base {
-            files: files.clone(),
-            dir: dir.to_owned(),
-            volume,
-            size_bytes: AtomicU64::new(0),
-            held: RwLock::default(),
-            doubted: AtomicBool::new(false),
-            parent: RwLock::new(Some(parent)),
-        }
+        Base { parent: RwLock::new(Some(parent)), ..Base::bare(files, dir, volume, 0) }
     }
 
     /// The parent that it reads from.

@@ -12,6 +12,8 @@ pub const VOLUME_BYTES_MAX: u64 = 64 << 40;
 
 /// Size of a journal segment file, in bytes.
 pub const SEGMENT_BYTES: u64 = 128 << 20;
+/// The smallest that a replica has on a simulated disk.
+pub const SEGMENT_BYTES_SIMULATED_MIN: u64 = 64 << 10;
 
 /// The most records in one batch.
 pub const BATCH_RECORDS_MAX: usize = 1024;
@@ -126,6 +128,12 @@ pub const EPOCHS_MAX: usize = 4096;
 
 /// So many replicas of a volume at most.
 pub const REPLICAS_MAX: usize = 16;
+
+/// So many sites that are not believed are remembered for a volume, the lowest epochs least.
+pub const CLAIMS_MAX: usize = 8;
+
+/// What such a site claims is taken into account for the number of a new epoch so far above the newest one at most.
+pub const CLAIM_EPOCHS_AHEAD_MAX: u32 = 256;
 
 /// Piece of the base kept in one file, in bytes: ext4 ends at 16 TiB.
 pub const BASE_PIECE_BYTES: u64 = 1 << 40;

@@ -36,6 +36,9 @@ struct State {
     through: Timestamp,
     // What was read at the opening: a process that died may have left it in the cache only.
     unsettled: Option<Promise>,
+    // Nothing could be read at the opening, so nobody knows how old what stands in the slots is: it must not outlive the next
+    // promise, whose sequence may be a lower one.
+    is_blind: bool,
 }
 
 impl Promises {
@@ -60,6 +63,7 @@ impl Promises {
             sequence: best.map_or(0, |best| best.sequence),
             through: Timestamp(0),
             unsettled: best,
+            is_blind: best.is_none(),
         };
         (Promises { files, path, state: Mutex::new(state) }, best.map_or(Timestamp(0), |best| best.through))
     }
@@ -100,10 +104,15 @@ impl Promises {
             write(best)?;
             state.unsettled = None;
         }
-        let promise = Promise { sequence: state.sequence + 1, through };
         // One that fails may have torn its slot, and the other is then the only good one: it is tried again in the same place.
-        write(&promise)?;
-        (state.sequence, state.through) = (promise.sequence, through);
+        let mut sequence = state.sequence + 1;
+        write(&Promise { sequence, through })?;
+        if state.is_blind {
+            sequence += 1;
+            write(&Promise { sequence, through })?;
+            state.is_blind = false;
+        }
+        (state.sequence, state.through) = (sequence, through);
         Ok(())
     }
 
@@ -183,6 +192,28 @@ mod tests {
             }
         }
         assert!(looked > 100, "{looked}");
+    }
+
+    /// A disk that could not read for a moment, when the store was opened: what it showed later, an older promise with a higher
+    /// sequence, won over what was told since.
+    #[test]
+    fn what_could_not_be_read_does_not_come_back() {
+        for before in 1..6u64 {
+            let disk = SimDisk::new(before);
+            let (promises, _) = opened(&disk);
+            for step in 1..=before {
+                promises.reach(Timestamp(step * PROMISED_AHEAD_NS * 2));
+            }
+            drop(promises);
+            disk.inject(Fault::new(FaultKind::ReadError, When::From(1)).on("time"));
+            let (promises, through) = opened(&disk);
+            assert_eq!(through, Timestamp(0), "the fault did not strike");
+            disk.clear_faults();
+            let told = promises.reach(Timestamp(100 * PROMISED_AHEAD_NS));
+            assert_eq!(told, Timestamp(100 * PROMISED_AHEAD_NS));
+            let (_, through) = opened(&disk.crash_power(before));
+            assert!(through >= told, "{told:?} was told, and behind {before} promises {through:?} is known");
+        }
     }
 
     /// A disk that refuses to keep it: nothing is told that a crash would take.

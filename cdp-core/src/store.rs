@@ -34,6 +34,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
+use self::clones::When;
 use crate::catalog::Catalog;
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::manifest::{MANIFEST_BYTES_MAX, Manifest};
@@ -242,7 +243,8 @@ impl Store {
         store.note_clones()?;
         store.finish_operation()?;
         store.finish_promotion()?;
-        store.empty_trash()?;
+        // A file that cannot be removed keeps nobody from service: upkeep tries it again, and says why.
+        let _ = store.empty_trash();
         store.note_clones()?;
         Ok(store)
     }
@@ -263,7 +265,7 @@ impl Store {
             let is_known = self.volumes.lock().expect("no panics under this lock").contains_key(&entry.name)
                 || self.failed.lock().expect("no panics under this lock").contains_key(&entry.name);
             if !is_known {
-                self.open_by_dir(&entry.name, &volume_dir, accept, 0);
+                self.open_by_dir(&entry.name, &volume_dir, When::AtStart(accept));
             }
         }
         Ok(())

@@ -64,11 +64,16 @@ impl View {
         let Some(newest) = shown.newest_at(lsn).filter(|_| lsn > volume.tip_lsn()) else {
             return View::open(volume, lsn, holder);
         };
+        View::over(volume, newest.clone(), holder)
+    }
+
+    /// Opens a newest state that came ahead of the history, whatever is shown of the volume.
+    pub(crate) fn over(volume: Arc<Volume>, newest: Arc<Coalesced>, holder: &str) -> Result<View> {
         let state = newest.state();
-        let pin = volume.pin(state.from, holder)?;
+        let pin = volume.pin_what_is_there(state.from, holder)?;
         let mut view = View::pinned(volume, state.from, Some(pin));
-        (view.lsn, view.size_bytes) = (lsn, state.size_bytes);
-        view.over = Some(newest.clone());
+        (view.lsn, view.size_bytes) = (state.lsn, state.size_bytes);
+        view.over = Some(newest);
         Ok(view)
     }
 
@@ -99,7 +104,7 @@ impl View {
     }
 
     /// Reads whole blocks, also the one that the end cuts.
-    fn read_blocks(&self, first: u64, buffer: &mut [u8]) -> Result<()> {
+    pub(crate) fn read_blocks(&self, first: u64, buffer: &mut [u8]) -> Result<()> {
         let volume = &self.volume;
         let Some(over) = &self.over else { return volume.reader(&self.visible).read_blocks(first, buffer) };
         let end = volume.size_at(over.state().from).div_ceil(BLOCK_BYTES);

@@ -11,6 +11,8 @@ use cdp_core::ids::*;
 use cdp_core::io::sim::{SimClock, SimDisk};
 use cdp_core::store::{CreateOptions, Store};
 use cdp_core::volume::Volume;
+use cdp_core::volume::rollback::{Back, How};
+use cdp_core::volume::together::at_common;
 
 const STORE: &str = "/store";
 const MEMBERS: usize = 8;
@@ -98,5 +100,55 @@ fn a_group_steps_down_in_any_order() {
         let parts: Vec<&Volume> = volumes.iter().map(|volume| &**volume).collect();
         let through = Volume::demote_all(&parts).unwrap();
         assert!(volumes.iter().all(|volume| volume.is_replica() && volume.tip().1 <= through), "{through:?}");
+    }
+}
+
+/// Whether each member stands behind its newest rollback at this instant.
+fn are_back(volumes: &[Arc<Volume>], at: Timestamp) -> Vec<bool> {
+    let found = at_common(volumes, at).unwrap();
+    found.iter().map(|(volume, lsn)| *lsn >= volume.rolled_back()).collect()
+}
+
+/// A group is rolled back, and the other site fails over to an instant a few nanoseconds around that, as it does while it
+/// has heard of nothing later: with a database set back and its log not, nobody could start it.
+#[test]
+fn a_group_goes_back_and_comes_again_at_one_instant() {
+    let (store, _) = group();
+    let good: Vec<_> = store.mark("all", &marker("good")).unwrap();
+    let back: Vec<_> = good.iter().map(|(volume, lsn, _)| (volume.clone(), Back::To(*lsn))).collect();
+    let again: Vec<_> = good.iter().map(|(volume, ..)| (volume.clone(), Back::Undo)).collect();
+    let volumes = store.members("all").unwrap();
+    for members in [back, again] {
+        let done = store.rollback("all", &members, "good").unwrap();
+        let instants: Vec<Timestamp> = done.iter().map(|one| one.at).collect();
+        assert!(instants.iter().all(|at| *at == instants[0]), "{instants:?}");
+        for at in (instants[0].0 - 2..instants[0].0 + 20).map(Timestamp) {
+            let states = are_back(&volumes, at);
+            assert!(states.iter().all(|is_back| *is_back == (at >= instants[0])), "{at:?}: {states:?}");
+        }
+    }
+}
+
+/// Journals in which the members went back one after the other are still read: an instant between them is none of the group,
+/// and means the one at which all had gone back. Members that were added since, and volumes set back alone, change nothing.
+#[test]
+fn a_rollback_of_several_instants_is_seen_by_all_or_none() {
+    let (store, names) = group();
+    let volumes = store.members("all").unwrap();
+    let members = &volumes[..3];
+    for volume in members {
+        let how = How { group: 77, asked: "start".to_owned(), at: None };
+        Volume::rollback_all(&[(volume.clone(), Back::To(Lsn::ZERO))], &how).unwrap();
+    }
+    let instants: Vec<Timestamp> = members.iter().map(|volume| volume.tip().1).collect();
+    assert!(instants.windows(2).all(|pair| pair[0] < pair[1]), "{instants:?}");
+    for at in (instants[0].0 - 5..instants[2].0 + 5).map(Timestamp) {
+        let states = are_back(members, at);
+        assert!(states.iter().all(|is_back| *is_back == (at >= instants[0])), "{at:?}: {states:?}");
+    }
+    let alone = store.volume(&names[5]).unwrap().rollback(Back::To(Lsn::ZERO), "start").unwrap().at;
+    for at in [Timestamp(alone.0 - 1), alone, Timestamp(alone.0 + 1)] {
+        let found = at_common(&volumes, at).unwrap();
+        assert!(found.iter().all(|(volume, lsn)| *lsn == volume.lsn_at(at).unwrap()), "{at:?}");
     }
 }

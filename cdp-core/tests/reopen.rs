@@ -7,10 +7,12 @@ use std::sync::Arc;
 use cdp_core::device::{Change, Device, Read};
 use cdp_core::error::Kind;
 use cdp_core::ids::*;
+use cdp_core::io::Files;
 use cdp_core::io::sim::{Fault, FaultKind, SimClock, SimDisk, Snapshot, When};
 use cdp_core::store::{CreateOptions, OpenOptions, Store};
 use cdp_core::volume::Volume;
 use cdp_core::volume::open::Accept;
+use cdp_core::volume::rollback::Back;
 use cdp_core::volume::verify::verify;
 
 const STORE: &str = "/store";
@@ -109,6 +111,72 @@ fn what_somebody_has_to_decide_is_left_alone() {
     store.maintain();
     assert_eq!(disk.reads_of("/store/volumes/disk/volume").reads, 0, "it was tried again");
     assert_eq!(store.failed().len(), 1);
+}
+
+/// A member of a group whose rollback is not done on all: served as it was before, it would be out of step with the others.
+#[test]
+fn a_member_that_comes_back_within_a_rollback_of_its_group_is_closed_to_clients() {
+    let (disk, clock) = (SimDisk::new(6), SimClock::new(6));
+    store_of_two(&disk, &clock);
+    let store = open(&disk, &clock);
+    let names = ["disk", "other"].map(str::to_owned);
+    store.add_to_group("both", &names, true).unwrap();
+    let volumes = store.members("both").unwrap();
+    let backs: Vec<_> = volumes.iter().map(|volume| (volume.clone(), Back::To(volume.tip_lsn()))).collect();
+    volumes.iter().for_each(|volume| write(volume, 8));
+    disk.inject(Fault::new(FaultKind::SyncError, When::From(1)).on("volumes/other/"));
+    store.rollback("both", &backs, "back").expect_err("the fault did not strike");
+    drop((backs, volumes, store));
+    let disk = disk.crash_process();
+    disk.clear_faults();
+    assert!(disk.list(Path::new(STORE)).unwrap().iter().any(|entry| entry.name == "operation"));
+
+    disk.inject(Fault::new(FaultKind::ReadError, When::From(1)).on("volumes/other/"));
+    let store = open(&disk, &clock);
+    assert_eq!(store.failed().len(), 1, "{:?}", store.failed());
+    assert!(store.volume("disk").unwrap().refuse_if_held().is_err());
+    disk.clear_faults();
+    clock.advance(MINUTE_NS);
+    assert!(store.maintain().is_empty());
+    let volume = store.volume("other").unwrap();
+    let refused = volume.refuse_if_held().expect_err("it is served");
+    assert!(refused.to_string().contains("restart"), "{refused}");
+    // Bringing one back is an opening as well.
+    drop(volume);
+    store.delete_volume("other").unwrap();
+    let volume = store.undelete_volume("other").unwrap();
+    assert!(volume.refuse_if_held().is_err());
+    store.close().unwrap();
+    drop((volume, store));
+
+    let store = open(&disk.crash_process(), &clock);
+    for name in names {
+        let volume = store.volume(&name).unwrap();
+        assert_eq!(first_byte(&volume), 7, "{name}");
+        assert!(volume.resume().unwrap());
+    }
+}
+
+/// A file that the disk does not let go of, in what was deleted, is no reason to serve nobody.
+#[test]
+fn a_trash_that_cannot_be_emptied_keeps_nobody_from_service() {
+    let (disk, clock) = (SimDisk::new(8), SimClock::new(8));
+    store_of_two(&disk, &clock);
+    let store = open(&disk, &clock);
+    store.delete_volume("disk").unwrap();
+    disk.inject(Fault::new(FaultKind::NameError, When::From(1)).on(".gone-"));
+    store.purge_volume("disk").expect_err("the fault did not strike");
+    assert_eq!(store.trash().unwrap(), []);
+    store.close().unwrap();
+    drop(store);
+    let store = open(&disk, &clock);
+    assert_eq!(first_byte(&store.volume("other").unwrap()), 7);
+    clock.advance(61 * MINUTE_NS);
+    assert_eq!(store.maintain().len(), 1, "nobody says what is in the way");
+    disk.clear_faults();
+    clock.advance(61 * MINUTE_NS);
+    assert!(store.maintain().is_empty());
+    assert_eq!(disk.list(&Path::new(STORE).join("trash")).unwrap().len(), 0);
 }
 
 /// Damage that only a reader met, or `verify`, is known from then on: a status that says that all is well would be believed.

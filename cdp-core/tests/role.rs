@@ -10,7 +10,10 @@ use cdp_core::format::marker::{MarkerClass, MarkerPayload};
 use cdp_core::history::epochs::Epochs;
 use cdp_core::history::point::Timeline;
 use cdp_core::ids::*;
+use cdp_core::io::SystemClock;
+use cdp_core::io::posix::Posix;
 use cdp_core::io::sim::{Fault, FaultKind, SimClock, SimDisk, When};
+use cdp_core::limits::SEGMENT_BYTES;
 use cdp_core::store::replicas::{Copied, Origin};
 use cdp_core::store::{CreateOptions, Store};
 use cdp_core::volume::Volume;
@@ -214,6 +217,31 @@ fn a_replica_is_made_once() {
     assert!(again.is_err_and(|error| error.kind() == Kind::Exists), "in the trash it is still there");
 }
 
+/// The other site says how large the segments of a replica are. Ones that a request does not fit into would end the server at the
+/// first large write after a promotion.
+#[test]
+fn a_replica_has_segments_that_every_request_fits_into() {
+    let dir = tempfile::tempdir().unwrap();
+    let (files, clock, path) = (Arc::new(Posix), Arc::new(SystemClock), dir.path().join("store"));
+    Store::create(&*files, &*clock, &path).unwrap();
+    let store = Store::open(files, clock, &path, "a test").unwrap();
+    for segment_bytes in [0, 4096, 64 << 10, 64 << 20, SEGMENT_BYTES - 4096, SEGMENT_BYTES + 4096, u64::MAX] {
+        let origin = Origin {
+            id: VolumeId(1),
+            first_size_bytes: 1 << 20,
+            created: Timestamp(clock_now(&store)),
+            marker_interval_ns: 1_000_000_000,
+            segment_bytes,
+            journal_cap_bytes: None,
+            copied: None,
+            epochs: Epochs::of(VolumeId(1), &[]).unwrap(),
+        };
+        let refused = store.create_replica("copy", &origin, None).map(|_| ()).unwrap_err();
+        assert_eq!(refused.kind(), Kind::Invalid, "{segment_bytes}: {refused}");
+    }
+    assert!(store.volumes().is_empty() && store.failed().is_empty());
+}
+
 fn clock_now(store: &Store) -> u64 {
     store.clock().now().0
 }
@@ -303,4 +331,25 @@ fn a_refused_record_is_within_no_instant_that_is_told() {
     clock.advance(10_000_000_000);
     let (lsn, told) = volume.promise_complete();
     assert_eq!((lsn, told), volume.tip());
+}
+
+/// A replica is fed by another site from now on. What the first one said of completeness was of its own history, and would
+/// have this one give an answer for an instant of which the other still has records.
+#[test]
+fn another_site_begins_with_nothing_complete() {
+    let (disk, clock) = (SimDisk::new(31), SimClock::new(31));
+    let volume = create(&disk, &clock).volume("disk").unwrap();
+    write(&*volume, 1).unwrap();
+    volume.demote().unwrap();
+    let tip = volume.tip().1;
+    let said = Timestamp(tip.0 + 3_600_000_000_000);
+    volume.set_source("site-a").unwrap();
+    volume.note_complete(said, tip).unwrap();
+    assert_eq!(volume.complete_through().1, said);
+    volume.set_source("site-a").unwrap();
+    assert_eq!(volume.complete_through().1, said, "it is the same site");
+    volume.set_source("site-b").unwrap();
+    assert!(volume.complete_through().1 < said && volume.durable_complete() < said);
+    assert!(volume.lsn_at(said).is_err());
+    assert!(volume.may_be_fed_by("site-b") && !volume.may_be_fed_by("site-c"));
 }

@@ -297,3 +297,23 @@ fn commits_behind_a_stream(rests: bool) {
     assert_eq!(read(&*volume, 39 * 4096, 4096), [41; 4096]);
     assert_eq!(read(&*volume, 40 * 4096, 4096), [1; 4096]);
 }
+
+/// Segments of a simulation may be smaller than a request: that is refused, again and again, and costs nothing but the request.
+#[test]
+fn a_request_larger_than_a_segment_is_refused() {
+    let (disk, clock) = (SimDisk::new(9), SimClock::new(9));
+    let store = create(&disk, &clock);
+    let volume = store.volume("disk").unwrap();
+    let data = vec![7; 512 << 10];
+    for round in 0..5u8 {
+        let mut results = Vec::new();
+        let changes =
+            [Change::Write { offset: 0, data: &data }, Change::Write { offset: 0, data: &[round; 4096] }];
+        volume.apply(SessionId(1), &changes, &mut results);
+        let refused = results.remove(0).unwrap_err();
+        assert_eq!(refused.kind(), cdp_core::error::Kind::Invalid, "{refused}");
+        results.remove(0).unwrap();
+        assert_eq!(read(&*volume, 0, 4096), [round; 4096]);
+    }
+    assert!(volume.part_list().len() < 8, "{} segments", volume.part_list().len());
+}

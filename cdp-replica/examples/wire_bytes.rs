@@ -18,7 +18,7 @@ use cdp_replica::receiver::Receiver;
 use cdp_replica::sender::Sender;
 use cdp_replica::status::LinkStatus;
 
-const SETS: [(&str, u32); 9] = [
+const SETS: [(&str, u32); 11] = [
     ("as they are", 0),
     ("LZ4", 1),
     ("zstd", 2),
@@ -28,6 +28,8 @@ const SETS: [(&str, u32); 9] = [
     ("sectors, XOR", 4 | 8),
     ("sectors, XOR, LZ4", 1 | 4 | 8),
     ("sectors, XOR, zstd", 2 | 4 | 8),
+    ("all, LZ4", 1 | 4 | 8 | 128),
+    ("all, zstd", 2 | 4 | 8 | 128),
 ];
 const STEP_NS: u64 = 5_000_000;
 

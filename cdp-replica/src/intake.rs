@@ -1,7 +1,7 @@
 //! What a receiver does with records: puts them together, undoes their codings, appends them, makes them durable, and
 //! says what is.
 //!
-//! A payload may be coded against what its blocks held before its record. That is the newest of the records that wait
+//! A payload may be coded against what blocks held before its record. That is the newest of the records that wait
 //! for their append, or what the volume shows: the state behind the newest appended record. Both are what the chain says
 //! they are, whatever connection they came by; nothing is remembered of what some sender believes to be here.
 
@@ -141,7 +141,7 @@ impl Intake {
         while !came.as_slice().is_empty() {
             if came.as_slice().iter().any(|record| record.coding.needs_older()) {
                 self.newest.look(&self.waiting);
-                let (count, wanted) = self.plan(came.as_slice());
+                let (count, wanted) = self.plan(came.as_slice())?;
                 if count == 0 {
                     // What the next one is against stands behind a record that has to be appended first.
                     self.append(feeding, now_ns)?;
@@ -165,29 +165,28 @@ impl Intake {
     }
 
     /// How many of these records can be undone as things stand, and which of the volume's blocks that takes.
-    fn plan(&self, came: &[Coded]) -> (usize, Vec<u64>) {
+    fn plan(&self, came: &[Coded]) -> Result<(usize, Vec<u64>), Fault> {
         let mut turned = self.newest.turned;
         let mut known = HashSet::new();
         let mut wanted = Vec::new();
         for (number, record) in came.iter().enumerate() {
             let header = &record.header;
-            let blocks = header.lba.0..header.lba.0 + header.blocks;
             if record.coding.needs_older() {
                 if turned {
-                    return (number, wanted);
+                    return Ok((number, wanted));
                 }
-                for block in blocks.clone() {
+                for block in record.older_blocks()? {
                     if !self.newest.blocks.contains_key(&block) && known.insert(block) {
                         wanted.push(block);
                     }
                 }
             }
             match header.kind {
-                RecordKind::Write => known.extend(blocks),
+                RecordKind::Write => known.extend(header.lba.0..header.lba.0 + header.blocks),
                 kind => turned |= turns(kind),
             }
         }
-        (came.len(), wanted)
+        Ok((came.len(), wanted))
     }
 
     /// Blocks as the volume shows them, by number.
@@ -208,8 +207,7 @@ impl Intake {
         let mut older = Vec::new();
         if record.coding.needs_older() {
             self.newest.look(&self.waiting);
-            let first = record.header.lba.0;
-            for block in first..first + record.header.blocks {
+            for block in record.older_blocks()? {
                 match self.newest.blocks.get(&block) {
                     Some((place, number)) => {
                         older.extend_from_slice(&self.waiting[*place].payload[number * BLOCK..][..BLOCK])

@@ -4,6 +4,8 @@
 
 mod coalesce;
 pub mod coder;
+mod contents;
+mod copying;
 pub mod fault;
 mod intake;
 pub mod limits;

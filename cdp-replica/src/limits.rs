@@ -17,8 +17,9 @@ pub const CODED_PAYLOAD_BYTES_MAX: usize = 1 << 20;
 pub const CODED_FRAME_BYTES_MAX: usize = FRAME_PAYLOAD_BYTES + CODED_PAYLOAD_BYTES_MAX;
 /// Bytes of records that may be sent beyond what is acknowledged.
 pub const WINDOW_BYTES: u64 = 16 << 20;
-/// The same of a first copy, which is synced less often.
-pub const COPY_WINDOW_BYTES: u64 = 128 << 20;
+/// The same of a first copy, which is synced less often: more than comes on a fast line while a sync is under way and the next
+/// one gathers, so that nobody waits for one. Neither side holds them in memory.
+pub const COPY_WINDOW_BYTES: u64 = 256 << 20;
 /// The largest window that a sender believes.
 pub const WINDOW_BYTES_MAX: u64 = 256 << 20;
 /// What waits for the socket at either side, before nothing more is made.
@@ -46,11 +47,9 @@ pub const RANGES_PER_TURN: usize = 8;
 /// A first copy is synced, and what is durable of it acknowledged, so often at most, in nanoseconds.
 pub const COPY_SYNC_NS: u64 = 500_000_000;
 /// Or when so many bytes of it are not.
-pub const COPY_SYNC_BYTES: u64 = 32 << 20;
+pub const COPY_SYNC_BYTES: u64 = 64 << 20;
 /// A newest state goes ahead of the history where it is at most one part in so many of that.
 pub const AHEAD_SHARE: u64 = 2;
-/// The smallest segments that a replica gets, in bytes.
-pub const SEGMENT_BYTES_MIN: u64 = 64 << 10;
 /// Volumes that a voter is bound for at most.
 pub const BALLOTS_MAX: usize = 10_000;
 /// Volumes that one site, by the name in its certificate, gets a voter bound for at most.
@@ -63,10 +62,12 @@ pub const CLAIM_VOLUMES_MAX: usize = 1000;
 pub const VOTE_BYTES_MAX: usize = 64 << 10;
 /// A lease, in nanoseconds. All voters and sites have to have the same one: it is part of the version of the protocol.
 pub const LEASE_NS: u64 = 6_000_000_000;
+/// So many blocks' contents a link remembers, 8 bytes each: those of half a GiB that it sent last.
+pub const CONTENTS_BLOCKS: usize = 1 << 17;
 /// Connections of a receiver at a time.
 pub const CONNECTIONS_MAX: usize = 256;
 
-/// Without a frame from the other side for so long the connection is given up, in nanoseconds.
+/// Without a byte from the other side for so long the connection is given up, in nanoseconds.
 pub const SILENCE_NS_MAX: u64 = 10_000_000_000;
 /// The receiver acknowledges so often, also when there is nothing new, in nanoseconds.
 pub const ACK_NS_MAX: u64 = 1_000_000_000;
@@ -90,7 +91,7 @@ const _: () = assert!(COPY_BLOCKS_MAX as usize * 4096 + 16 < BODY_BYTES_MAX);
 const _: () = assert!(RANGE_BLOCKS as usize * 4096 + 64 < BODY_BYTES_MAX && RANGE_BLOCKS.is_multiple_of(8));
 const _: () = assert!(RANGES_PER_FRAME * (16 + RANGE_BLOCKS as usize * 16) + 8 < BODY_BYTES_MAX);
 // What waits for a sync fits into the window, or nothing would go on.
-const _: () = assert!(COPY_SYNC_BYTES < COPY_WINDOW_BYTES);
+const _: () = assert!(COPY_SYNC_BYTES * 2 < COPY_WINDOW_BYTES && COPY_WINDOW_BYTES <= WINDOW_BYTES_MAX);
 const _: () = assert!(CONTROL_BYTES_MAX <= BODY_BYTES_MAX);
 const _: () = assert!(ACK_NS_MAX * 4 < SILENCE_NS_MAX && COMPLETE_NS * 4 < SILENCE_NS_MAX);
 const _: () = assert!(SYNC_BYTES < WINDOW_BYTES && SYNC_REST_NS < SYNC_NS && SYNC_NS < ACK_NS_MAX);

@@ -15,9 +15,8 @@ use std::sync::{Arc, Mutex};
 use cdp_core::device::Device;
 use cdp_core::format::epoch::Epoch;
 use cdp_core::format::record::Chain;
-use cdp_core::history::epochs::Standing;
+use cdp_core::history::epochs::{Epochs, Standing};
 use cdp_core::ids::*;
-use cdp_core::limits::SEGMENT_BYTES;
 use cdp_core::store::Store;
 use cdp_core::store::copies::ReplicaCopy;
 use cdp_core::store::replicas::{Copied, Origin};
@@ -183,10 +182,13 @@ impl Receiver {
     }
 
     fn take_in(&mut self, bytes: &[u8], now_ns: u64) -> Result<(), Fault> {
+        // Over a thin line one frame may take minutes.
+        if !bytes.is_empty() {
+            self.heard_ns = now_ns;
+        }
         self.frames.push(bytes);
         let mut frames = std::mem::take(&mut self.frames);
         while let Some((kind, body)) = frames.next_frame()? {
-            self.heard_ns = now_ns;
             self.take_frame(kind, body, now_ns)?;
         }
         self.frames = frames;
@@ -256,9 +258,8 @@ impl Receiver {
             first_size_bytes: open.first_size_bytes,
             created: Timestamp(open.created_ns),
             marker_interval_ns: open.marker_interval_ns,
-            // Its own choice; small ones are for simulations.
-            segment_bytes: open.segment_bytes.clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES) / BLOCK_BYTES
-                * BLOCK_BYTES,
+            // The store refuses to make a replica of other segments than its own.
+            segment_bytes: open.segment_bytes,
             journal_cap_bytes: None,
             copied: None,
             epochs: control::read_epochs(VolumeId(open.volume), &open.epochs)?,
@@ -278,7 +279,7 @@ impl Receiver {
         };
         let state = match &volume {
             Some(volume) if plan.is_some() => {
-                self.hear(volume, &origin.epochs.newest())?;
+                self.meet(volume, &origin.epochs, Lsn(open.durable_lsn))?;
                 self.refuse_unless_source(volume)?;
                 self.seeded(origin.id)?
             }
@@ -292,10 +293,7 @@ impl Receiver {
                 None => State::Absent,
             },
             Some(volume) => {
-                // Before it is refused: `resync` goes by it.
-                let tip = Lsn(open.durable_lsn);
-                volume.note_elsewhere(Elsewhere { epochs: origin.epochs.clone(), tip });
-                self.hear(volume, &origin.epochs.newest())?;
+                self.meet(volume, &origin.epochs, Lsn(open.durable_lsn))?;
                 self.refuse_unless_ours(volume)?;
                 // What is told is durable, so that it is true after a crash, too.
                 volume.flush()?;
@@ -337,6 +335,30 @@ impl Receiver {
         }))
     }
 
+    /// The other side tells what it has. Noted before it is refused: `resync` goes by it. Where this site has nothing to do
+    /// with that one, it is only noted: whoever holds a certificate could stop a primary with any copy of its store.
+    fn meet(&mut self, volume: &Volume, epochs: &Epochs, tip: Lsn) -> Result<(), Fault> {
+        let newest = epochs.newest();
+        let other = Elsewhere { site: self.peer.clone(), epochs: epochs.clone(), tip };
+        if volume.believes(&self.peer) {
+            volume.note_elsewhere(other);
+            return self.hear(volume, &newest);
+        }
+        volume.note_claim(other);
+        match volume.epochs().standing(&newest) {
+            Standing::Above => Err(self.fenced(volume)),
+            Standing::Fenced | Standing::SplitBrain if !volume.is_replica() => {
+                let (name, peer, number) = (volume.name(), &self.peer, newest.number.0);
+                let text = format!(
+                    "volume {name}: this site neither feeds {peer} nor was fed by it, and does not believe its epoch {number}; if it is {peer} that goes on, `cdp resync {name} --site {peer}` here says so"
+                );
+                tracing::warn!("{text}");
+                Err(Fault::new(FaultKind::Rights, text))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The other side tells its newest epoch: one with a lower one is told, and refused; one with a higher one is right,
     /// also where it means that this site's primary has to stop.
     fn hear(&mut self, volume: &Volume, theirs: &Epoch) -> Result<(), Fault> {
@@ -374,9 +396,9 @@ impl Receiver {
     fn refuse_unless_source(&self, volume: &Volume) -> Result<(), Fault> {
         let name = volume.name();
         match volume.source() {
-            Some(source) if source.peer != self.peer => {
+            Some(source) if !volume.may_be_fed_by(&self.peer) => {
                 let text = format!(
-                    "volume {name} is a replica of what {} sends; {} has no right to it",
+                    "volume {name} is a replica of what {} sends; {} has no right to it before somebody says `cdp resync {name}` here",
                     source.peer, self.peer
                 );
                 Err(Fault::new(FaultKind::Rights, text))
@@ -447,7 +469,7 @@ impl Receiver {
             return Err(Fault::protocol(format!("volume {name}: no newest state is wanted")));
         };
         let number = self.feeding.take_over(origin.id);
-        if volume.source().is_none() {
+        if volume.source().is_none_or(|source| source.peer != self.peer) {
             volume.set_source(&self.peer)?;
         }
         let taker = AheadTaker::new(volume, number, wanted, from_block)?;
@@ -571,7 +593,7 @@ impl Receiver {
 
     /// From here on it takes records behind the newest one.
     fn take_records(&mut self, volume: Arc<Volume>, number: u64, copied_bytes: u64) -> Result<(), Fault> {
-        if volume.source().is_none() {
+        if volume.source().is_none_or(|source| source.peer != self.peer) {
             volume.set_source(&self.peer)?;
         }
         self.phase = Phase::Receiving(Box::new(Intake::new(volume, number, copied_bytes)?));

@@ -13,7 +13,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use cdp_core::device::{Content, Device, Read};
+use cdp_core::device::Device;
 use cdp_core::error::Kind;
 use cdp_core::format::codec::Codec;
 use cdp_core::format::epoch::Epoch;
@@ -25,24 +25,21 @@ use cdp_core::view::View;
 use cdp_core::volume::Volume;
 use cdp_core::volume::stream::LogReader;
 
+use crate::coalesce::again::Again;
 use crate::coalesce::teller::{Teller as AheadTeller, Weight};
 use crate::coder::Coder;
+use crate::copying::Copying;
 use crate::fault::{Fault, FaultKind};
 use crate::limits::*;
 use crate::reseed::teller::Teller;
 use crate::status::{LinkState, LinkStatus};
-use crate::stretch::stretch_at;
 use crate::wire::control::{
-    self, Ack, CODING_DIFFERENCES, CODING_LZ4, CODING_RANGES, CODING_SECTORS, CODING_ZSTD, Complete, Control,
-    Groups, Hello, Open, Start, State, TAKES_AHEAD, TAKES_GROUPS, WireAhead, WireEpoch, WireGroup,
-    WireProgress,
+    self, Ack, CODING_DIFFERENCES, CODING_LZ4, CODING_RANGES, CODING_REFERENCES, CODING_SECTORS, CODING_ZSTD,
+    Complete, Control, Groups, Hello, Open, Start, State, TAKES_AHEAD, TAKES_GROUPS, WireAhead, WireEpoch,
+    WireGroup, WireProgress,
 };
-use crate::wire::copy;
 use crate::wire::frame::{FrameReader, FrameType, FrameWriter};
 use crate::wire::records::{self, Rest};
-
-/// So many stretches of a state are looked at before the other side has its turn.
-const COPY_LOOKS_PER_TURN: u32 = 64;
 
 enum Phase {
     Greeting,
@@ -52,22 +49,6 @@ enum Phase {
     Weighing(Box<AheadTeller>),
     Telling(Box<AheadTeller>),
     Streaming(Box<Stream>),
-}
-
-/// A first copy under way.
-struct Copying {
-    view: View,
-    position: Position,
-    // Looked at up to this byte.
-    at: u64,
-    done_bytes: u64,
-    is_told: bool,
-    // Where each frame ends, and the bytes sent up to it.
-    unacknowledged: VecDeque<(u64, u64)>,
-    sent_bytes: u64,
-    acknowledged_bytes: u64,
-    window_bytes: u64,
-    said_at_ns: u64,
 }
 
 struct Stream {
@@ -107,6 +88,8 @@ pub struct Sender {
     takes_ahead: bool,
     // Shown there ahead of the history.
     shown: Option<(Lsn, Timestamp)>,
+    // Whether another one should go there.
+    again: Again,
 }
 
 /// Of a copy that was broken off: its record, chain value, and the byte up to which it is durable.
@@ -141,6 +124,7 @@ impl Sender {
             coalesces: None,
             takes_ahead: false,
             shown: None,
+            again: Again::default(),
         };
         control::send(&mut sender.writer, &mut sender.out, &control::hello(0));
         sender
@@ -193,7 +177,8 @@ impl Sender {
         status.state = match &self.phase {
             Phase::Greeting | Phase::Asking => LinkState::Joining,
             Phase::Copying(copying) => {
-                LinkState::Copying { done_bytes: copying.done_bytes, total_bytes: copying.view.size_bytes() }
+                let (done_bytes, total_bytes) = copying.progress();
+                LinkState::Copying { done_bytes, total_bytes }
             }
             Phase::Comparing(teller) => {
                 let (done_bytes, total_bytes) = teller.progress();
@@ -227,10 +212,13 @@ impl Sender {
     }
 
     fn take_in(&mut self, bytes: &[u8], now_ns: u64) -> Result<(), Fault> {
+        // Over a thin line one frame may take minutes.
+        if !bytes.is_empty() {
+            self.heard_ns = now_ns;
+        }
         self.frames.push(bytes);
         let mut frames = std::mem::take(&mut self.frames);
         while let Some((kind, body)) = frames.next_frame()? {
-            self.heard_ns = now_ns;
             self.take_frame(kind, body)?;
         }
         self.frames = frames;
@@ -249,6 +237,7 @@ impl Sender {
                 self.writer.codec = body_codec(codings);
                 self.coder.is_on = codings & CODING_SECTORS != 0;
                 self.coder.differences = codings & CODING_DIFFERENCES != 0;
+                self.coder.references = codings & CODING_REFERENCES != 0;
                 self.groups_told = (codings & TAKES_GROUPS != 0).then(Groups::default);
                 self.takes_ahead = hello.codings & TAKES_AHEAD != 0;
                 self.open();
@@ -407,6 +396,11 @@ impl Sender {
                 if behind < bytes_min || newest <= from.lsn {
                     return Ok(None);
                 }
+                // Of a site that took over and has not all of its newest state yet, or sends it to one that has not.
+                let course = self.volume.course();
+                if [from.lsn, newest].iter().any(|lsn| course.gap_of(*lsn).is_some()) {
+                    return Ok(None);
+                }
                 (self.volume.position_at(newest)?, 0, behind / AHEAD_SHARE / BLOCK_BYTES)
             }
         };
@@ -414,6 +408,24 @@ impl Sender {
         let open = |lsn| View::open(self.volume.clone(), lsn, &holder);
         let views = (open(from.lsn)?, open(to.lsn)?);
         AheadTeller::new((from, to), views, done_block, limit_blocks).map(Some)
+    }
+
+    /// A connection that lives, on a line that stalled: where history alone would take long, the next one begins with the newest
+    /// state. Not as long as the last one is shown ahead of the history.
+    fn end_if_far_behind(&mut self, now_ns: u64) -> Result<(), Fault> {
+        let (Some(bytes_min), Phase::Streaming(stream)) = (self.coalesces, &self.phase) else {
+            return Ok(());
+        };
+        if self.shown.is_some_and(|(lsn, _)| lsn > Lsn(self.ack.durable_lsn)) {
+            self.again.was_sent();
+            return Ok(());
+        }
+        let sent = stream.reader.position().lsn;
+        if !self.takes_ahead || !self.again.is_due(bytes_min, now_ns, || self.volume.bytes_behind(sent)) {
+            return Ok(());
+        }
+        let text = format!("volume {} is far behind there: its newest state goes first", self.volume.name());
+        Err(Fault::new(FaultKind::Closing, text))
     }
 
     /// What the replica shows, or is going to, has to be of the history here.
@@ -495,11 +507,7 @@ impl Sender {
 
     /// The state that is held for the replica goes there first. `begun` is what it has of one already.
     fn copy(&mut self, held: Lsn, begun: Option<Begun>) -> Result<(), Fault> {
-        let name = self.volume.name();
         let (view, position, at) = self.state_at(held, begun)?;
-        if at > view.size_bytes() || !at.is_multiple_of(BLOCK_BYTES) && at != view.size_bytes() {
-            return Err(Fault::protocol(format!("a copy of volume {name} that is at byte {at}")));
-        }
         let start = Start::Copy {
             lsn: held.0,
             ns: position.timestamp.0,
@@ -507,46 +515,18 @@ impl Sender {
             size_bytes: view.size_bytes(),
             from_byte: at,
         };
+        let copying = Copying::new(view, position, at)?;
         control::send(&mut self.writer, &mut self.out, &start);
-        self.phase = Phase::Copying(Box::new(Copying {
-            view,
-            position,
-            at,
-            done_bytes: at,
-            is_told: false,
-            unacknowledged: VecDeque::new(),
-            sent_bytes: 0,
-            acknowledged_bytes: 0,
-            window_bytes: COPY_SYNC_BYTES,
-            said_at_ns: 0,
-        }));
+        self.phase = Phase::Copying(Box::new(copying));
         Ok(())
     }
 
     fn copied(&mut self, ack: Ack) -> Result<(), Fault> {
         let Phase::Copying(copying) = &mut self.phase else { unreachable!("the caller looked") };
-        if ack.copied_bytes < copying.done_bytes || ack.copied_bytes > copying.at {
-            return Err(Fault::protocol(format!(
-                "an acknowledgement of byte {}, which was not sent",
-                ack.copied_bytes
-            )));
-        }
-        copying.done_bytes = ack.copied_bytes;
-        copying.window_bytes = ack.window_bytes.min(WINDOW_BYTES_MAX);
-        while let Some((at, bytes)) = copying.unacknowledged.front().copied()
-            && at <= ack.copied_bytes
-        {
-            copying.acknowledged_bytes = bytes;
-            copying.unacknowledged.pop_front();
-        }
-        let position = copying.position;
-        // As long as it is no volume yet there is no oldest state.
-        if ack.oldest_ns == 0 || !copying.is_told {
+        if !copying.acknowledged(&ack)? {
             return Ok(());
         }
-        if ack.durable_lsn != position.lsn.0 || ack.chain != position.chain.0 {
-            return Err(Fault::protocol("an acknowledgement of another state than the one that was copied"));
-        }
+        let position = copying.position();
         self.follow(position)
     }
 
@@ -555,48 +535,6 @@ impl Sender {
         let reader = LogReader::behind(&self.volume, position.lsn)?;
         self.volume.hold_replica(&self.address, position.lsn)?;
         self.stream(reader);
-        Ok(())
-    }
-
-    /// What is not zeros in the state goes out, as far as there is room.
-    fn send_copy(&mut self, now_ns: u64) -> Result<(), Fault> {
-        let Phase::Copying(copying) = &mut self.phase else { unreachable!("the caller looked") };
-        let size = copying.view.size_bytes();
-        if now_ns.saturating_sub(copying.said_at_ns) >= COMPLETE_NS {
-            // It tells that this side lives, also while there is nothing but zeros.
-            copying.said_at_ns = now_ns;
-            control::send(&mut self.writer, &mut self.out, &Complete { ns: 0 });
-        }
-        let mut looks = 0;
-        while copying.at < size
-            && self.out.len() < OUTPUT_BYTES
-            && looks < COPY_LOOKS_PER_TURN
-            && (copying.sent_bytes - copying.acknowledged_bytes < copying.window_bytes
-                || copying.unacknowledged.is_empty())
-        {
-            looks += 1;
-            let stretch = stretch_at(&copying.view, copying.at, COPY_BLOCKS_MAX * BLOCK_BYTES)?;
-            if stretch.content != Content::Data {
-                copying.at += stretch.len;
-                continue;
-            }
-            let len = stretch.len.min(COPY_BLOCKS_MAX * BLOCK_BYTES);
-            let mut blocks = vec![0; len.next_multiple_of(BLOCK_BYTES) as usize];
-            let mut reads =
-                [Read { offset: copying.at, buffer: &mut blocks[..len as usize], result: Ok(()) }];
-            copying.view.read(&mut reads);
-            let [read] = reads;
-            read.result?;
-            let before = self.out.len();
-            copy::send(&mut self.writer, &mut self.out, Lba(copying.at / BLOCK_BYTES), &blocks);
-            copying.at += len;
-            copying.sent_bytes += (self.out.len() - before) as u64;
-            copying.unacknowledged.push_back((copying.at, copying.sent_bytes));
-        }
-        if copying.at == size && !copying.is_told {
-            copying.is_told = true;
-            copy::send(&mut self.writer, &mut self.out, Lba(size.div_ceil(BLOCK_BYTES)), &[]);
-        }
         Ok(())
     }
 
@@ -652,8 +590,8 @@ impl Sender {
         if now_ns.saturating_sub(self.heard_ns) > SILENCE_NS_MAX {
             return Err(Fault::new(FaultKind::Closing, "the other side has said nothing for 10 seconds"));
         }
-        if let Phase::Copying(_) = &self.phase {
-            return self.send_copy(now_ns);
+        if let Phase::Copying(copying) = &mut self.phase {
+            return copying.send(&mut self.writer, &mut self.out, now_ns);
         }
         if let Phase::Comparing(teller) = &mut self.phase {
             return teller.send(&mut self.writer, &mut self.out, now_ns);
@@ -663,6 +601,7 @@ impl Sender {
             Phase::Telling(teller) => return teller.send(&mut self.writer, &mut self.out, now_ns),
             _ => {}
         }
+        self.end_if_far_behind(now_ns)?;
         let Phase::Streaming(stream) = &mut self.phase else { return Ok(()) };
         if let Some(told) = &mut self.groups_told
             && *told != self.groups

@@ -64,6 +64,8 @@ pub struct LinkStatus {
     pub coded_records: u64,
     /// Bytes a second over the last seconds.
     pub rate_bytes_per_s: u64,
+    /// Tries in a row that came to no connection.
+    pub failures: u32,
     /// Connections that came about.
     pub connections: u64,
 }

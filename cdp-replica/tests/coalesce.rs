@@ -199,3 +199,60 @@ fn growth_and_a_rollback_in_the_outage() {
         }
     }
 }
+
+/// The line stalls without breaking, for hours: the second site must not wait for all that was written meanwhile before it has the
+/// newest state, only because nobody cut the connection. It comes again and again, each time when the last one was filled in.
+#[test]
+fn a_stalled_line_is_an_outage_too() {
+    let (mut pair, volume) = Pair::new(1 << 20);
+    write(&volume, 1, 0, 8);
+    pair.connect(Some(64 << 10), false);
+    for outage in 0..2u8 {
+        let (mut sender, mut receiver) = (
+            Sender::new(volume.clone(), "b:1", pair.now_ns),
+            Receiver::new(pair.b.clone(), pair.feeding.clone(), "site-a", pair.now_ns),
+        );
+        sender.coalesce(64 << 10);
+        let mut ended = None;
+        for step in 0..2000u32 {
+            pair.now_ns += STEP_NS;
+            if (20..100).contains(&step) {
+                // What does not compress.
+                let mut noise = u64::from(step + 1000 * u32::from(outage));
+                let mut next = || {
+                    noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    noise.to_be_bytes()
+                };
+                let data: Vec<u8> = (0..8192).flat_map(|_| next()).collect();
+                change(&volume, Change::Write { offset: u64::from(step % 4) << 16, data: &data });
+                volume.flush().unwrap();
+            }
+            if let Err(fault) = sender.poll(pair.now_ns) {
+                ended = Some((step, fault.to_string()));
+                break;
+            }
+            // So much goes through it in a step.
+            let line = sender.output().len().min(4000);
+            let out: Vec<u8> = sender.output().drain(..line).collect();
+            receiver.receive(&out, pair.now_ns).unwrap();
+            receiver.poll(pair.now_ns).unwrap();
+            let back: Vec<u8> = receiver.output().drain(..).collect();
+            sender.receive(&back, pair.now_ns).unwrap();
+        }
+        let (step, says) = ended.expect("it goes on as if nothing was");
+        assert!(says.contains("newest state goes first") && step > 200, "after {step} steps: {says}");
+        drop((sender, receiver));
+        let (_, states) = pair.connect(Some(64 << 10), true);
+        assert!(was_ahead(&states), "outage {outage}: {states:?}");
+        assert!(read(&shown(&pair.replica()), 0, 64) == read(&*volume, 0, 64));
+        // While it is shown none follows, and history has no gap in the end.
+        let (_, states) = pair.connect(Some(64 << 10), false);
+        assert!(!was_ahead(&states), "outage {outage}: {states:?}");
+        pair.replica().maintain().unwrap();
+        assert!(pair.replica().coalesced_state().is_none());
+    }
+    for lsn in 1..=volume.tip_lsn().0 {
+        let view = |volume: &Arc<Volume>| View::open(volume.clone(), Lsn(lsn), "a test").unwrap();
+        assert!(read(&view(&pair.replica()), 0, 64) == read(&view(&volume), 0, 64), "lsn:{lsn}");
+    }
+}

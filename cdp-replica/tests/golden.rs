@@ -19,6 +19,7 @@ use cdp_replica::wire::delta::{self, Coding};
 use cdp_replica::wire::frame::{FrameReader, FrameType, FrameWriter};
 use cdp_replica::wire::ranges::{self, Differs, Grid, Ranges};
 use cdp_replica::wire::records::{self, Assembler, Coded};
+use cdp_replica::wire::references;
 
 /// Of a volume with two ranges, and three blocks of a third.
 const GRID_BYTES: u64 = (2 << 20) + 3 * 4096;
@@ -136,6 +137,13 @@ fn frames() -> Vec<(&'static str, Vec<u8>)> {
     let mut coded = Vec::new();
     let records = vec![sectors, differences, zeros];
     assert!(records::send(&mut FrameWriter::default(), &mut coded, Chain([6; 16]), records).is_none());
+    let again = record(3, Chain([7; 16]), [vec![3; 4096], vec![4; 4096], vec![5; 4096]].concat());
+    let payload = references::code(&again.payload, &[Some(17), None, Some(1 << 33)]).unwrap();
+    let again = Coded { header: again.header, coding: Coding::References, payload };
+    let mut referring = Vec::new();
+    assert!(
+        records::send(&mut FrameWriter::default(), &mut referring, Chain([7; 16]), vec![again]).is_none()
+    );
     let mut copied = Vec::new();
     copy::send(&mut FrameWriter::default(), &mut copied, Lba(17), &[0x5a; 8192]);
     let seeded = State::Seeded { lsn: 5, chain: [3; 16], done_bytes: 1 << 20 };
@@ -192,6 +200,7 @@ fn frames() -> Vec<(&'static str, Vec<u8>)> {
         ("records", several),
         ("payload", large),
         ("coded", coded),
+        ("references", referring),
         ("copy", copied),
         ("state-seeded", frame(&seeded)),
         ("start-compare", frame(&compare)),
@@ -296,7 +305,12 @@ fn what_is_sent_is_what_is_read() {
                         assembler.records(body, (Lsn(7), Chain([4; 16])), &mut whole).unwrap();
                     }
                     FrameType::Records => {
-                        let chain = if name == "coded" { Chain([6; 16]) } else { Chain([5; 16]) };
+                        let chain = match name {
+                            "coded" => 6,
+                            "references" => 7,
+                            _ => 5,
+                        };
+                        let chain = Chain([chain; 16]);
                         assembler.records(body, (Lsn(2), chain), &mut whole).unwrap();
                     }
                     FrameType::Payload => assembler.payload(body, &mut whole).unwrap(),
@@ -344,9 +358,42 @@ fn what_is_sent_is_what_is_read() {
                 assert_eq!(whole.remove(0).undo(&[0; 4096]).unwrap().payload, [0; 4096]);
                 assert_eq!(whole.remove(0).undo(&[]).unwrap().payload, [0; 4096]);
             }
+            "references" => {
+                assert_eq!(whole[0].older_blocks().unwrap(), [17, 1 << 33]);
+                let older = [vec![3; 4096], vec![5; 4096]].concat();
+                let payload = whole.remove(0).undo(&older).unwrap().payload;
+                assert_eq!(payload, [vec![3; 4096], vec![4; 4096], vec![5; 4096]].concat());
+            }
             _ => assert!(whole.is_empty()),
         }
         assert!(!assembler.is_within_record());
     }
-    assert_eq!(kinds.len(), 27);
+    assert_eq!(kinds.len(), 28);
+}
+
+/// Frames are put together where they leave from. Were one of those not the frame that version 1 describes, or did a block that
+/// cannot be read leave the beginning of a frame behind, the other side would understand nothing that follows.
+#[test]
+fn frames_in_place_are_frames() {
+    let texts =
+        [vec![], vec![7; 100 << 10], (0..100_u32 << 10).map(|n| crc32(&n.to_le_bytes()) as u8).collect()];
+    for make in [FrameWriter::default, coding] {
+        let (mut writer, mut in_place) = (make(), make());
+        let (mut one, mut other) = (Vec::new(), Vec::new());
+        for body in texts.iter().chain(&texts).chain([&texts[1]; 20]) {
+            writer.frame(&mut one, FrameType::Copy, body);
+            let put = |out: &mut Vec<u8>| {
+                out.extend_from_slice(body);
+                Ok::<(), ()>(())
+            };
+            in_place.frame_in_place(&mut other, FrameType::Copy, put).unwrap();
+            let fails = |blocks: &mut [u8]| {
+                blocks.fill(9);
+                Err("a bad block")
+            };
+            let failed = copy::send_filled(&mut in_place, &mut other, Lba(3), 2, fails);
+            assert_eq!(failed, Err("a bad block"));
+            assert!(one == other);
+        }
+    }
 }

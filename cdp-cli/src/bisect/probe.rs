@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::search::Verdict;
 use crate::host::attach::{AttachOptions, attach, detach};
-use crate::host::keeper::Keeper;
+use crate::host::keeper::{Keeper, ask};
 use crate::host::past::{PastOptions, mount_past};
 use crate::work::Endpoints;
 
@@ -72,6 +72,8 @@ pub struct Prober {
     pub keeper: Keeper,
     /// Set by whoever wants a running program ended.
     pub stop: Arc<AtomicBool>,
+    /// One state has been mounted here: what cannot be mounted from then on is no good state.
+    pub mounted: Arc<AtomicBool>,
 }
 
 /// A device or a mount that goes away with the probe.
@@ -112,10 +114,25 @@ impl Prober {
             ("CDP_POINT", point.into()),
             ("CDP_URI", clone.clone().into()),
         ];
-        let held = self.hold(&view, uri(&view)?, clone, &mut environment)?;
+        let held = match self.hold(&view, uri(&view)?, clone.clone(), &mut environment) {
+            Err(error) if self.is_bad_itself(&error, &clone) => {
+                crate::report::say(&format!("{view} is bad: it cannot be mounted: {error}"));
+                return Ok(Verdict::Bad);
+            }
+            held => held?,
+        };
         let status = self.run(environment);
         drop(held);
         verdict(status?)
+    }
+
+    /// Whether this is about what the state holds, and not about the machine or the server: others could be mounted, and its
+    /// export answers.
+    fn is_bad_itself(&self, error: &Error, uri: &str) -> bool {
+        self.form == Form::Mount
+            && self.mounted.load(Ordering::Relaxed)
+            && matches!(error.kind(), Kind::NotFound | Kind::Damaged)
+            && ask(uri).is_ok()
     }
 
     fn hold(
@@ -144,6 +161,7 @@ impl Prober {
                 let dir = crate::reach::private_dir()?;
                 let mounted = mount_past(&PastOptions {
                     name,
+                    called: Some(view.to_owned()),
                     view_uri,
                     clone_uri,
                     clone_is_named: false,
@@ -157,7 +175,9 @@ impl Prober {
                 if mounted.is_err() {
                     let _ = std::fs::remove_dir(&dir);
                 }
-                (mounted?, Some(dir))
+                let mounted = mounted?;
+                self.mounted.store(true, Ordering::Relaxed);
+                (mounted, Some(dir))
             }
         };
         environment.push(("CDP_DEVICE", attached.device.into()));

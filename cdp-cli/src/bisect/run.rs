@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use cdp_core::error::{Error, Kind, Result};
 
-use super::probe::Prober;
+use super::probe::{Form, Prober};
 use super::search::{Search, Standing, Verdict};
 use super::state::{State, StateFile};
 use crate::door::unexpected;
@@ -99,7 +99,9 @@ impl Hunt<'_> {
 
     fn check_ends(&mut self, good: u64, bad: u64, tell: &mut Tell<'_>) -> Result<()> {
         tell("the two ends", 2);
-        for pair in [good, bad].chunks(self.together.min(2) as usize) {
+        // One after the other where they are mounted: a bad one may be one that cannot be.
+        let together = if self.state.form == Form::Mount { 1 } else { self.together.min(2) };
+        for pair in [good, bad].chunks(together as usize) {
             self.ask(pair)?;
         }
         let wrong = |lsn: u64, said: &str, wanted: &str| {

@@ -175,9 +175,12 @@ pub struct Failover {
     /// Also where members of the group have not arrived here
     #[arg(long)]
     pub partial: bool,
-    /// Go on from the end of the history that is here, though a newer state is shown while history is filled in: it goes
+    /// Go on from the end of the history that is here, not from the newer state that is shown while it is filled in: that one goes
     #[arg(long)]
     pub give_up_newest: bool,
+    /// Also at a site that was fenced: the other one has gone on, and what it wrote since becomes an orphan
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// `cdp demote`.
@@ -206,4 +209,7 @@ pub struct Resync {
     /// Only say where the histories part
     #[arg(long)]
     pub dry_run: bool,
+    /// The site that goes on, as its certificate calls it: where several say so, or one that this site has nothing to do with
+    #[arg(long, value_name = "NAME")]
+    pub site: Option<String>,
 }

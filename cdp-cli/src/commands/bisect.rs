@@ -67,6 +67,7 @@ fn search(
         state_dir: attach::state_dir(context),
         keeper: attach::keeper()?,
         stop: Default::default(),
+        mounted: Default::default(),
     };
     let together = u64::from(arguments.jobs);
     let mut hunt = Hunt { reach, prober, state, file: file.clone(), together, interrupts };

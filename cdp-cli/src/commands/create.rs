@@ -32,12 +32,17 @@ pub fn run(context: &Context, arguments: &cli::Create) -> Result<u8> {
         journal_cap_bytes: arguments.journal_cap.as_deref().map(parse_size).transpose()?,
         marker_interval_ns: arguments.marker_interval.as_deref().map(parse_duration).transpose()?,
     };
+    let is_new = !crate::door::store_exists(&context.config);
     let bar = Bar::default();
     let answer = Door::ask_once(&context.config, true, Request::Create(create), &mut |progress| {
         bar.show(progress);
         Ok(())
     });
     bar.clear();
+    // Also where no volume came about: it stays.
+    if is_new && crate::door::store_exists(&context.config) {
+        report::say(&format!("made the store {}", context.config.store.display()));
+    }
     let answer = answer?;
     let Response::Created(created) = &answer else { return Err(unexpected()) };
     context.show(&answer.json(), || {

@@ -7,7 +7,8 @@ use crate::cli;
 use crate::door::{Door, unexpected};
 use crate::report;
 use crate::serve::roles::HookRun;
-use crate::work::{Demote, Failover, Request, Response, Resync};
+use crate::work::failover::AheadOf;
+use crate::work::{Demote, FailedOver, Failover, Request, Response, Resync};
 
 /// Promotes.
 pub fn failover(context: &Context, arguments: &cli::Failover) -> Result<u8> {
@@ -17,6 +18,7 @@ pub fn failover(context: &Context, arguments: &cli::Failover) -> Result<u8> {
         dry_run: arguments.dry_run,
         partial: arguments.partial,
         give_up_newest: arguments.give_up_newest,
+        force: arguments.force,
     };
     let answer = Door::ask_once(&context.config, false, Request::Failover(request), &mut |_| Ok(()))?;
     let Response::FailedOver(volumes) = &answer else { return Err(unexpected()) };
@@ -40,6 +42,9 @@ pub fn failover(context: &Context, arguments: &cli::Failover) -> Result<u8> {
                 ),
                 (None, _) => String::new(),
             };
+            if let Some(ahead) = &line.ahead {
+                return ahead_line(line, verb, ahead);
+            }
             format!(
                 "{} {verb} the primary, in epoch {}, from {} (lsn:{}) on{beyond}; complete through {}{newest}",
                 line.volume, line.epoch, line.to_utc, line.to_lsn, line.complete_utc
@@ -49,6 +54,28 @@ pub fn failover(context: &Context, arguments: &cli::Failover) -> Result<u8> {
         volumes.iter().map(line).chain(hooks).collect::<Vec<_>>().join("\n")
     });
     done(volumes.iter().flat_map(|volume| &volume.hooks))
+}
+
+fn ahead_line(line: &FailedOver, verb: &str, ahead: &AheadOf) -> String {
+    let here = match ahead.here_lsn {
+        Some(lsn) => format!(", here {}@lsn:{lsn}", line.volume),
+        None => String::new(),
+    };
+    let (was, written) = match line.done {
+        true => ("was", "was"),
+        false => ("is", "would be"),
+    };
+    format!(
+        "{} {verb} the primary, in epoch {}, from the newest state, that of {} (lsn:{} of the other site{here}), on\n  history {was} here through {} (lsn:{}); the {} records between are lost as points in time, what they wrote is not\n  {} of what differs {written} written before clients can write",
+        line.volume,
+        line.epoch,
+        line.to_utc,
+        line.to_lsn,
+        ahead.behind.utc,
+        ahead.behind.lsn,
+        ahead.lost_records,
+        crate::units::size(ahead.write_bytes),
+    )
 }
 
 fn said(hook: &HookRun) -> String {
@@ -91,8 +118,12 @@ pub fn demote(context: &Context, arguments: &cli::Demote) -> Result<u8> {
 
 /// Makes two histories one.
 pub fn resync(context: &Context, arguments: &cli::Resync) -> Result<u8> {
-    let request =
-        Resync { target: arguments.target.clone(), force: arguments.force, dry_run: arguments.dry_run };
+    let request = Resync {
+        target: arguments.target.clone(),
+        force: arguments.force,
+        dry_run: arguments.dry_run,
+        site: arguments.site.clone(),
+    };
     let answer = Door::ask_once(&context.config, false, Request::Resync(request), &mut |_| Ok(()))?;
     let Response::Resynced(volumes) = &answer else { return Err(unexpected()) };
     context.show(&answer.json(), || {
@@ -100,8 +131,8 @@ pub fn resync(context: &Context, arguments: &cli::Resync) -> Result<u8> {
             let ours = line.tip_lsn.saturating_sub(line.common_lsn);
             let theirs = line.their_tip_lsn.saturating_sub(line.common_lsn);
             let mut text = format!(
-                "{}: both sites have everything through lsn:{} ({}); since then {ours} records here, {theirs} there, in epoch {}",
-                line.volume, line.common_lsn, line.common_utc, line.their_epoch
+                "{}: both sites have everything through lsn:{} ({}); since then {ours} records here, {theirs} at {}, in epoch {}",
+                line.volume, line.common_lsn, line.common_utc, line.site, line.their_epoch
             );
             match (&line.orphan, line.done) {
                 (Some(orphan), _) => {
@@ -115,7 +146,7 @@ pub fn resync(context: &Context, arguments: &cli::Resync) -> Result<u8> {
                 (None, false) => {}
             }
             if line.done {
-                text.push_str("\n  it is a replica now, and is brought up from there");
+                text.push_str(&format!("\n  it is a replica of {} now, and is brought up from there", line.site));
             }
             text
         };

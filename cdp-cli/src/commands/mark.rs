@@ -19,10 +19,9 @@ pub fn run(context: &Context, arguments: &cli::Mark) -> Result<u8> {
         // Before any hook makes an application wait for it.
         cdp_core::history::point::validate_marker_name(name)?;
     }
-    let interrupts = Interrupts::take()?;
     // Opened before the application is made quiet: opening may take its time.
     let mut door = Door::open(&context.config, false)?;
-    let outcome = mark(context, arguments, timeout, &interrupts, &mut door);
+    let outcome = mark(context, arguments, timeout, &mut door);
     let closed = door.close();
     let (answer, thaw_error) = outcome?;
     closed?;
@@ -32,6 +31,12 @@ pub fn run(context: &Context, arguments: &cli::Mark) -> Result<u8> {
             marked.iter().map(|m| format!("{}  lsn:{}  {}  {}", m.volume, m.lsn, m.utc, m.export)).collect();
         lines.join("\n")
     });
+    for (one, before) in marked.iter().filter_map(|one| Some((one, one.before_lsn?))) {
+        report::say(&format!(
+            "cdp: {} was also the name of {}@lsn:{before}: it means this one from now on",
+            one.name, one.volume
+        ));
+    }
     match thaw_error {
         // The marker stands, but the application may stand still.
         Some(error) => Err(error),
@@ -43,7 +48,6 @@ fn mark(
     context: &Context,
     arguments: &cli::Mark,
     timeout: Duration,
-    interrupts: &Interrupts,
     door: &mut Door,
 ) -> Result<(Response, Option<Error>)> {
     let mut request = Mark {
@@ -56,13 +60,18 @@ fn mark(
     if !arguments.app {
         return Ok((door.ask(Request::Mark(request), &mut |_| Ok(()))?, None));
     }
+    // From here on they only ask: an application that was made quiet has to be let go on.
+    let interrupts = Interrupts::take()?;
+    if let Door::Server(talk) = door {
+        talk.give_up_when(&interrupts)?;
+    }
     let environment = vec![
         ("CDP_STORE", context.config.store.clone().into_os_string()),
         ("CDP_TARGET", arguments.target.clone().into()),
         ("CDP_MARKER", arguments.name.clone().unwrap_or_default().into()),
     ];
     let hooks = Hooks::new(arguments.quiesce.clone(), arguments.thaw.clone(), timeout, environment);
-    let quiet = hooks.quiesce(interrupts);
+    let quiet = hooks.quiesce(&interrupts);
     let marked = quiet.and_then(|output| {
         request.application = Some(output);
         door.ask(Request::Mark(request), &mut |_| Ok(()))

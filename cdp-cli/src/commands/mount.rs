@@ -66,6 +66,7 @@ fn mount(
     rw: bool,
 ) -> Result<Attached> {
     past::mount_past(&PastOptions {
+        called: None,
         name: format!("{}@{}", point.volume, point.asked),
         // The instant that it meant now, whenever it is asked for again.
         view_uri: attach::uri(endpoints, &point.export)?,

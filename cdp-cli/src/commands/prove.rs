@@ -33,6 +33,7 @@ fn prove(context: &Context, arguments: &cli::Prove, reach: &mut Reach) -> Result
         state_dir: attach::state_dir(context),
         keeper: attach::keeper()?,
         stop: Default::default(),
+        mounted: Default::default(),
     };
     let good = match prober.probe(point.lsn)? {
         Verdict::Good => true,

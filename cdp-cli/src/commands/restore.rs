@@ -8,6 +8,7 @@ use super::progress::Bar;
 use super::{Context, point};
 use crate::cli;
 use crate::door::{Door, unexpected};
+use crate::hooks::Interrupts;
 use crate::image::{Format, foreign};
 use crate::reach::Reach;
 use crate::report;
@@ -88,13 +89,19 @@ fn as_image(
     if is_group {
         std::fs::create_dir_all(path).at(|| format!("making {}", path.display()))?;
     }
+    let interrupts = Interrupts::take()?;
     let mut written = Vec::new();
     for point in &points {
         let file = match is_group {
             true => path.join(format!("{}.{}", point.volume, format.name())),
             false => path.to_owned(),
         };
-        foreign::write(&reach.uri(&point.export)?, &file, format, arguments.force)?;
+        let done = foreign::write(&reach.uri(&point.export)?, &file, format, arguments.force, &interrupts);
+        if interrupts.came() && done.is_err() {
+            report::say(&format!("cdp: stopped; nothing of {} is left behind", file.display()));
+            return Ok(report::INTERRUPTED);
+        }
+        done?;
         let bytes = file.metadata().at(|| format!("looking at {}", file.display()))?.len();
         written.push(serde_json::json!({
             "point": point, "path": file, "format": format.name(), "written_bytes": bytes,

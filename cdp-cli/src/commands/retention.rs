@@ -1,6 +1,6 @@
 //! `cdp retention` and `cdp unmark`.
 
-use cdp_core::error::Result;
+use cdp_core::error::{Error, Kind, Result};
 
 use super::Context;
 use crate::cli::RetentionCommand;
@@ -20,6 +20,10 @@ pub fn run(context: &Context, command: RetentionCommand) -> Result<u8> {
         RetentionCommand::Show { volume } => Request::Retention { volume },
         RetentionCommand::Simulate { volume, policy } => return simulate(context, volume, policy),
         RetentionCommand::Set { volume, policy, codec } => {
+            if policy.trim().is_empty() {
+                let error = Error::new(Kind::Invalid, "an empty policy");
+                return Err(error.hint("`every-write forever` keeps everything; nothing was changed"));
+            }
             let codec = codec.map(|codec| format!(", codec {codec}")).unwrap_or_default();
             Request::SetRetention { volume, policy: format!("{policy}{codec}") }
         }
@@ -120,8 +124,12 @@ pub fn size_lines(sizes: &Sizes, cap_bytes: Option<u64>) -> Vec<String> {
         0 => String::new(),
         folds => format!(" (thinned {})", size(folds)),
     };
+    let newest = match sizes.newest {
+        0 => String::new(),
+        newest => format!(", newest state {}", size(newest)),
+    };
     let mut lines = vec![format!(
-        "  on disk     journal {}{cap}{folds}, index {}, base {}",
+        "  on disk     journal {}{cap}{folds}, index {}, base {}{newest}",
         size(sizes.journal),
         size(sizes.index),
         size(sizes.base)

@@ -130,6 +130,7 @@ fn volume_lines(volume: &VolumeStatus) -> Vec<String> {
     }
     if let Some(cap) = volume.journal_cap_bytes {
         let full = match (volume.hours_until_full, volume.journal_rate) {
+            (Some(hours), _) if hours <= 0.0 => "; full".to_owned(),
             (Some(hours), Some(rate)) if hours < 24.0 * 365.0 => {
                 format!("; full in {} at {}/s", hours_text(hours), size(rate as u64))
             }

@@ -201,27 +201,45 @@ impl Follower {
     /// the target is to be compared as a whole. [`Kind::Refused`] where the volume never had it.
     pub fn join(&mut self, source: &mut dyn Source) -> Outcome<()> {
         let newest = source.newest(false).map_err(Trouble::Source)?;
-        let name = self.disk.name();
-        let refused = |context: String| {
-            let error = Error::new(Kind::Refused, context);
-            Trouble::Target(error.hint("--force compares it as a whole, and overwrites what differs"))
-        };
         if newest.volume_id != self.state.volume_id {
-            let context = format!("{name} is a copy of another volume, {}", self.state.volume_id);
+            let context =
+                format!("{} is a copy of another volume, {}", self.disk.name(), self.state.volume_id);
             return Err(refused(context));
         }
+        match self.is_kept(source)? {
+            true => Ok(()),
+            false => self.start_over(&newest),
+        }
+    }
+
+    /// Whether the volume still has the state that the target holds, or is being brought to; [`Kind::Refused`] where its history is
+    /// another one now: somebody may have set it to another site's while it was followed.
+    fn is_kept(&self, source: &mut dyn Source) -> Outcome<bool> {
         let Position { lsn, ns, .. } = self.state.position;
+        let name = self.disk.name();
         match source.state(lsn) {
-            Ok(found) if found.ns == ns => Ok(()),
-            Err(error) if error.kind() == Kind::OutOfRange => self.start_over(&newest),
+            Ok(found) if found.ns == ns => Ok(true),
+            // Kept nowhere while nobody followed.
+            Err(error) if error.kind() == Kind::OutOfRange => Ok(false),
             Err(error) if error.kind() != Kind::Refused => Err(Trouble::Source(error)),
             // Copied from the beginning anyway.
-            _ if !self.is_standing() => self.start_over(&newest),
+            _ if !self.is_standing() => Ok(false),
             Ok(_) => {
                 Err(refused(format!("{name} holds another lsn:{lsn} than the volume: their histories part")))
             }
             Err(error) => Err(refused(format!("{name} stands at lsn:{lsn}, and {error}"))),
         }
+    }
+
+    /// Behind reading what makes the one state of the other: what was read is of one history, if that has both now. None comes back
+    /// that was given up.
+    fn check_read(&self, source: &mut dyn Source, to: &Position) -> Outcome<()> {
+        let found = source.state(to.lsn).map_err(Trouble::Source)?;
+        if self.is_kept(source)? && position(&found) == *to {
+            return Ok(());
+        }
+        let context = format!("the volume got another history while lsn:{} of it was read", to.lsn);
+        Err(Trouble::Source(Error::new(Kind::Closed, context)))
     }
 
     /// From now on to be compared as a whole, with this state.
@@ -243,15 +261,10 @@ impl Follower {
         }
         while self.state.position != position(to) {
             let from = self.state.position.lsn;
-            match source.state(from) {
-                Ok(_) => {}
-                // Kept nowhere while nobody followed.
-                Err(error) if error.kind() == Kind::OutOfRange => {
-                    self.start_over(to)?;
-                    self.copy(source, watch)?;
-                    continue;
-                }
-                Err(error) => return Err(Trouble::Source(error)),
+            if !self.is_kept(source)? {
+                self.start_over(to)?;
+                self.copy(source, watch)?;
+                continue;
             }
             let mut goal = to.clone();
             while !self.step(source, &goal, watch)? {
@@ -293,6 +306,7 @@ impl Follower {
         if is_too_large {
             return Ok(false);
         }
+        self.check_read(source, &step.to)?;
         let done = writer.finish(&*self.files, &self.paths.delta);
         done.and_then(|()| {
             let delta = Delta::open(&*self.files, &self.paths.delta)?.filter(|delta| delta.step == step);
@@ -332,7 +346,7 @@ impl Follower {
                 false => Err(Trouble::Stopped),
             }
         });
-        if let Err(trouble) = done {
+        if let Err(trouble) = done.and_then(|()| self.check_read(source, &position(to))) {
             // What is half done is compared as a whole.
             self.state.phase = Phase::Copying { fresh: false, offset: 0 };
             return Err(trouble);
@@ -352,7 +366,10 @@ impl Follower {
         self.pass(source, mode, offset, watch)?;
         self.note_copied(position.size_bytes)?;
         self.disk.forget();
-        self.pass(source, Mode::Check, 0, watch)?;
+        let checked = self.pass(source, Mode::Check, 0, watch);
+        // First: that it is of another history is no fault of the target's.
+        self.check_read(source, &position)?;
+        checked?;
         self.disk.name_it().and_then(|()| self.stand(position)).map_err(Trouble::Target)
     }
 
@@ -448,6 +465,11 @@ impl Follower {
     fn save(&self) -> Result<()> {
         self.state.save(&*self.files, &self.paths.state)
     }
+}
+
+fn refused(context: String) -> Trouble {
+    let error = Error::new(Kind::Refused, context);
+    Trouble::Target(error.hint("--force compares it as a whole, and overwrites what differs"))
 }
 
 fn position(state: &State) -> Position {

@@ -1,5 +1,6 @@
 //! Runs an outside program to its end, with a time limit, and turns its failure into an error.
 
+use crate::hooks::Interrupts;
 use crate::host::clients;
 use cdp_core::error::{Error, IoContext, Kind, Result};
 use std::ffi::{OsStr, OsString};
@@ -64,25 +65,57 @@ pub fn run_within<A: AsRef<OsStr>>(
     patience: Duration,
 ) -> Result<String> {
     let arguments: Vec<OsString> = arguments.into_iter().map(|a| a.as_ref().to_owned()).collect();
-    let outcome = outcome(name, &arguments, patience)?;
+    let ended = outcome(name, &arguments, patience)?;
+    success(name, &arguments, ended)
+}
+
+/// Like [`run_within`], until one of these came: the program is killed then, and it is [`Kind::Closed`].
+pub fn run_until(
+    name: &str,
+    arguments: Vec<OsString>,
+    patience: Duration,
+    interrupts: &Interrupts,
+) -> Result<String> {
+    let ended = outcome_unless(name, &arguments, patience, &|| interrupts.came())?;
+    // The terminal's Ctrl-C reaches the program as well.
+    if interrupts.came() {
+        return Err(Error::new(Kind::Closed, format!("{name} was stopped")));
+    }
+    success(name, &arguments, ended)
+}
+
+fn success(name: &str, arguments: &[OsString], outcome: Outcome) -> Result<String> {
     if outcome.status.success() {
         return Ok(outcome.stdout);
     }
     let said = if outcome.stderr.is_empty() { outcome.stdout.trim() } else { &outcome.stderr };
-    Err(Error::new(Kind::Io, format!("{} failed ({}): {said}", shown(name, &arguments), outcome.status)))
+    Err(Error::new(Kind::Io, format!("{} failed ({}): {said}", shown(name, arguments), outcome.status)))
 }
 
 /// Runs a program and tells how it ended, whether well or not. `Busy` when the time is over; the program is
 /// killed then, unless it hangs in the kernel.
 pub fn outcome(name: &str, arguments: &[OsString], patience: Duration) -> Result<Outcome> {
+    outcome_unless(name, arguments, patience, &|| false)
+}
+
+fn outcome_unless(
+    name: &str,
+    arguments: &[OsString],
+    patience: Duration,
+    is_stopped: &dyn Fn() -> bool,
+) -> Result<Outcome> {
     let mut command = program(name)?;
     command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().at(|| format!("cannot start {name}"))?;
     let stdout = drain(child.stdout.take());
     let stderr = drain(child.stderr.take());
-    let Some(status) = wait(&mut child, patience).at(|| format!("waiting for {name}"))? else {
+    let Some(status) = wait(&mut child, patience, is_stopped).at(|| format!("waiting for {name}"))? else {
         // The reading threads are left behind: a program stuck in the kernel keeps its pipes open.
         let _ = child.kill();
+        if is_stopped() {
+            let _ = child.wait();
+            return Err(Error::new(Kind::Closed, format!("{name} was stopped")));
+        }
         let seconds = patience.as_secs();
         return Err(Error::new(
             Kind::Busy,
@@ -106,13 +139,17 @@ fn drain(pipe: Option<impl Read + Send + 'static>) -> Output {
     })
 }
 
-fn wait(child: &mut Child, patience: Duration) -> std::io::Result<Option<ExitStatus>> {
+fn wait(
+    child: &mut Child,
+    patience: Duration,
+    is_stopped: &dyn Fn() -> bool,
+) -> std::io::Result<Option<ExitStatus>> {
     let deadline = Instant::now() + patience;
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(Some(status));
         }
-        if Instant::now() >= deadline {
+        if Instant::now() >= deadline || is_stopped() {
             return Ok(None);
         }
         std::thread::sleep(POLL);

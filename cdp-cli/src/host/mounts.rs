@@ -7,6 +7,9 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+/// Exit code of mount(8): "mount failure".
+const NOT_MOUNTED: i32 = 32;
+
 /// One line of `/proc/self/mountinfo`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Mount {
@@ -85,7 +88,15 @@ pub fn mount(device: &Path, dir: &Path, filesystem: &Filesystem, options: &[Stri
         arguments.extend(["-o".as_ref(), OsStr::new(&joined)]);
     }
     arguments.extend([device.as_os_str(), dir.as_os_str()]);
-    command::run("mount", arguments).map(drop)
+    let arguments: Vec<OsString> = arguments.into_iter().map(OsStr::to_owned).collect();
+    let outcome = outcome("mount", &arguments, command::PATIENCE)?;
+    if outcome.status.success() {
+        return Ok(());
+    }
+    // It is mount(8) that could not mount this, not something around it.
+    let kind = if outcome.status.code() == Some(NOT_MOUNTED) { Kind::Damaged } else { Kind::Io };
+    let context = format!("mount {} failed ({}): {}", device.display(), outcome.status, outcome.stderr);
+    Err(Error::new(kind, context))
 }
 
 /// Unmounts; `Busy` with a hint when files in there are still open.

@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 pub struct PastOptions {
     /// What the user calls it: `VOL@POINT`.
     pub name: String,
+    /// What errors call it, where the name is one of our own.
+    pub called: Option<String>,
     /// The read-only view. Asked again after a restart of the server, so the point has to be absolute.
     pub view_uri: String,
     /// A writable clone of the same instant (`+rw` or `+rw:NAME`).
@@ -32,6 +34,12 @@ pub struct PastOptions {
     pub state_dir: PathBuf,
     /// Who waits for a server that restarts.
     pub keeper: Keeper,
+}
+
+impl PastOptions {
+    fn called(&self) -> &str {
+        self.called.as_ref().unwrap_or(&self.name)
+    }
 }
 
 /// Mounts a past view. Nothing asks for fsck: a journal that needs replay is replayed in a clone that is thrown
@@ -63,7 +71,7 @@ pub fn mount_past(options: &PastOptions) -> Result<Attached> {
 /// Mounts the view itself; `in_use` is set where that cannot be because a journal needs replay.
 fn mount_view(attachment: &mut Attachment, options: &PastOptions, in_use: &mut bool) -> Result<()> {
     let device = device::open(attachment, &options.keeper)?;
-    let found = attach::find_filesystem(&device, options.partition, &options.name)?;
+    let found = attach::find_filesystem(&device, options.partition, options.called())?;
     refuse_btrfs_twin(&found)?;
     if found.replay == Replay::Needed {
         *in_use = true;
@@ -80,7 +88,7 @@ fn mount_view(attachment: &mut Attachment, options: &PastOptions, in_use: &mut b
 fn mount_clone(attachment: &mut Attachment, options: &PastOptions) -> Result<()> {
     let device =
         device::open(attachment, if options.clone_is_named { &options.keeper } else { &Keeper::Nobody })?;
-    let found = attach::find_filesystem(&device, options.partition, &options.name)?;
+    let found = attach::find_filesystem(&device, options.partition, options.called())?;
     refuse_btrfs_twin(&found)?;
     // Read-only is the mount, not the device: the kernel replays the journal into the clone either way.
     mount_checked(attachment, &found, options, (!options.writable).then_some("ro"))

@@ -11,6 +11,7 @@ use cdp_core::error::{Error, IoContext, Kind, Result};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use crate::hooks::Interrupts;
 use crate::host::command;
 use crate::host::relay::Reader;
 
@@ -163,8 +164,9 @@ fn refuse_references(path: &Path, format: Format) -> Result<()> {
         .hint(format!("if that is as it should be: qemu-img convert -O raw {} whole.img", path.display())))
 }
 
-/// Writes the export of a URI to an image, reads that back and compares, and gives it its name.
-pub fn write(uri: &str, path: &Path, format: Format, force: bool) -> Result<()> {
+/// Writes the export of a URI to an image, reads that back and compares, and gives it its name. [`Kind::Closed`], and nothing
+/// left behind, when one of `interrupts` came.
+pub fn write(uri: &str, path: &Path, format: Format, force: bool, interrupts: &Interrupts) -> Result<()> {
     // The file that is replaced, so that nobody begins to use it meanwhile.
     let mut _replaced = None;
     if path.exists() {
@@ -180,7 +182,7 @@ pub fn write(uri: &str, path: &Path, format: Format, force: bool) -> Result<()> 
         _replaced = Some(super::usage::lock_alone(path)?);
     }
     let draft = super::target::draft_of(path);
-    let written = convert(uri, &draft, format).and_then(|()| {
+    let written = convert(uri, &draft, format, interrupts).and_then(|()| {
         let place = || format!("naming {}", path.display());
         std::fs::File::open(&draft).and_then(|file| file.sync_all()).at(place)?;
         std::fs::rename(&draft, path).at(place)
@@ -191,14 +193,17 @@ pub fn write(uri: &str, path: &Path, format: Format, force: bool) -> Result<()> 
     written
 }
 
-fn convert(uri: &str, draft: &Path, format: Format) -> Result<()> {
+fn convert(uri: &str, draft: &Path, format: Format, interrupts: &Interrupts) -> Result<()> {
     let words = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
     let mut arguments = words(&["convert", "-f", "raw", "-O", format.name(), uri]);
     arguments.push(draft.into());
-    command::run_within("qemu-img", arguments, CONVERT_TIME)?;
+    command::run_until("qemu-img", arguments, CONVERT_TIME, interrupts)?;
     let mut arguments = words(&["compare", "-q", "-f", "raw", "-F", format.name(), uri]);
     arguments.push(draft.into());
-    command::run_within("qemu-img", arguments, CONVERT_TIME).map(drop).map_err(|error| {
+    command::run_until("qemu-img", arguments, CONVERT_TIME, interrupts).map(drop).map_err(|error| {
+        if interrupts.came() {
+            return error;
+        }
         Error::new(Kind::Damaged, format!("the image is not what was written: {error}"))
             .hint("the target is bad, or somebody else writes to it; the volume is not touched")
     })

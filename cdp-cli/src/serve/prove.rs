@@ -92,6 +92,7 @@ fn prove(site: &Site, plan: &ProvePlan, stop: &Arc<AtomicBool>) -> Result<bool> 
         program: plan.program.clone(),
         keeper: Keeper::Relay(std::env::current_exe().at(|| "finding this program".to_owned())?),
         stop: stop.clone(),
+        mounted: Default::default(),
     };
     let good = match prober.probe(target.resolved.lsn.0)? {
         Verdict::Good => true,

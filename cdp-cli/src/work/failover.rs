@@ -7,6 +7,8 @@ use cdp_core::error::{Error, Kind, Result};
 use cdp_core::history::point::{Timeline, Zone, format_utc};
 use cdp_core::ids::{EpochNumber, Lsn, Timestamp};
 use cdp_core::volume::Volume;
+use cdp_core::volume::role::Role;
+use cdp_core::volume::together::{at_common, instants_of_all};
 use serde::{Deserialize, Serialize};
 
 use super::leaving::is_export_of;
@@ -30,9 +32,12 @@ pub struct Failover {
     /// Also where members of the group have not arrived here.
     #[serde(default)]
     pub partial: bool,
-    /// Also where a newer state is shown while history is filled in: it goes.
+    /// From what history has, also where a newer state is shown while it is filled in: that one goes.
     #[serde(default)]
     pub give_up_newest: bool,
+    /// Also where another site's epoch fenced this one.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// A volume that was promoted, or would be.
@@ -55,14 +60,53 @@ pub struct FailedOver {
     /// A newer state that is shown while history is filled in, and is given up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub newest: Option<Place>,
+    /// It goes on from a newest state whose history is not here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ahead: Option<AheadOf>,
     /// Of the first volume: the programs that were told.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hooks: Vec<HookRun>,
 }
 
-/// The newest records of the members of a group at an instant.
-pub fn at_common(members: &[Arc<Volume>], at: Timestamp) -> Result<Vec<(Arc<Volume>, Lsn)>> {
-    members.iter().map(|volume| Ok((volume.clone(), volume.lsn_at_common(at)?))).collect()
+/// What it means to go on from a state whose history is not here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AheadOf {
+    /// The newest state of the history that is here.
+    pub behind: Place,
+    /// Records behind it, up to the state: what they made in between is no point that can be looked at, ever.
+    pub lost_records: u64,
+    /// Bytes that are written before clients can write.
+    pub write_bytes: u64,
+    /// The record here whose state it is, once that is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub here_lsn: Option<u64>,
+}
+
+/// Members with the record whose state each goes on from.
+pub type Parts = Vec<(Arc<Volume>, Lsn)>;
+
+/// From where all members of `name` go on, if nobody names a point: the newest instant that all have completely, or that of a
+/// newest state which is shown ahead of the history.
+pub fn newest_of_all(name: &str, members: &[Arc<Volume>], gives_up: bool) -> Result<(Timestamp, Parts)> {
+    // A member that had nothing to send holds nobody back: its source says up to when that is so.
+    let complete = members.iter().map(|volume| volume.complete_through().1).min().unwrap_or_default();
+    let shown = |volume: &Volume| volume.coalesced().filter(|_| !gives_up);
+    let Some(at) = members.iter().find_map(|volume| shown(volume)).map(|newest| newest.state().at) else {
+        return Ok((complete, at_common(members, complete)?));
+    };
+    if instants_of_all(members, at).iter().any(|instant| *instant != at) {
+        return Err(newest::has_no_instant(name, members, complete));
+    }
+    let mut parts = Vec::with_capacity(members.len());
+    for volume in members {
+        let to = match shown(volume) {
+            Some(newest) if newest.state().at == at => newest.state().lsn,
+            None if volume.complete_through().1 >= at => volume.lsn_at_common(at)?,
+            _ => return Err(newest::has_no_instant(name, members, complete)),
+        };
+        parts.push((volume.clone(), to));
+    }
+    Ok((at, parts))
 }
 
 /// Promotes a volume, or all members of a group, at one instant, and tells the programs that want to know of it.
@@ -95,6 +139,10 @@ pub fn failover_above(
             error.hint("`--partial` promotes those that are here, and leaves the others to the other site")
         })?;
     }
+    if !request.dry_run {
+        // One that was cut off, where the disk was full, say.
+        store.settle_promotion()?;
+    }
     let complete: Vec<_> =
         store.members(name)?.into_iter().map(|volume| (volume.complete_through().1, volume)).collect();
     let members: Vec<(Arc<Volume>, Lsn)> = match &request.to {
@@ -105,38 +153,58 @@ pub fn failover_above(
             }
             targets.into_iter().map(|target| (target.volume, target.resolved.lsn)).collect()
         }
-        // A member that had nothing to send holds nobody back: its source says up to when that is so.
         None => {
-            let instant = complete.iter().map(|(at, _)| *at).min().unwrap_or_default();
             let volumes: Vec<Arc<Volume>> = complete.iter().map(|(_, volume)| volume.clone()).collect();
-            at_common(&volumes, instant)?
+            newest_of_all(name, &volumes, request.give_up_newest)?.1
         }
     };
+    if !request.force {
+        members.iter().try_for_each(|(volume, _)| refuse_where_fenced(name, volume))?;
+    }
     let planned = store.plan_promotion(&members, heard)?;
-    if !request.dry_run && !request.give_up_newest {
+    if !request.dry_run && !request.give_up_newest && request.to.is_some() {
         newest::refuse_where_shown(name, &members)?;
     }
     let mut lines = Vec::with_capacity(planned.len());
     for member in &planned {
         let volume = &member.volume;
         let at = complete.iter().find(|(_, other)| Arc::ptr_eq(other, volume)).map(|(at, _)| *at);
+        let shown = volume.coalesced();
+        let ahead = shown.as_ref().filter(|newest| newest.state().lsn == member.to);
+        let to_at = match ahead {
+            Some(newest) => newest.state().at,
+            None => volume.timestamp_of(member.to)?,
+        };
+        let (tip, tip_at) = volume.tip();
+        let ahead = match (ahead, volume.difference_to_newest()?) {
+            (Some(newest), Some(difference)) => Some(AheadOf {
+                behind: Place::new(tip, tip_at),
+                lost_records: newest.state().lsn.0.saturating_sub(tip.0),
+                write_bytes: difference.bytes,
+                here_lsn: None,
+            }),
+            _ => None,
+        };
         lines.push(FailedOver {
             volume: volume.name().to_owned(),
             epoch: member.number.0,
             to_lsn: member.to.0,
-            to_utc: format_utc(volume.timestamp_of(member.to)?),
-            tip_lsn: volume.tip_lsn().0,
+            to_utc: format_utc(to_at),
+            tip_lsn: tip.0,
             complete_utc: format_utc(at.unwrap_or_default()),
             done: false,
-            newest: volume.coalesced().map(|newest| Place::new(newest.state().lsn, newest.state().at)),
+            newest: shown
+                .filter(|_| ahead.is_none())
+                .map(|newest| Place::new(newest.state().lsn, newest.state().at)),
+            ahead,
             hooks: Vec::new(),
         });
     }
     if request.dry_run {
         return Ok(lines);
     }
-    // Before the promotion, so that no crash leaves both.
-    for (volume, _) in &members {
+    // What is given up, before the promotion, so that no crash leaves both.
+    for (volume, _) in members.iter().filter(|(volume, to)| *to <= volume.tip_lsn()) {
         volume.drop_coalesced()?;
     }
     let asked = request.to.as_deref().unwrap_or("the newest instant that is complete");
@@ -145,8 +213,25 @@ pub fn failover_above(
         line.epoch = promoted.epoch.number.0;
         line.tip_lsn = promoted.epoch.start.previous().0;
         line.done = true;
+        if let Some(ahead) = &mut line.ahead {
+            let course = store.volume(&line.volume)?.course();
+            ahead.here_lsn = course.gaps().last().and_then(|gap| gap.end).map(|(lsn, _)| lsn.0);
+        }
     }
     Ok(lines)
+}
+
+/// Whoever fenced this site has gone on, is alive for all we know, and has writes that are not here.
+fn refuse_where_fenced(name: &str, volume: &Volume) -> Result<()> {
+    let Role::Fenced { by, why, .. } = volume.role() else { return Ok(()) };
+    let context = format!(
+        "volume {} was fenced by epoch {}: {why}; that site has gone on, and what it wrote is not here",
+        volume.name(),
+        by.0
+    );
+    Err(Error::new(Kind::Refused, context).hint(format!(
+        "`cdp resync {name}` here brings it up from there, and a failover after that loses nothing; --force goes on from what is here, and what the other site wrote becomes its orphan"
+    )))
 }
 
 /// How often somebody was told of changed roles.
@@ -258,6 +343,9 @@ pub struct Resync {
     pub force: bool,
     /// Only say where the histories part.
     pub dry_run: bool,
+    /// The other site, by the name in its certificate; also one that this site does not believe by itself.
+    #[serde(default)]
+    pub site: Option<String>,
 }
 
 /// A volume whose history is, or would be, one with the other site's again.
@@ -275,6 +363,9 @@ pub struct Resynced {
     pub their_tip_lsn: u64,
     /// The epoch there.
     pub their_epoch: u32,
+    /// The other site.
+    #[serde(default)]
+    pub site: String,
     /// The volume with what only this site had, if there was anything.
     pub orphan: Option<String>,
     /// It is a replica now. Where both sites are in one epoch there is nothing to make one again: a primary stays one.
@@ -289,12 +380,7 @@ pub fn resync(site: &Site, request: &Resync) -> Result<Vec<Resynced>> {
     let mut lines = Vec::with_capacity(names.len());
     for name in &names {
         let volume = store.volume(name)?;
-        let other = volume.elsewhere().ok_or_else(|| {
-            let context = format!("no other site has said yet what it has of volume {name}");
-            Error::new(Kind::NotFound, context).hint(format!(
-                "at the site that goes on: `cdp replica add {name} HOST:PORT` with this server's --replica-listen address; a second later try again"
-            ))
-        })?;
+        let other = volume.other_site(request.site.as_deref())?;
         let join = store.plan_resync(&volume, &other)?;
         lines.push(Resynced {
             volume: name.clone(),
@@ -303,6 +389,7 @@ pub fn resync(site: &Site, request: &Resync) -> Result<Vec<Resynced>> {
             tip_lsn: volume.tip_lsn().0,
             their_tip_lsn: other.tip.0,
             their_epoch: other.epochs.newest().number.0,
+            site: other.site.clone(),
             orphan: None,
             done: false,
         });

@@ -87,7 +87,15 @@ pub fn state(store: &Store, request: &StateOf) -> Result<State> {
         return Err(Error::new(Kind::Refused, context));
     }
     let at = timestamp(&volume, lsn)?;
-    let complete = if durable == tip { now } else { timestamp(&volume, durable)? };
+    let complete = match volume.is_primary() {
+        true if durable == tip => now,
+        true => timestamp(&volume, durable)?,
+        // What the other site has written since, nobody here knows.
+        false => {
+            let (through, at) = volume.complete_through();
+            if through <= durable { at } else { timestamp(&volume, durable)? }
+        }
+    };
     Ok(State {
         volume_id: volume.identity().id.to_string(),
         lsn: lsn.0,

@@ -1,4 +1,4 @@
-//! When a journal reaches its cap at the rate of its last hour, and what happens then.
+//! When a journal reaches its cap at the rate of its last hour, or of its life if that is shorter, and what happens then.
 
 use cdp_core::error::Result;
 use cdp_core::history::point::{Timeline, format_utc};
@@ -11,15 +11,18 @@ use crate::units::size;
 
 /// The rate is taken over at most so long a time before now, in nanoseconds.
 const RATE_NS: u64 = 3600 * 1_000_000_000;
-/// And over at least so long a one, in nanoseconds: filling a new volume is no forecast.
-const RATE_NS_MIN: u64 = 600 * 1_000_000_000;
+/// And over at least so long a one, in nanoseconds: of a volume that was made just now nothing is known.
+const RATE_NS_MIN: u64 = 1_000_000;
 /// Somebody is warned so long before, in hours.
 const WARN_HOURS: f64 = 24.0;
 /// A rate tells no further ahead than so many times the time that it was taken over: thirty seconds of a new volume say
 /// nothing of tomorrow.
 const FORESIGHT: f64 = 24.0;
-/// So far ahead even a short look tells something, in hours.
-const FORESIGHT_HOURS_MIN: f64 = 1.0;
+/// A rate that was taken over a shorter time is a burst, in nanoseconds: what a new disk is filled with says nothing of
+/// the hours behind it. Somebody hears of it where little is left.
+const BURST_NS: u64 = 600 * 1_000_000_000;
+/// Little: one part in so many of the cap.
+const LITTLE_PARTS: u64 = 2;
 /// Where writes will be refused it is a reason to act so long before, in hours.
 const ACT_HOURS: f64 = 1.0;
 /// Beyond that nothing is said, in hours: a year.
@@ -62,16 +65,23 @@ pub fn of(volume: &Volume, now: Timestamp) -> Result<Forecast> {
     let left = cap_bytes.saturating_sub(volume.journal_bytes()) / segment_bytes * segment_bytes
         + volume.journal_room_bytes();
     let bytes_per_s = rate(volume, now);
+    let is_refusing = volume.refuses_for_room();
     let hours = match left.saturating_sub(ahead) {
         0 => Some(0.0),
+        _ if is_refusing && policy.at_cap == AtCap::Block => Some(0.0),
         room if bytes_per_s > 0.0 => Some(room as f64 / bytes_per_s / 3600.0),
         _ => None,
+    };
+    let looked_ns = now.0.saturating_sub(begin_of_look(volume, now));
+    let foresight_hours = match looked_ns < BURST_NS && left > cap_bytes / LITTLE_PARTS {
+        true => 0.0,
+        false => (FORESIGHT * looked_ns as f64 / 3600e9).min(WARN_HOURS),
     };
     let mut forecast = Forecast {
         at_cap: word(policy.at_cap).to_owned(),
         bytes_per_s,
         hours,
-        is_soon: hours.is_some_and(|hours| hours < foresight_hours(volume, now)),
+        is_soon: hours.is_some_and(|hours| hours <= 0.0 || hours < foresight_hours),
         warning: None,
         alarm: None,
         words: None,
@@ -103,15 +113,21 @@ pub fn of(volume: &Volume, now: Timestamp) -> Result<Forecast> {
     };
     forecast.words = Some(format!("{when}: {then}"));
     forecast.alarm = match (policy.at_cap, &holder) {
-        (AtCap::Block, _) if hours <= 0.0 => Some(format!(
-            "ACT: the journal of volume {name} is full, writes are refused; free space on the filesystem, or raise its cap."
-        )),
+        (AtCap::Block, _) if hours <= 0.0 => {
+            let small = match left {
+                0 => String::new(),
+                left => format!(", but for those that fit into the {} that are left", size(left)),
+            };
+            Some(format!(
+                "ACT: the journal of volume {name} is full: writes are refused{small}; free space on the filesystem, or raise its cap."
+            ))
+        }
         (AtCap::Thin, _) if left == 0 => Some(format!(
             "ACT: the journal of volume {name} is full, and nothing of it can be thinned; raise its cap, or keep less."
         )),
-        (AtCap::Block, _) if hours < ACT_HOURS => Some(format!(
-            "ACT: the journal of volume {name} is full in {:.0} minutes; free space on the filesystem, or raise its cap.",
-            hours * 60.0
+        (AtCap::Block, _) if hours < ACT_HOURS && forecast.is_soon => Some(format!(
+            "ACT: the journal of volume {name} is full in {}; free space on the filesystem, or raise its cap.",
+            hours_text(hours)
         )),
         // Full is what it is meant to be; it is a reason to act only if something holds it.
         (AtCap::DropOldest, Some(pin)) if hours <= 0.0 => Some(format!(
@@ -140,12 +156,6 @@ fn word(at_cap: AtCap) -> &'static str {
     }
 }
 
-/// How far ahead somebody is warned, in hours.
-fn foresight_hours(volume: &Volume, now: Timestamp) -> f64 {
-    let looked_hours = now.0.saturating_sub(begin_of_look(volume, now)) as f64 / 3600e9;
-    (FORESIGHT * looked_hours).clamp(FORESIGHT_HOURS_MIN, WARN_HOURS)
-}
-
 /// From where on the rate is taken: an hour ago, or when the volume was made.
 fn begin_of_look(volume: &Volume, now: Timestamp) -> u64 {
     now.0.saturating_sub(RATE_NS).max(volume.identity().created.0)
@@ -168,6 +178,8 @@ fn rate(volume: &Volume, now: Timestamp) -> f64 {
 /// A length of time for people.
 pub fn hours_text(hours: f64) -> String {
     match hours {
+        hours if hours * 60.0 < 1.0 => "less than a minute".to_owned(),
+        hours if hours * 60.0 < 1.5 => "1 minute".to_owned(),
         hours if hours < 1.0 => format!("{:.0} minutes", hours * 60.0),
         hours if hours < 72.0 => format!("{hours:.1} hours"),
         hours => format!("{:.0} days", hours / 24.0),

@@ -1,8 +1,10 @@
 //! Markers on demand.
 
+use std::collections::BTreeMap;
+
 use cdp_core::error::{Error, Kind, Result};
 use cdp_core::format::marker::{MarkerClass, MarkerPayload};
-use cdp_core::history::point::{escape_uri, format_utc, validate_marker_name};
+use cdp_core::history::point::{Timeline, escape_uri, format_utc, validate_marker_name};
 use cdp_core::limits::{NOTE_BYTES_MAX, TAGS_MAX};
 use cdp_core::store::Store;
 use serde::{Deserialize, Serialize};
@@ -39,6 +41,9 @@ pub struct Marked {
     pub export: String,
     /// The same, escaped for a URI.
     pub uri_name: String,
+    /// The record that the name meant until now, if it meant one.
+    #[serde(default)]
+    pub before_lsn: Option<u64>,
 }
 
 /// Refuses what no marker can be called or say; for those who set it only when a long work is done.
@@ -61,6 +66,7 @@ pub fn mark(store: &Store, mark: &Mark) -> Result<Vec<Marked>> {
         tags: mark.tags.clone(),
         hook_output: mark.application.clone().unwrap_or_default(),
     };
+    let before = named_before(store, &mark.target, &payload.name)?;
     let marked = store.mark(&mark.target, &payload)?;
     let line = |(volume, lsn, at): (std::sync::Arc<cdp_core::volume::Volume>, _, _)| {
         let (lsn, at): (cdp_core::ids::Lsn, cdp_core::ids::Timestamp) = (lsn, at);
@@ -73,9 +79,21 @@ pub fn mark(store: &Store, mark: &Mark) -> Result<Vec<Marked>> {
             ns: at.0,
             uri_name: escape_uri(&export),
             export,
+            before_lsn: before.get(volume.name()).copied(),
         }
     };
     Ok(marked.into_iter().map(line).collect())
+}
+
+/// What a name means, by volume, before it is given anew.
+fn named_before(store: &Store, target: &str, name: &str) -> Result<BTreeMap<String, u64>> {
+    let mut before = BTreeMap::new();
+    for volume in store.members(target)? {
+        if let Some((lsn, _)) = volume.marker(name)?.map(|marker| (marker.lsn, marker.at)) {
+            before.insert(volume.name().to_owned(), lsn.0);
+        }
+    }
+    Ok(before)
 }
 
 /// `mark-20261121T100000.123Z`: sorts by time, and is no time that the point syntax would read.

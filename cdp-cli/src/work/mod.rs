@@ -2,6 +2,7 @@
 //! that both ways give the same answer.
 
 pub mod branch;
+pub mod claims;
 pub mod clones;
 pub mod diff;
 pub mod failover;

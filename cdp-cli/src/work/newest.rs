@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cdp_core::error::{Error, Kind, Result};
 use cdp_core::history::point::{Timeline, format_utc};
-use cdp_core::ids::Lsn;
+use cdp_core::ids::{Lsn, Timestamp};
 use cdp_core::store::Store;
 use cdp_core::volume::Volume;
 use cdp_core::volume::coalesced::Progress;
@@ -105,22 +105,38 @@ pub fn newest(store: &Store, request: &Newest) -> Result<Vec<NewestLine>> {
     Ok(volumes.iter().filter_map(|volume| of_volume(volume)).collect())
 }
 
-/// A promotion goes on from what history has: where a newer state is shown, somebody has to say that it may go.
+/// A promotion to a point goes on from what history has: where a newer state is shown, somebody has to say that it may go.
 pub fn refuse_where_shown(name: &str, members: &[(Arc<Volume>, Lsn)]) -> Result<()> {
     for (volume, to) in members {
         let Some(newest) = volume.coalesced() else { continue };
         let state = newest.state();
         let volume_name = volume.name();
         let context = format!(
-            "volume {volume_name} shows the state of {} (lsn:{}) while history is filled in, and would go on from {} (lsn:{to}): what was written between is not here",
+            "volume {volume_name} shows the state of {} (lsn:{}) while history is filled in, and would go on from {} (lsn:{to})",
             format_utc(state.at),
             state.lsn,
             format_utc(volume.timestamp_of(*to)?)
         );
         return Err(Error::new(Kind::Refused, context).hint(format!(
-            "if the first site comes back, wait until it is filled; else save the newer state first (`cdp restore {volume_name}@lsn:{} FILE`), then `cdp failover {name} --give-up-newest`",
+            "`cdp failover {name}` without --to goes on from the newer state; with --give-up-newest it goes (`cdp restore {volume_name}@lsn:{} FILE` saves it)",
             state.lsn
         )));
     }
     Ok(())
+}
+
+/// Members show newest states, and not all of them have the same instant: `complete` is the newest one that all of them have.
+pub fn has_no_instant(name: &str, members: &[Arc<Volume>], complete: Timestamp) -> Error {
+    let of_each = members.iter().map(|volume| match volume.coalesced() {
+        Some(newest) => format!("{} shows the state of {}", volume.name(), format_utc(newest.state().at)),
+        None => format!("{} is complete through {}", volume.name(), format_utc(volume.complete_through().1)),
+    });
+    let context = format!(
+        "the members of {name} have no newest state of one instant: {}",
+        of_each.collect::<Vec<_>>().join(", ")
+    );
+    Error::new(Kind::Refused, context).hint(format!(
+        "wait until history is filled in (`cdp replica newest {name}` says how far it is); or `cdp failover {name} --give-up-newest` goes on from {}, which all of them have; or fail over single volumes",
+        format_utc(complete)
+    ))
 }

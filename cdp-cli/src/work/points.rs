@@ -11,7 +11,10 @@ use cdp_core::store::Store;
 use cdp_core::view::View;
 use cdp_core::volume::Volume;
 use cdp_core::volume::shown::Shown;
+use cdp_core::volume::together::instants_of_all;
 use serde::{Deserialize, Serialize};
+
+use crate::report::Report;
 
 /// A point, resolved.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -202,14 +205,23 @@ fn of_group(
     let request = parse(text, &now)?;
     let at = instant_of(group, &volumes, &request.point, &now)?;
     // Clock time does not stand still: the same `now`, so that the instant is not in anybody's future.
-    let point = Point::Instant { at, daily: false };
-    let resolve_one = |volume: Arc<Volume>| {
+    let instants = instants_of_all(&volumes, at);
+    let resolve_one = |(volume, at): (Arc<Volume>, Timestamp)| {
+        let point = Point::Instant { at, daily: false };
         let mut resolved = resolve(&point, &*volume, &now)?;
         resolved.relative = request.point.is_relative();
         let request = PointRequest { point: request.point.clone(), clone: request.clone.clone() };
         Ok(Target { volume, resolved, request, asked: text.to_owned(), shown: None })
     };
-    volumes.into_iter().map(resolve_one).collect()
+    volumes.into_iter().zip(instants).map(resolve_one).collect()
+}
+
+/// Says which member of a group has no such point: others may have it.
+fn of_member(error: Error, group: &str, member: &str) -> Error {
+    let report = Report::of(&error);
+    let named =
+        Error::new(error.kind(), format!("{member}, a member of the group {group:?}: {}", report.message));
+    report.hint.into_iter().fold(named, Error::hint)
 }
 
 /// The one instant that a point means for all members of a group.
@@ -239,7 +251,8 @@ fn instant_of(group: &str, volumes: &[Arc<Volume>], point: &Point, now: &Now) ->
                         Point::Before(name) => Point::Marker(name.clone()),
                         other => other.clone(),
                     };
-                    let resolved = resolve(&named, &**volume, now)?;
+                    let resolved = resolve(&named, &**volume, now)
+                        .map_err(|error| of_member(error, group, volume.name()))?;
                     Ok((volume, resolved.lsn, resolved.at))
                 })
                 .collect::<Result<Vec<_>>>()?;

@@ -11,6 +11,8 @@ use cdp_core::store::copies::UnfinishedCopy;
 use cdp_core::volume::Volume;
 use cdp_core::volume::rate::RateLimit;
 use cdp_core::volume::replicas::Replica;
+use cdp_core::volume::role::IS_PRIMARY;
+use cdp_replica::fault::{Fault, FaultKind};
 use cdp_replica::status::{LinkState, LinkStatus};
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +23,9 @@ use crate::{rates, units};
 /// A replica that is connected and no more than so far behind is up to date, in nanoseconds: what is written is on its
 /// way.
 const NEAR_NS: u64 = 2_000_000_000;
+/// After so many tries in a row, which take some seconds, one that was never reached is a reason to act: its address may be
+/// wrong.
+const FAILURES_MAX: u32 = 3;
 /// One that is so far behind is a reason to act, in nanoseconds, where the configuration says nothing else.
 const LAG_NS_MAX: u64 = 600 * 1_000_000_000;
 
@@ -103,6 +108,9 @@ pub struct ReplicaStatus {
     /// The newest state, which is shown there while the history up to it is filled in.
     #[serde(default)]
     pub shown: Option<Place>,
+    /// It never was reached, and was tried several times.
+    #[serde(default)]
+    pub unmet: bool,
 }
 
 impl ReplicaStatus {
@@ -118,6 +126,7 @@ impl ReplicaStatus {
                 format_duration(self.lag_alarm_ns),
                 self.text
             )),
+            _ if self.unmet => Some(format!("ACT: {who} was never reached: {}.", self.text)),
             _ => None,
         }
     }
@@ -311,6 +320,15 @@ fn lag_alarm_ns(site: &Site) -> u64 {
     chosen.unwrap_or(LAG_NS_MAX)
 }
 
+/// The other side does not take what is here because it is the one that goes on, and this volume is its replica; whether
+/// or not it feeds it at this moment.
+fn changed_places(volume: &Volume, replica: &Replica, fault: &Fault) -> bool {
+    // One that is fed by a third site is told of a history that parted from that one.
+    let is_from_there = volume.source().is_none_or(|source| replica.site.as_ref() == Some(&source.peer));
+    let goes_on_there = fault.kind == FaultKind::Fenced || fault.from_peer && fault.text.contains(IS_PRIMARY);
+    volume.is_replica() && is_from_there && goes_on_there
+}
+
 fn of_replica(site: &Site, volume: &Volume, replica: &Replica, link: Option<LinkStatus>) -> ReplicaStatus {
     let tip = volume.tip_lsn();
     let acknowledged = if replica.is_acknowledged { replica.held } else { Lsn::ZERO };
@@ -373,6 +391,10 @@ fn of_replica(site: &Site, volume: &Volume, replica: &Replica, link: Option<Link
         (None, Some(LinkState::Waiting(fault))) => {
             ("waiting", format!("{fault}; it is tried again by itself"))
         }
+        (None, Some(LinkState::Stopped(fault))) if changed_places(volume, replica, fault) => {
+            let there = replica.site.as_deref().unwrap_or("the other site");
+            ("resting", format!("this volume is a replica of what {there} has: that is where it comes from"))
+        }
         (None, Some(LinkState::Stopped(fault))) => ("stopped", fault.to_string()),
     };
     let link = link.unwrap_or_default();
@@ -400,5 +422,6 @@ fn of_replica(site: &Site, volume: &Volume, replica: &Replica, link: Option<Link
         gives_way: replica.gives_way,
         coalesce_bytes: replica.coalesce_bytes,
         shown: shown.map(|(lsn, at)| Place::new(lsn, at)),
+        unmet: replica.site.is_none() && link.failures >= FAILURES_MAX,
     }
 }

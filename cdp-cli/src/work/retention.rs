@@ -9,6 +9,7 @@ use cdp_core::history::point::{Timeline, format_utc};
 use cdp_core::history::retention;
 use cdp_core::store::Store;
 use cdp_core::volume::Volume;
+use cdp_core::volume::coalesced::COALESCED_DIR;
 use serde::{Deserialize, Serialize};
 
 use super::forecast::{self, Forecast};
@@ -61,6 +62,9 @@ pub struct Sizes {
     pub index: u64,
     /// Images and checksums of the base.
     pub base: u64,
+    /// A newest state that came ahead of the history.
+    #[serde(default)]
+    pub newest: u64,
 }
 
 impl Sizes {
@@ -73,11 +77,15 @@ impl Sizes {
             thinned_stored: thinned.stored_bytes,
             ..Sizes::default()
         };
+        let disk_bytes =
+            |entry: &fs::DirEntry| entry.metadata().map_or(0, |data| data.blocks() * STAT_BLOCK_BYTES);
         // A file that goes away meanwhile takes nothing.
+        let newest = fs::read_dir(volume.dir().join(COALESCED_DIR));
+        sizes.newest = newest.into_iter().flatten().flatten().map(|entry| disk_bytes(&entry)).sum();
         for entry in fs::read_dir(volume.dir()).into_iter().flatten().flatten() {
             let name = entry.file_name();
             let name = name.to_string_lossy();
-            let bytes = entry.metadata().map_or(0, |data| data.blocks() * STAT_BLOCK_BYTES);
+            let bytes = disk_bytes(&entry);
             if name.ends_with(".seg") {
                 sizes.journal += bytes;
             } else if name.ends_with(".fold") {

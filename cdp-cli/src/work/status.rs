@@ -16,6 +16,7 @@ use cdp_core::volume::{Health, Volume};
 use cdp_nbd::stats::Quantiles;
 use serde::{Deserialize, Serialize};
 
+use super::claims::Claim;
 use super::clones::CloneStatus;
 use super::forecast::{self, Forecast};
 use super::memory::MemoryStatus;
@@ -183,6 +184,9 @@ pub struct VolumeStatus {
     /// Of a replica: the site that feeds it, and up to when everything is here.
     #[serde(default)]
     pub fed: Option<FedStatus>,
+    /// Sites that say to go on with it, and are refused.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub claims: Vec<Claim>,
     /// Of a replica that is going to be copied anew: what is known of that.
     #[serde(default)]
     pub reseed: Option<ReseedStatus>,
@@ -249,6 +253,7 @@ pub fn status(site: &Site, volume: Option<&str>) -> Result<Status> {
     let verdict: Vec<String> = volumes.iter().flat_map(reasons).collect();
     let votes = site.server.as_ref().map(|_| site.votes.status()).unwrap_or_default();
     let verdict: Vec<String> = verdict.into_iter().chain(votes.iter().filter_map(vote_reason)).collect();
+    let verdict: Vec<String> = verdict.into_iter().chain(unknown_targets(site)).collect();
     let act = !verdict.is_empty();
     let forecasts = volumes.iter().filter_map(|volume| volume.forecast.as_ref());
     let memory = MemoryStatus::of(store);
@@ -281,6 +286,24 @@ fn calm(site: &Site, volumes: &[VolumeStatus]) -> String {
 
 fn vote_reason(seat: &SeatStatus) -> Option<String> {
     (seat.state == "waits").then(|| format!("ACT: {} is not answered here: {}.", seat.target, seat.text))
+}
+
+/// What is configured to fail over by itself and is not here: a name that is misspelt, or a replica that never came.
+fn unknown_targets(site: &Site) -> Vec<String> {
+    let failed = site.store.failed();
+    let is_known = |target: &str| {
+        site.store.groups().contains_key(target)
+            || site.store.volume(target).is_ok()
+            || failed.iter().any(|(name, _)| name == target)
+    };
+    let unknown = site.votes.targets().filter(|target| !is_known(target));
+    unknown
+        .map(|target| {
+            format!(
+                "ACT: [automatic.{target}] in the configuration: there is no volume or group {target} here, so nothing of that name fails over by itself; `cdp list` shows the names."
+            )
+        })
+        .collect()
 }
 
 /// Two voters are enough; with one of them away there is none to spare.
@@ -329,6 +352,7 @@ fn reasons(volume: &VolumeStatus) -> Vec<String> {
             proof.program, proof.place.lsn, proof.place.utc
         ));
     }
+    reasons.extend(volume.claims.iter().map(|claim| claim.reason(name)));
     reasons.extend(volume.replicas.iter().filter_map(ReplicaStatus::reason));
     reasons.extend(volume.forecast.iter().filter_map(|forecast| forecast.alarm.clone()));
     reasons
@@ -365,6 +389,7 @@ fn failed(store: &Store) -> Vec<VolumeStatus> {
         disproven: None,
         replicas: Vec::new(),
         fed: None,
+        claims: Vec::new(),
         reseed: None,
         newest: None,
         old_copy: false,
@@ -446,6 +471,7 @@ fn of_volume(site: &Site, volume: &Volume) -> Result<VolumeStatus> {
             let complete = volume.complete_through().1;
             FedStatus { site: source.peer, complete_utc: format_utc(complete), complete_ns: complete.0 }
         }),
+        claims: Claim::all_of(volume),
         reseed: reseed::of_volume(store, volume),
         newest: newest::of_volume(volume),
         old_copy: volume.identity().journal_of.is_some(),

@@ -131,7 +131,7 @@ pub fn of_role(role: &Role) -> (&'static str, Option<String>) {
     match role {
         Role::Primary => ("good", None),
         Role::Replica { .. } => ("replica", None),
-        Role::Fenced { by, why, .. } => ("fenced", Some(format!("by epoch {}: {why}", by.0))),
+        Role::Fenced { by, why, .. } => ("fenced", Some(format!("it is fenced by epoch {}: {why}", by.0))),
     }
 }
 
@@ -295,6 +295,16 @@ pub fn purge(store: &Store, name: &str) -> Result<Purged> {
 pub fn set_journal_cap(store: &Store, name: &str, cap_bytes: Option<u64>) -> Result<VolumeLine> {
     let volume = store.volume(name)?;
     check_journal_cap(cap_bytes, volume.identity().segment_bytes, volume.retention().at_cap)?;
+    // The policy's bound counts as well, and the smaller one wins.
+    if let Some(at_most) =
+        volume.retention().bytes_max.filter(|at_most| cap_bytes.is_none_or(|cap| cap > *at_most))
+    {
+        let context =
+            format!("the policy of volume {name} says `at most {}`, whatever cap is set", size(at_most));
+        return Err(Error::new(Kind::Refused, context).hint(format!(
+            "`cdp retention show {name}` has the policy, and `cdp retention set {name} POLICY` changes it"
+        )));
+    }
     volume.set_journal_cap(cap_bytes)?;
     Ok(VolumeLine::of(&volume))
 }

@@ -16,11 +16,21 @@ pub struct Sites {
 
 impl Sites {
     pub fn new() -> Sites {
+        Sites::with_rights([&["--primary-only"], &["--replica-only"]])
+    }
+
+    /// Either may be the primary.
+    pub fn both_ways() -> Sites {
+        Sites::with_rights([&[], &[]])
+    }
+
+    fn with_rights(rights: [&[&str]; 2]) -> Sites {
         let (a, b) = (Home::new(), Home::new());
         assert_eq!(a.run(&["pki", "init", "authority"]).code, 0);
-        for (home, site, right) in [(&a, "site-a", "--primary-only"), (&b, "site-b", "--replica-only")] {
+        for (home, site, rights) in [(&a, "site-a", rights[0]), (&b, "site-b", rights[1])] {
             let to = home.path("pki");
-            let ran = a.run(&["pki", "issue", "authority", site, right, "--to", to.to_str().unwrap()]);
+            let issue = ["pki", "issue", "authority", site, "--to", to.to_str().unwrap()];
+            let ran = a.run(&[&issue, rights].concat());
             assert_eq!(ran.code, 0, "{ran:?}");
         }
         Sites { a, b }

@@ -8,7 +8,7 @@ use std::io::{ErrorKind, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{BLOCK, Base, BaseWriter, PIECE_BLOCKS, Unsynced};
+use super::{BLOCK, Base, BaseWriter, PIECE_BLOCKS, Problem, Unsynced};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::coalesced::{Come, ZERO_ROW_BYTES, ZeroRow};
 use crate::ids::{Extent, Lba, VolumeId};
@@ -101,6 +101,16 @@ impl Overlay {
             }
         }
         Ok(Overlay { blocks: Base::open(files, dir, volume, size_bytes)?, runs })
+    }
+
+    /// What is missing or cannot be used of its files, as far as opening them told.
+    pub fn problems(&self) -> Vec<Problem> {
+        self.blocks.problems()
+    }
+
+    /// Up to which block nothing can be read from block `at` on, because a whole file or the map is missing.
+    pub fn lost_until(&self, at: u64) -> Option<u64> {
+        self.blocks.lost_until(at)
     }
 
     /// Up to which block, at most `to`, the blocks from `from` on come from the same place, and which.

@@ -250,6 +250,13 @@ impl Piece {
             .at(|| format!("writing {}", self.path.display()))
     }
 
+    /// As [`Piece::write_blocks`]: the disk begins with it at once, and it need not stay in the page cache.
+    pub fn write_bulk(&self, first: u64, bytes: &[u8]) -> Result<()> {
+        self.image()?
+            .write_bulk_at(self.image_offset(first), &[IoSlice::new(bytes)])
+            .at(|| format!("writing {}", self.path.display()))
+    }
+
     /// Writes sums, 0 for blocks that are absent from now on. A page that was not in use is written whole, and is from here on.
     pub fn write_sums(&self, first: u64, sums: &[u32]) -> Result<()> {
         let file = self.sums_file()?;

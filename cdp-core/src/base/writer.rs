@@ -13,6 +13,9 @@ use crate::ids::VolumeId;
 use crate::io::Files;
 use crate::limits::BASE_PIECE_BYTES;
 
+/// Shorter runs of a stream gather in the page cache: an order to the disk for each of them would cost more.
+const BULK_BYTES_MIN: usize = 256 << 10;
+
 /// Fills the base of a volume that is being made. Nothing counts before [`BaseWriter::finish`] and the
 /// volume's own manifest.
 pub struct BaseWriter {
@@ -25,6 +28,8 @@ pub struct BaseWriter {
     dirty: BTreeSet<u64>,
     // Blocks of zeros are present like any other.
     keeps_zeros: bool,
+    // Long runs are written as bulk.
+    is_stream: bool,
     // The map on the disk is not that of the pieces, whether or not pages came into use.
     map_is_old: bool,
 }
@@ -66,6 +71,7 @@ impl BaseWriter {
             pieces: BTreeMap::new(),
             dirty: BTreeSet::new(),
             keeps_zeros: false,
+            is_stream: false,
             map_is_old: true,
         }
     }
@@ -75,11 +81,18 @@ impl BaseWriter {
         self.keeps_zeros = true;
     }
 
+    /// What comes is long, and nobody reads it soon: the disk begins with long runs at once from now on, so that a sync finds
+    /// little left, and the stream goes through the same few pages of the page cache.
+    pub fn stream(mut self) -> BaseWriter {
+        self.is_stream = true;
+        self
+    }
+
     /// Writes whole blocks from `first` on; blocks of zeros are left out.
     pub fn write(&mut self, first: u64, buffer: &[u8]) -> Result<()> {
         let count = buffer.len() / BLOCK;
         let block = |number: usize| &buffer[number * BLOCK..(number + 1) * BLOCK];
-        let keeps_zeros = self.keeps_zeros;
+        let (keeps_zeros, is_stream) = (self.keeps_zeros, self.is_stream);
         let is_zero = |number: usize| !keeps_zeros && block(number).iter().all(|byte| *byte == 0);
         let mut at = 0;
         while at < count {
@@ -96,7 +109,11 @@ impl BaseWriter {
             }
             let sums: Vec<u32> = (at..end).map(|number| block_sum(block(number))).collect();
             let piece = self.piece(lba / PIECE_BLOCKS)?;
-            piece.write_blocks(lba, &buffer[at * BLOCK..end * BLOCK])?;
+            let run = &buffer[at * BLOCK..end * BLOCK];
+            match is_stream && run.len() >= BULK_BYTES_MIN {
+                true => piece.write_bulk(lba, run)?,
+                false => piece.write_blocks(lba, run)?,
+            }
             piece.write_sums(lba, &sums)?;
             self.dirty.insert(lba / PIECE_BLOCKS);
             at = end;

@@ -10,7 +10,7 @@
 
 use super::bytes::{Cursor, put_text};
 use super::record::RecordKind;
-use crate::ids::{BLOCK_BYTES, Lsn};
+use crate::ids::{BLOCK_BYTES, Lsn, Timestamp};
 use crate::limits::{POINT_BYTES_MAX, VOLUME_BYTES_MAX};
 
 const VERSION: u8 = 1;
@@ -18,7 +18,7 @@ const VERSION: u8 = 1;
 const HASH_BYTES: usize = 8;
 const FLAG_UNDO: u8 = 1;
 
-/// What a rollback or resize record carries.
+/// What a rollback or resize record carries; and what an epoch record says of the state that its epoch goes on from.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Turn {
     /// The state after this record is the one at an older LSN.
@@ -41,6 +41,21 @@ pub enum Turn {
         /// Its size in bytes after this record.
         size_bytes: u64,
     },
+    /// An epoch goes on from a state whose history is not there: from here on no record shows a state, until a resize says
+    /// that it is whole. Its record is the epoch's, with a payload of its own ([`super::epoch::EpochPayload`]); the
+    /// catalog keeps it in this form.
+    Ahead {
+        /// The newest record before the epoch.
+        behind: Lsn,
+        /// Up to then its state is the one.
+        complete: Timestamp,
+        /// The record of the other site whose state the epoch goes on from.
+        lsn: Lsn,
+        /// Its timestamp.
+        at: Timestamp,
+        /// The volume's size in bytes until the state is whole.
+        size_bytes: u64,
+    },
 }
 
 impl Turn {
@@ -49,13 +64,16 @@ impl Turn {
         match self {
             Turn::Rollback { .. } => RecordKind::Rollback,
             Turn::Resize { .. } => RecordKind::Resize,
+            Turn::Ahead { .. } => RecordKind::Epoch,
         }
     }
 
     /// The volume's size in bytes after it.
     pub fn size_bytes(&self) -> u64 {
         match self {
-            Turn::Rollback { size_bytes, .. } | Turn::Resize { size_bytes } => *size_bytes,
+            Turn::Rollback { size_bytes, .. }
+            | Turn::Resize { size_bytes }
+            | Turn::Ahead { size_bytes, .. } => *size_bytes,
         }
     }
 
@@ -90,6 +108,12 @@ impl Turn {
                 b.extend_from_slice(&[0; 7]);
                 b.extend_from_slice(&size_bytes.to_le_bytes());
             }
+            Turn::Ahead { behind, complete, lsn, at, size_bytes } => {
+                b.extend_from_slice(&[0; 7]);
+                for number in [*size_bytes, behind.0, complete.0, lsn.0, at.0] {
+                    b.extend_from_slice(&number.to_le_bytes());
+                }
+            }
         }
         let hash = hash(&b);
         b.extend_from_slice(&hash);
@@ -119,6 +143,13 @@ impl Turn {
                 asked: cursor.text()?.to_owned(),
             },
             RecordKind::Resize if flags == 0 && number == 0 => Turn::Resize { size_bytes },
+            RecordKind::Epoch if flags == 0 && number == 0 => Turn::Ahead {
+                size_bytes,
+                behind: Lsn(cursor.u64()?),
+                complete: Timestamp(cursor.u64()?),
+                lsn: Lsn(cursor.u64()?),
+                at: Timestamp(cursor.u64()?),
+            },
             _ => return None,
         };
         cursor.is_empty().then_some(turn)

@@ -28,16 +28,53 @@ pub struct Course {
     rollbacks: Vec<(Lsn, Lsn)>,
     // What is visible right at the newest rollback: the tip's answer without a walk.
     newest: Vec<(Lsn, Lsn)>,
+    // Rising; only the last one may be open.
+    gaps: Vec<Gap>,
+}
+
+/// A stretch of records that show no state: the history between was not here when an epoch went on from a state of another
+/// site, and they make that state, block by block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Gap {
+    /// The newest record before it.
+    pub behind: Lsn,
+    /// Up to then the state behind that record is the one.
+    pub complete: Timestamp,
+    /// The record of the other site whose state was gone on from.
+    pub lsn: Lsn,
+    /// Its timestamp.
+    pub at: Timestamp,
+    /// The record that ends the gap, and when that was; none as long as the state is not whole.
+    pub end: Option<(Lsn, Timestamp)>,
+    /// The state at its end is that of the other site. If not, somebody went back to before the gap.
+    pub is_whole: bool,
+}
+
+impl Gap {
+    /// Whether this record is one that shows no state.
+    pub fn hides(&self, lsn: Lsn) -> bool {
+        lsn > self.behind && self.end.is_none_or(|(end, _)| lsn < end)
+    }
+
+    fn covers(&self, at: Timestamp) -> bool {
+        at > self.complete && self.end.is_none_or(|(_, end)| at < end)
+    }
 }
 
 impl Course {
     /// Of a volume that was made with this size and never turned.
     pub fn new(first_size_bytes: u64) -> Course {
-        Course { first_size_bytes, turns: Vec::new(), rollbacks: Vec::new(), newest: Vec::new() }
+        Course {
+            first_size_bytes,
+            turns: Vec::new(),
+            rollbacks: Vec::new(),
+            newest: Vec::new(),
+            gaps: Vec::new(),
+        }
     }
 
     /// Adds the newest turn. `false`, and nothing is added, if it cannot be: its record must be above all before,
-    /// a rollback's target below its record.
+    /// a rollback's target below its record, what is not there behind what is.
     #[must_use]
     pub fn push(&mut self, turn: TurnAt) -> bool {
         if self.turns.last().is_some_and(|last| last.lsn >= turn.lsn) {
@@ -50,8 +87,44 @@ impl Course {
             self.newest = self.walk(to);
             self.rollbacks.push((turn.lsn, to));
         }
+        if let Turn::Ahead { behind, complete, lsn, at, .. } = turn.turn {
+            if behind.next() != turn.lsn || complete >= turn.at || at >= turn.at {
+                return false;
+            }
+            // Of one that was open somebody else has taken over meanwhile.
+            self.end_gap(&turn, false);
+            self.gaps.push(Gap { behind, complete, lsn, at, end: None, is_whole: false });
+        } else {
+            self.end_gap(&turn, matches!(turn.turn, Turn::Resize { .. }));
+        }
         self.turns.push(turn);
         true
+    }
+
+    fn end_gap(&mut self, turn: &TurnAt, is_whole: bool) {
+        if let Some(gap) = self.gaps.last_mut().filter(|gap| gap.end.is_none()) {
+            (gap.end, gap.is_whole) = (Some((turn.lsn, turn.at)), is_whole);
+        }
+    }
+
+    /// The stretches whose records show no state, oldest first.
+    pub fn gaps(&self) -> &[Gap] {
+        &self.gaps
+    }
+
+    /// The one whose state is not whole yet.
+    pub fn open_gap(&self) -> Option<&Gap> {
+        self.gaps.last().filter(|gap| gap.end.is_none())
+    }
+
+    /// The one that this record lies in.
+    pub fn gap_of(&self, lsn: Lsn) -> Option<&Gap> {
+        self.gaps.iter().rfind(|gap| gap.hides(lsn))
+    }
+
+    /// The one that this instant lies in.
+    pub fn gap_at(&self, at: Timestamp) -> Option<&Gap> {
+        self.gaps.iter().rfind(|gap| gap.covers(at))
     }
 
     /// All turns, oldest first.
@@ -192,6 +265,46 @@ mod tests {
         assert!(course.push(rollback(5, 4)));
         assert!(!course.push(rollback(5, 1)));
         assert_eq!(course.turns().len(), 1);
+    }
+
+    /// A second site took over with a newest state whose history it never got: nobody is shown the blocks of that state mixed
+    /// with older ones, nor the older state for an instant at which the newer one was there.
+    #[test]
+    fn what_makes_a_state_shows_none() {
+        let ahead = |lsn: u64, behind: u64| TurnAt {
+            lsn: Lsn(lsn),
+            at: Timestamp(lsn * 10),
+            turn: Turn::Ahead {
+                behind: Lsn(behind),
+                complete: Timestamp(behind * 10 + 2),
+                lsn: Lsn(90),
+                at: Timestamp(behind * 10 + 7),
+                size_bytes: 30,
+            },
+        };
+        let whole = |lsn: u64| TurnAt {
+            lsn: Lsn(lsn),
+            at: Timestamp(lsn * 10),
+            turn: Turn::Resize { size_bytes: 20 },
+        };
+        let mut course = Course::new(10);
+        assert!(!course.push(ahead(5, 5)) && !course.push(ahead(6, 4)));
+        assert!(course.push(ahead(5, 4)));
+        assert_eq!(course.open_gap().map(|gap| gap.behind), Some(Lsn(4)));
+        let hidden = |course: &Course| -> Vec<u64> {
+            (0..40).filter(|lsn| course.gap_of(Lsn(*lsn)).is_some()).collect()
+        };
+        assert_eq!(hidden(&course), (5..40).collect::<Vec<_>>());
+        assert!(course.push(whole(9)) && course.open_gap().is_none());
+        assert_eq!(hidden(&course), [5, 6, 7, 8]);
+        let times: Vec<u64> = (0..200).filter(|at| course.gap_at(Timestamp(*at)).is_some()).collect();
+        assert_eq!(times, (43..90).collect::<Vec<_>>());
+        assert!(course.gaps()[0].is_whole);
+        assert_eq!([4, 5, 8, 9].map(|lsn| course.size_at(Lsn(lsn))), [10, 30, 30, 20]);
+        // One that nobody finished: the next site went back to before it.
+        assert!(course.push(ahead(20, 19)) && course.push(rollback(25, 19)));
+        assert_eq!(hidden(&course), [5, 6, 7, 8, 20, 21, 22, 23, 24]);
+        assert!(!course.gaps()[1].is_whole);
     }
 
     /// A view of the time before a volume grew, or of after it was set back to then, has the size it had then.

@@ -105,6 +105,10 @@ pub trait Files: Send + Sync + 'static {
     fn is_for_many_threads(&self) -> bool {
         false
     }
+    /// Whether nothing of it is on any disk: there small segments make short histories long.
+    fn is_simulated(&self) -> bool {
+        false
+    }
     /// The word for this implementation in `status`: `posix`, `io_uring`, `sim`.
     fn name(&self) -> &'static str;
 }

@@ -76,7 +76,7 @@ impl<'a> Draft<'a> {
         self.parts.iter().map(|part| part.len()).sum()
     }
 
-    fn payload_blocks(&self) -> u64 {
+    pub(crate) fn payload_blocks(&self) -> u64 {
         self.payload_bytes().div_ceil(BLOCK) as u64
     }
 }
@@ -123,6 +123,11 @@ impl Appender {
     /// Continues in `segment` at `end`.
     pub fn new(segment: Arc<Segment>, end: u64, position: Position, epoch: EpochNumber) -> Appender {
         Appender { segment, end, position, epoch, is_ended: false, header_buffer: Vec::new() }
+    }
+
+    /// Whether nothing was appended to the segment.
+    pub fn is_empty(&self) -> bool {
+        self.end == BLOCK_BYTES && !self.is_ended
     }
 
     /// How many drafts of the front fit into one batch in this segment, and the batch's length in blocks.

@@ -27,6 +27,24 @@ const SLOTS_HELD: Duration = Duration::from_millis(100);
 /// And so long they are let in between.
 const SLOTS_PAUSE: Duration = Duration::from_millis(1);
 
+/// When a volume is opened.
+#[derive(Clone, Copy)]
+pub(super) enum When<'a> {
+    /// With the store, before anybody is served; this says what somebody accepted for a volume of a name.
+    AtStart(&'a dyn Fn(&str) -> Accept),
+    /// While others are served and upkeep goes on.
+    Live,
+}
+
+impl When<'_> {
+    fn accept(self, name: &str) -> Accept {
+        match self {
+            When::AtStart(accept) => accept(name),
+            When::Live => Accept::default(),
+        }
+    }
+}
+
 /// A volume's directory, whether it is in the trash, and what its manifest says, if it can be read.
 pub(super) struct Place {
     pub dir: PathBuf,
@@ -140,12 +158,12 @@ impl Store {
     }
 
     /// Opens a volume and, before it, whatever it is a clone of; notes it, or why it cannot be opened.
-    pub(super) fn open_by_dir(&self, name: &str, dir: &Path, accept: &dyn Fn(&str) -> Accept, depth: usize) {
-        self.note_opened(name, self.open_with_parent(name, dir, accept, depth));
+    pub(super) fn open_by_dir(&self, name: &str, dir: &Path, when: When<'_>) {
+        self.open_at_depth(name, dir, when, 0);
     }
 
-    fn note_opened(&self, name: &str, opened: Result<Arc<Volume>>) {
-        match opened {
+    fn open_at_depth(&self, name: &str, dir: &Path, when: When<'_>, depth: usize) {
+        match self.open_with_parent(name, dir, when, depth) {
             Ok(volume) => {
                 self.volumes.lock().expect("no panics under this lock").insert(name.to_owned(), volume);
                 self.failed.lock().expect("no panics under this lock").remove(name);
@@ -156,40 +174,26 @@ impl Store {
         }
     }
 
-    /// As [`Store::open_by_dir`], while upkeep goes on: what clones read from is held before anything of it is folded.
-    pub(super) fn open_live(&self, name: &str, dir: &Path) {
-        let opened = self.open_with_parent(name, dir, &|_| Accept::default(), 0);
-        let opened =
-            opened.and_then(|volume| self.note_clones_of(std::slice::from_ref(&volume)).map(|()| volume));
-        self.note_opened(name, opened);
-    }
-
-    fn open_with_parent(
-        &self,
-        name: &str,
-        dir: &Path,
-        accept: &dyn Fn(&str) -> Accept,
-        depth: usize,
-    ) -> Result<Arc<Volume>> {
+    fn open_with_parent(&self, name: &str, dir: &Path, when: When<'_>, depth: usize) -> Result<Arc<Volume>> {
         let identity = read_manifest(&self.shared, dir)?;
         let parent = match identity.parent {
             None => None,
             Some(_) if depth > CLONE_DEPTH_MAX => {
                 return Err(Error::new(Kind::Damaged, format!("volume {name} is a clone of itself")));
             }
-            Some(parent) => Some(self.parent_of(name, parent, accept, depth + 1)?),
+            Some(parent) => Some(self.parent_of(name, parent, when, depth + 1)?),
         };
-        open_on(&self.shared, dir, accept(name), parent)
+        let volume = open_on(&self.shared, dir, when.accept(name), parent)?;
+        if let When::Live = when {
+            // The start sees to both when it has opened everything; here, somebody may use it at once.
+            self.note_clones_of(std::slice::from_ref(&volume))?;
+            self.hold_if_operated_on(&volume)?;
+        }
+        Ok(volume)
     }
 
-    fn parent_of(
-        &self,
-        name: &str,
-        parent: Parent,
-        accept: &dyn Fn(&str) -> Accept,
-        depth: usize,
-    ) -> Result<Arc<dyn Device>> {
-        let volume = self.by_id(parent.id, accept, depth).map_err(|error| {
+    fn parent_of(&self, name: &str, parent: Parent, when: When<'_>, depth: usize) -> Result<Arc<dyn Device>> {
+        let volume = self.by_id(parent.id, when, depth).map_err(|error| {
             let context = format!("volume {name} is a clone, and its parent cannot be had: {error}");
             Error::new(error.kind(), context).hint("what is wrong with the parent has to be put right first")
         })?;
@@ -205,7 +209,7 @@ impl Store {
     }
 
     /// An opened volume, or one that is opened now; one in the trash stays hidden.
-    fn by_id(&self, id: VolumeId, accept: &dyn Fn(&str) -> Accept, depth: usize) -> Result<Arc<Volume>> {
+    fn by_id(&self, id: VolumeId, when: When<'_>, depth: usize) -> Result<Arc<Volume>> {
         let opened = self.volumes().into_iter().find(|volume| volume.identity().id == id);
         let hidden = self.hidden.lock().expect("no panics under this lock").get(&id).cloned();
         if let Some(volume) = opened.or(hidden) {
@@ -218,10 +222,10 @@ impl Store {
             })?;
         if !place.is_trash {
             self.refuse_if_withheld(&place.name)?;
-            self.open_by_dir(&place.name, &place.dir, accept, depth);
+            self.open_at_depth(&place.name, &place.dir, when, depth);
             return self.volume(&place.name);
         }
-        let volume = self.open_with_parent(&place.name, &place.dir, accept, depth)?;
+        let volume = self.open_with_parent(&place.name, &place.dir, when, depth)?;
         self.hidden.lock().expect("no panics under this lock").insert(id, volume.clone());
         Ok(volume)
     }
@@ -336,7 +340,7 @@ impl Store {
             return renamed;
         }
         // Wherever it stands now.
-        let moved = self.by_id(id, &|_| Accept::default(), 0)?;
+        let moved = self.by_id(id, When::Live, 0)?;
         for ((clone, lsn), slot) in clones.iter().zip(&mut slots) {
             // One that was hydrated meanwhile needs nothing any more.
             if slot.is_some() {

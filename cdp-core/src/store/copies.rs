@@ -216,12 +216,13 @@ impl Store {
             Error::new(Kind::Busy, context)
         })?;
         let copied = origin.copied.ok_or_else(|| Error::new(Kind::Invalid, "a copy of no state"))?;
-        origin.check_sizes()?;
+        origin.check_sizes(&*self.shared.files)?;
         let files = self.shared.files.clone();
         let dir = self.copy_dir(origin.id);
         let known = self.copy_state(origin.id)?.filter(|state| state.copied == copied);
         let resume = |state: CopyState| {
-            let resumed = BaseWriter::resume(files.clone(), &dir, origin.id, copied.size_bytes, state.pieces);
+            let resumed = BaseWriter::resume(files.clone(), &dir, origin.id, copied.size_bytes, state.pieces)
+                .map(BaseWriter::stream);
             match resumed {
                 // Something of it is gone: it comes again.
                 Err(error) if error.kind() == Kind::Damaged => Ok(None),
@@ -239,7 +240,7 @@ impl Store {
                 let name = name.to_owned();
                 let state = CopyState { copied, done_bytes: 0, name, touched, pieces: 0 };
                 write_state(&*files, &dir, &state)?;
-                (state, BaseWriter::new(files.clone(), &dir, origin.id, copied.size_bytes))
+                (state, BaseWriter::new(files.clone(), &dir, origin.id, copied.size_bytes).stream())
             }
         };
         let clock = self.shared.clock.clone();
@@ -351,6 +352,7 @@ impl Store {
         let _naming = self.naming.lock().expect("no panics under this lock");
         validate_volume_name(name)?;
         self.refuse_if_withheld(name)?;
+        self.refuse_if_decided(name)?;
         if let Some((plan, old)) = self.replaced_by(name, copy.origin.id)? {
             return self.replace_volume(plan, old, copy);
         }

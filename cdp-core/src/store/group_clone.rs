@@ -10,12 +10,15 @@
 //! | there | none, some or all, with their group or without | the others get their names, then the group, then the file goes |
 //! | missing | all, with their group | nothing |
 //!
-//! This is settled before any volume is opened, so nobody ever sees half a group.
+//! This is settled before any volume is opened, so nobody ever sees half a group. Where it could not be settled at once (the disk
+//! failed), the store goes on, and nobody else gets a name that was decided (`Store::refuse_if_decided`). A name that is another
+//! volume's all the same (files were moved by hand) stays his: the clone gets the same with the beginning of its id behind it.
 
 use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::{Arc, MutexGuard};
 
+use super::clones::When;
 use super::groups::{Group, write_groups};
 use super::{Store, VERSION, VOLUMES_DIR};
 use crate::device::Device;
@@ -25,7 +28,7 @@ use crate::history::point::validate_volume_name;
 use crate::ids::*;
 use crate::io::{read_file, replace_file};
 use crate::view::View;
-use crate::volume::identity::{create_mark, read_manifest};
+use crate::volume::identity::{create_mark, read_manifest, write_manifest};
 use crate::volume::open::{Accept, open_on};
 use crate::volume::{Identity, Shared, Volume};
 
@@ -84,7 +87,7 @@ impl Store {
         // Of one that failed half way: its clones are there before others are made.
         for (name, dir) in self.finish_cloning()? {
             if !self.volumes.lock().expect("no panics under this lock").contains_key(&name) {
-                self.open_by_dir(&name, &dir, &|_| Accept::default(), 0);
+                self.open_by_dir(&name, &dir, When::Live);
             }
         }
         // Until they have their names, nobody else gets one of them.
@@ -155,6 +158,52 @@ impl Store {
         }
     }
 
+    /// Gives a clone that was decided its name, if it has none yet: this one, or one like it where that is another volume's. The
+    /// name, and where it stands; nowhere if it had its name and was moved to the trash since.
+    fn name_clone(&self, id: VolumeId, name: &str) -> Result<(String, Option<PathBuf>)> {
+        let files = &self.shared.files;
+        let is_its_own = |dir: &PathBuf| read_manifest(&self.shared, dir).is_ok_and(|found| found.id == id);
+        let names = [name.to_owned(), format!("{name}-{:08x}", id.0 >> 96)];
+        let places = names.map(|name| (self.path.join(VOLUMES_DIR).join(&name), name));
+        if let Some((dir, name)) = places.iter().find(|(dir, _)| is_its_own(dir)) {
+            return Ok((name.clone(), Some(dir.clone())));
+        }
+        let fresh = self.unfinished_dir(id);
+        let is_free =
+            |dir: &PathBuf| matches!(files.list(dir), Err(error) if error.kind() == ErrorKind::NotFound);
+        if is_free(&fresh) {
+            return Ok((name.to_owned(), None));
+        }
+        let Some((dir, free)) = places.into_iter().find(|(dir, _)| is_free(dir)) else {
+            let context =
+                format!("the clone of a group is to be named {name}, and another volume has that name");
+            return Err(Error::new(Kind::Exists, context).hint("rename the other volume's directory"));
+        };
+        if free != name {
+            let mut identity = read_manifest(&self.shared, &fresh)?;
+            identity.name = free.clone();
+            write_manifest(&self.shared, &fresh, &identity)?;
+        }
+        self.name_dir(&fresh, &dir)?;
+        Ok((free, Some(dir)))
+    }
+
+    /// Nobody gets a name that a clone, or its group, was decided to have and could not be given yet.
+    pub(super) fn refuse_if_decided(&self, name: &str) -> Result<()> {
+        let path = self.path.join(CLONING_FILE);
+        // What cannot be read now is read at the next opening, and there a name that is taken does no harm.
+        let Ok(bytes) = read_file(&*self.shared.files, &path, MANIFEST_BYTES_MAX) else { return Ok(()) };
+        let cloning = Manifest::decode(&bytes).as_ref().and_then(Cloning::from_manifest);
+        let is_decided = |cloning: &Cloning| {
+            cloning.group == name || cloning.clones.iter().any(|(_, clone)| clone == name)
+        };
+        if !cloning.as_ref().is_some_and(is_decided) {
+            return Ok(());
+        }
+        let context = format!("the name {name:?} is kept for the clone of a group, which is half done");
+        Err(Error::new(Kind::Exists, context).hint("the next start of the server finishes it"))
+    }
+
     fn remove_cloning(&self) -> Result<()> {
         let path = self.path.join(CLONING_FILE);
         let files = &self.shared.files;
@@ -183,23 +232,16 @@ impl Store {
                 .hint("a clone of a group may be half done: move the file away, and its clones are dropped")
         })?;
         let mut places = Vec::new();
+        let mut members = Vec::new();
         for (id, name) in &cloning.clones {
-            let (fresh, dir) = (self.unfinished_dir(*id), self.path.join(VOLUMES_DIR).join(name));
-            match read_manifest(&self.shared, &dir) {
-                Ok(identity) if identity.id == *id => places.push((name.clone(), dir)),
-                // It had its name and was moved to the trash since.
-                _ if self.shared.files.list(&fresh).is_err() => {}
-                _ => {
-                    self.name_dir(&fresh, &dir)?;
-                    places.push((name.clone(), dir));
-                }
-            }
+            let (name, place) = self.name_clone(*id, name)?;
+            members.push(name.clone());
+            places.extend(place.map(|dir| (name, dir)));
         }
         let mut groups = self.groups.lock().expect("no panics under this lock");
         if !groups.contains_key(&cloning.group) {
             let mut changed = groups.clone();
-            let names = cloning.clones.into_iter().map(|(_, name)| name).collect();
-            changed.insert(cloning.group, Group { members: names, awaited: Vec::new() });
+            changed.insert(cloning.group, Group { members, awaited: Vec::new() });
             write_groups(&*self.shared.files, &self.path, &changed)?;
             *groups = changed;
         }

@@ -71,6 +71,7 @@ impl Store {
             (true, false) if self.volumes.lock().expect("no panics under this lock").contains_key(group) => {
                 return Err(Error::new(Kind::Exists, format!("there is a volume named {group:?}")));
             }
+            (true, false) => self.refuse_if_decided(group)?,
             _ => {}
         }
         let list = &mut changed.entry(group.to_owned()).or_default().members;

@@ -132,6 +132,7 @@ impl Store {
     pub(super) fn free_dir(&self, name: &str) -> Result<PathBuf> {
         validate_volume_name(name)?;
         self.refuse_if_withheld(name)?;
+        self.refuse_if_decided(name)?;
         if self.groups.lock().expect("no panics under this lock").contains_key(name) {
             return Err(Error::new(Kind::Exists, format!("there is a group named {name:?}")));
         }

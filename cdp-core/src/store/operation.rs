@@ -73,8 +73,12 @@ impl Operation {
         })
     }
 
-    fn how(&self) -> How {
-        How { group: self.id, asked: self.asked.clone() }
+    fn how(&self, at: Option<Timestamp>) -> How {
+        How { group: self.id, asked: self.asked.clone(), at }
+    }
+
+    fn undone(&self, why: &str) -> String {
+        format!("a rollback of the group {} is not done on all members yet: {why}", self.group)
     }
 
     fn has_acted(&self, volume: &Volume) -> bool {
@@ -113,7 +117,7 @@ impl Store {
         let path = self.path.join(OPERATION_FILE);
         replace_file(&*self.shared.files, &path, &operation.manifest().encode())
             .at(|| format!("writing {}", path.display()))?;
-        let how = operation.how();
+        let how = operation.how(None);
         let done = in_lock_order(
             members,
             |(volume, _)| volume.clone(),
@@ -151,24 +155,34 @@ impl Store {
             .at(|| format!("removing {}", path.display()))
     }
 
-    /// Whether a rollback of a group is not done on all its members: a member that was opened now would be served as it was before.
-    pub(super) fn is_operation_pending(&self) -> bool {
-        self.shared.files.open(&self.path.join(OPERATION_FILE), false).is_ok()
+    /// A member that was opened behind the start would be served as it was before a rollback that is not done on all: it is
+    /// closed to clients, durably, as the others are. The next start finishes that with all of them.
+    pub(super) fn hold_if_operated_on(&self, volume: &Volume) -> Result<()> {
+        let Some(operation) = self.pending_operation()? else { return Ok(()) };
+        if operation.members.iter().any(|(id, _)| *id == volume.identity().id) {
+            volume.hold(&operation.undone("restart the server to finish it"))?;
+        }
+        Ok(())
+    }
+
+    fn pending_operation(&self) -> Result<Option<Operation>> {
+        let path = self.path.join(OPERATION_FILE);
+        let bytes = match read_file(&*self.shared.files, &path, MANIFEST_BYTES_MAX) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            other => other.at(|| format!("reading {}", path.display()))?,
+        };
+        let operation = Manifest::decode(&bytes).as_ref().and_then(Operation::from_manifest);
+        let damaged = || {
+            Error::new(Kind::Damaged, format!("{} is damaged or of a newer version", path.display())).hint(
+                "a rollback of a group may be half done: look at its members with `cdp log`, then remove it",
+            )
+        };
+        operation.map(Some).ok_or_else(damaged)
     }
 
     /// Settles what a crash left of a group's rollback. Before anything is served.
     pub(super) fn finish_operation(&self) -> Result<()> {
-        let path = self.path.join(OPERATION_FILE);
-        let bytes = match read_file(&*self.shared.files, &path, MANIFEST_BYTES_MAX) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            other => other.at(|| format!("reading {}", path.display()))?,
-        };
-        let operation = Manifest::decode(&bytes).as_ref().and_then(Operation::from_manifest);
-        let operation = operation.ok_or_else(|| {
-            Error::new(Kind::Damaged, format!("{} is damaged or of a newer version", path.display())).hint(
-                "a rollback of a group may be half done: look at its members with `cdp log`, then remove it",
-            )
-        })?;
+        let Some(operation) = self.pending_operation()? else { return Ok(()) };
         let mut members = Vec::new();
         let mut missing = false;
         for (id, back) in &operation.members {
@@ -181,20 +195,21 @@ impl Store {
         if acted == 0 && !missing {
             return self.remove_operation();
         }
+        // Those that follow do so at the instant of those that have acted: of the group there is no other.
+        let stamps =
+            members.iter().map(|(volume, _)| volume.course().rollback_of_group(operation.id).map(|t| t.at));
+        let how = operation.how(stamps.flatten().max());
         let mut failure = missing.then(|| "a member cannot be opened".to_owned());
         if acted > 0 {
             for (volume, back) in members.iter().filter(|(volume, _)| !operation.has_acted(volume)) {
-                if let Err(error) = Volume::rollback_all(&[(volume.clone(), *back)], &operation.how()) {
+                if let Err(error) = Volume::rollback_all(&[(volume.clone(), *back)], &how) {
                     failure = Some(error.to_string());
                 }
             }
         }
         let Some(why) = failure else { return self.remove_operation() };
         for (volume, _) in &members {
-            volume.hold(&format!(
-                "a rollback of the group {} is not done on all members yet: {why}",
-                operation.group
-            ))?;
+            volume.hold(&operation.undone(&why))?;
         }
         Ok(())
     }

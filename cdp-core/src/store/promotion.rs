@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | missing | all or none | nothing |
 //! | there | none | nothing was done: the file goes, they stay what they were |
-//! | there | some or all, with their rollback and their role or without | what is missing follows; then the file goes |
+//! | there | some or all, with their rollback, the newer state that they go on from, and their role or without | what is missing follows; then the file goes |
 //!
 //! The file names the state that each member goes on from, and that is durable before the file is. Nothing is served
 //! before this is settled. Where a member cannot follow, because it cannot be opened or takes no records, the others take
@@ -111,8 +111,7 @@ impl Store {
                 Role::Replica { .. } => heard,
                 Role::Fenced { by, .. } => heard.max(by),
             };
-            let elsewhere = volume.elsewhere().map_or(heard, |other| other.epochs.newest().number);
-            let fenced_by = fenced_by.max(elsewhere);
+            let fenced_by = fenced_by.max(volume.highest_elsewhere());
             let newest = volume.epochs().newest().number.max(fenced_by);
             let number = newest.0.checked_add(1).map(EpochNumber).ok_or_else(|| {
                 Error::new(Kind::Invalid, format!("volume {} has had all epochs there can be", volume.name()))
@@ -138,14 +137,30 @@ impl Store {
         // Of one that failed half way: nothing else is done before it.
         self.finish_promotion()?;
         let planned = self.plan_promotion(members, heard)?;
-        if let Some(member) = planned.iter().find(|member| member.volume.coalesced().is_some()) {
-            let context = format!("volume {} shows a newer state than its history has", member.volume.name());
-            return Err(Error::new(Kind::Refused, context).hint("it has to be given up before"));
-        }
+        let done = self.promote_planned(name, &planned, asked);
+        let id = self.promotion_id();
         for member in &planned {
+            // Begun on others, it is gone on with: until then its newest state stays.
+            let is_wanted = id.is_some_and(|id| !member.has_begun(id));
+            if done.is_ok() || !is_wanted {
+                member.volume.end_takeover(done.is_ok());
+            }
+        }
+        done
+    }
+
+    fn promote_planned(&self, name: &str, planned: &[Member], asked: &str) -> Result<Vec<Promoted>> {
+        for member in planned {
             // What it goes on from must be there after a crash.
             let volume = &member.volume;
             volume.settle(volume.tip_lsn())?;
+            if volume.prepare_takeover(member.to)? {
+                continue;
+            }
+            if volume.coalesced().is_some() {
+                let context = format!("volume {} shows a newer state than its history has", volume.name());
+                return Err(Error::new(Kind::Refused, context).hint("it has to be given up before"));
+            }
             if member.to > volume.tip_lsn() {
                 let context = format!("volume {} has no {:?}", volume.name(), member.to);
                 return Err(Error::new(Kind::OutOfRange, context));
@@ -164,7 +179,7 @@ impl Store {
         replace_file(&*self.shared.files, &path, &promotion.manifest().encode())
             .at(|| format!("writing {}", path.display()))?;
         let done = in_lock_order(
-            &planned,
+            planned,
             |member| member.volume.clone(),
             |members| promote_all(members, promotion.id, &promotion.asked),
         );
@@ -175,6 +190,13 @@ impl Store {
         done
     }
 
+    /// The id of one that is not done.
+    fn promotion_id(&self) -> Option<u128> {
+        let bytes =
+            read_file(&*self.shared.files, &self.path.join(PROMOTION_FILE), MANIFEST_BYTES_MAX).ok()?;
+        Manifest::decode(&bytes)?.get_hex("id")
+    }
+
     fn remove_promotion(&self) -> Result<()> {
         let path = self.path.join(PROMOTION_FILE);
         let files = &self.shared.files;
@@ -182,6 +204,12 @@ impl Store {
             .remove(&path)
             .and_then(|()| files.sync_dir(&self.path))
             .at(|| format!("removing {}", path.display()))
+    }
+
+    /// Goes on with a promotion that an error cut off, if there is one.
+    pub fn settle_promotion(&self) -> Result<()> {
+        let _changing = self.changing.lock().expect("no panics under this lock");
+        self.finish_promotion()
     }
 
     /// Settles what a crash, or an error, left of a promotion. Before anything is served.
@@ -205,7 +233,10 @@ impl Store {
         let why = match is_all {
             false => "a member cannot be opened".to_owned(),
             true => match promote_all(&members, promotion.id, &promotion.asked) {
-                Ok(_) => return self.remove_promotion(),
+                Ok(_) => {
+                    members.iter().for_each(|member| member.volume.end_takeover(true));
+                    return self.remove_promotion();
+                }
                 Err(error) => error.to_string(),
             },
         };

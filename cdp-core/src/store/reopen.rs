@@ -11,6 +11,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::clones::When;
 use super::{Store, UNFINISHED_PREFIX, VOLUMES_DIR};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::volume::Volume;
@@ -35,9 +36,6 @@ impl Store {
 
     fn reopen(&self, volume: Arc<Volume>) {
         let _changing = self.changing.lock().expect("no panics under this lock");
-        if self.is_operation_pending() {
-            return;
-        }
         let (name, dir) = (volume.name().to_owned(), volume.dir().to_owned());
         drop(volume);
         {
@@ -48,7 +46,7 @@ impl Store {
             }
             volumes.remove(&name);
         }
-        self.open_live(&name, &dir);
+        self.open_by_dir(&name, &dir, When::Live);
         // It may be what a promotion waited for; whatever is still in the way is said by the volumes.
         let _ = self.finish_promotion();
     }
@@ -66,15 +64,11 @@ impl Store {
         }
         let _changing = self.changing.lock().expect("no panics under this lock");
         let _naming = self.naming.lock().expect("no panics under this lock");
-        // The next start finishes that with all members, before anybody is served.
-        if self.is_operation_pending() {
-            return Ok(());
-        }
         let dir = self.path.join(VOLUMES_DIR);
         // The name itself may be what could not be synced.
         self.shared.files.sync_dir(&dir).at(|| format!("syncing {}", dir.display()))?;
         for name in self.unopened()? {
-            self.open_live(&name, &dir.join(&name));
+            self.open_by_dir(&name, &dir.join(&name), When::Live);
         }
         // As above.
         let _ = self.finish_promotion();

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use super::clones::Place;
 use super::{FillBase, Store};
 use crate::error::{Error, Kind, Result};
 use crate::format::history::{BasePoint, HistoryState};
 use crate::history::epochs::Epochs;
 use crate::ids::*;
-use crate::limits::{VOLUME_BYTES_MAX, VOLUME_BYTES_MIN};
+use crate::io::Files;
+use crate::limits::{SEGMENT_BYTES, SEGMENT_BYTES_SIMULATED_MIN, VOLUME_BYTES_MAX, VOLUME_BYTES_MIN};
 use crate::volume::role::Role;
 use crate::volume::{Identity, Volume};
 
@@ -22,7 +24,7 @@ pub struct Origin {
     pub created: Timestamp,
     /// See [`Identity::marker_interval_ns`]; of use once it is promoted.
     pub marker_interval_ns: u64,
-    /// Size of its journal segments in bytes; its own choice. A record of the primary never spans two.
+    /// Size of its journal segments in bytes; [`SEGMENT_BYTES`] but in simulations. A record of the primary never spans two.
     pub segment_bytes: u64,
     /// See [`Identity::journal_cap_bytes`].
     pub journal_cap_bytes: Option<u64>,
@@ -47,13 +49,20 @@ pub struct Copied {
 }
 
 impl Origin {
-    /// Whether a volume can have such sizes.
-    pub(super) fn check_sizes(&self) -> Result<()> {
+    /// Whether a volume can have such sizes. The other site says them, and it may be anybody's word.
+    pub(super) fn check_sizes(&self, files: &dyn Files) -> Result<()> {
         let sizes = [Some(self.first_size_bytes), self.copied.map(|copied| copied.size_bytes)];
         for size in sizes.into_iter().flatten() {
             if !(VOLUME_BYTES_MIN..=VOLUME_BYTES_MAX).contains(&size) || !size.is_multiple_of(512) {
                 return Err(Error::new(Kind::Invalid, format!("a size of {size} bytes for a replica")));
             }
+        }
+        // The largest request fits into those; once promoted, the replica takes requests. Smaller ones are for simulations.
+        let least = if files.is_simulated() { SEGMENT_BYTES_SIMULATED_MIN } else { SEGMENT_BYTES };
+        let segment = self.segment_bytes;
+        if !(least..=SEGMENT_BYTES).contains(&segment) || !segment.is_multiple_of(BLOCK_BYTES) {
+            let context = format!("segments of {segment} bytes for a replica; they have {SEGMENT_BYTES}");
+            return Err(Error::new(Kind::Invalid, context));
         }
         Ok(())
     }
@@ -105,7 +114,7 @@ impl Store {
         origin: &Origin,
         fill: Option<&mut FillBase<'_>>,
     ) -> Result<Arc<Volume>> {
-        origin.check_sizes()?;
+        origin.check_sizes(&*self.shared.files)?;
         let _changing = self.changing.lock().expect("no panics under this lock");
         self.refuse_second(origin.id)?;
         let (identity, begin) = origin.identity(name, self.shared.clock.now());
@@ -124,14 +133,20 @@ impl Store {
 
     /// A store holds one copy of a volume, deleted ones included.
     pub(super) fn refuse_second(&self, id: VolumeId) -> Result<()> {
-        match self.place_of(id)? {
-            None => Ok(()),
-            Some(other) => {
-                Err(Error::new(Kind::Exists, format!("the volume {id} is here already, as {other}")).hint(
-                    "a store holds one copy of a volume; take another store, or remove that one for good",
-                ))
-            }
-        }
+        let is_it = |place: &Place| place.identity.as_ref().is_some_and(|identity| identity.id == id);
+        let Some(place) = self.places()?.into_iter().find(is_it) else { return Ok(()) };
+        let deleted = place.name.rsplit_once('.').filter(|_| place.is_trash);
+        Err(match deleted {
+            // The other site is told this in one line, without a hint.
+            Some((name, _)) => Error::new(
+                Kind::Exists,
+                format!(
+                    "{name} was deleted at the replica's site and is in the trash there: `cdp undelete {name}` there brings it back, and after `cdp delete {name} --purge` there it comes anew"
+                ),
+            ),
+            None => Error::new(Kind::Exists, format!("the volume {id} is here already, as {}", place.name))
+                .hint("a store holds one copy of a volume; take another store, or remove that one for good"),
+        })
     }
 
     /// The opened volume with this id.

@@ -13,7 +13,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::clones::CLONE_DEPTH_MAX;
+use super::clones::{CLONE_DEPTH_MAX, When};
 use super::{Store, TRASH_DIR, VOLUMES_DIR};
 use crate::error::{Error, Kind, Result};
 use crate::format::epoch::Epoch;
@@ -101,13 +101,17 @@ impl Store {
         let volume = self.volume(name)?;
         let join = self.plan_resync(&volume, other)?;
         if join.standing == Standing::Same {
-            // One history, of which one site has more.
+            // One history, of which one site has more. Where it comes from may change all the same.
+            if volume.is_replica() {
+                volume.set_source(&other.site)?;
+            }
             return Ok(Resynced { common: join.common, orphan: None });
         }
         if !join.ours_beyond {
             // The sender's records join here or they do not: that is looked at before the first is taken.
             volume.fence(other.epochs.newest().number, "another site went on")?;
             volume.settle(volume.tip_lsn())?;
+            volume.set_source(&other.site)?;
             volume.receive_from_here()?;
             return Ok(Resynced { common: join.common, orphan: None });
         }
@@ -135,6 +139,8 @@ impl Store {
         let newest = other.epochs.newest();
         volume.fence(newest.number, &format!("another site has epoch {}", newest.number.0))?;
         volume.settle(volume.tip_lsn())?;
+        // From here on it takes nothing before it is cut, and then of this site only.
+        volume.set_source(&other.site)?;
         let orphan = self.set_tail_aside(&volume, join.common)?;
         self.reparent_clones(volume.identity().id, join.common, orphan)?;
         let at = CutAt { lsn: common.lsn, chain: common.chain };
@@ -294,7 +300,7 @@ impl Store {
             let is_open = self.volumes.lock().expect("no panics under this lock").contains_key(&name);
             // One in the trash is opened when somebody reads from it.
             if !is_hidden && !is_open {
-                self.open_live(&name, &dir);
+                self.open_by_dir(&name, &dir, When::Live);
             }
         }
         closed

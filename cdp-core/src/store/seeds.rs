@@ -217,7 +217,7 @@ impl Store {
         if let Some(volume) = &old {
             self.refuse_to_replace(volume)?;
         }
-        let replaces = old.map(|volume| volume.identity().id);
+        let replaces = old.as_ref().map(|volume| volume.identity().id);
         let from = match (from, replaces) {
             (Some(from), _) => from,
             (None, Some(id)) => SeedFrom::Volume { id, at: None },
@@ -226,6 +226,13 @@ impl Store {
         let plan = SeedPlan { name: name.to_owned(), from, replaces, aside: None };
         // Whether it is there at all.
         self.open_seed(&plan)?;
+        if let Some(volume) = &old
+            && let Ok(other) = volume.other_site(None)
+            && other.epochs.newest().number > volume.epochs().newest().number
+        {
+            // The copy comes from where the volume went on.
+            volume.set_source(&other.site)?;
+        }
         self.write_seed(&plan)?;
         Ok(plan)
     }

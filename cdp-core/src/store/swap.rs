@@ -22,6 +22,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::clones::When;
 use super::copies::ReplicaCopy;
 use super::seeds::{SeedFrom, SeedPlan};
 use super::{Store, VOLUMES_DIR, validate_volume_name};
@@ -224,7 +225,7 @@ impl Store {
         let dir = self.path.join(VOLUMES_DIR).join(name);
         if !is_open && self.shared.files.list(&dir).is_ok() {
             self.failed.lock().expect("no panics under this lock").remove(name);
-            self.open_live(name, &dir);
+            self.open_by_dir(name, &dir, When::Live);
         }
     }
 

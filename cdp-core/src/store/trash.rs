@@ -11,7 +11,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::clones::Place;
+use super::clones::{Place, When};
 use super::{Store, TRASH_DIR, VOLUMES_DIR};
 use crate::error::{Error, IoContext, Kind, Result};
 use crate::ids::*;
@@ -77,6 +77,7 @@ impl Store {
         let entries = self.shared.files.list(&dir).at(|| format!("listing {}", dir.display()))?;
         let mut trashed: Vec<Trashed> = entries
             .into_iter()
+            .filter(|entry| !entry.name.starts_with(GONE_PREFIX))
             .filter_map(|entry| {
                 let (name, deleted) = entry.name.rsplit_once('.')?;
                 let deleted = Timestamp(deleted.parse().ok()?);
@@ -102,6 +103,7 @@ impl Store {
             .ok_or_else(|| Error::new(Kind::NotFound, format!("there is no deleted volume {name:?}")))?;
         let _changing = self.changing.lock().expect("no panics under this lock");
         self.refuse_if_withheld(name)?;
+        self.refuse_if_decided(name)?;
         let trash = self.path.join(TRASH_DIR);
         let from = trash.join(&trashed.dir);
         let hidden = self.take_hidden(&from);
@@ -120,7 +122,7 @@ impl Store {
             None => rename()?,
         }
         if !self.volumes.lock().expect("no panics under this lock").contains_key(name) {
-            self.open_live(name, &to);
+            self.open_by_dir(name, &to, When::Live);
         }
         self.note_clones()?;
         self.volume(name)

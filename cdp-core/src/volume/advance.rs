@@ -26,7 +26,7 @@ use super::aging::{Duty, Scene};
 use super::parts::{OldLists, Part, PartList, PartSet, is_sealed};
 use super::thin::Thin;
 use super::{Health, Volume};
-use crate::error::{IoContext, Result};
+use crate::error::{IoContext, Kind, Result};
 use crate::format::bytes::crc32;
 use crate::format::history::{BasePoint, HistoryState};
 use crate::history::retention::{AtCap, Policy};
@@ -53,6 +53,8 @@ const READERS_WAIT_MS: u64 = 1_000;
 /// What upkeep of history remembers between calls. Its lock is taken before all others of the volume.
 pub(super) struct Duties {
     fold: Option<Fold>,
+    // A fold did not fit: the next ones are as small as can be until one is done.
+    fold_is_tight: bool,
     pub(super) dropped: Vec<(Arc<Part>, Arc<OldLists>)>,
     budget_at_ns: u64,
     // The policy by which there was nothing to do, and when.
@@ -66,6 +68,7 @@ impl Duties {
     pub(super) fn new(now_ns: u64) -> Duties {
         Duties {
             fold: None,
+            fold_is_tight: false,
             dropped: Vec::new(),
             budget_at_ns: now_ns,
             looked: None,
@@ -206,7 +209,7 @@ impl Volume {
             done => return Ok(done),
         }
         match duties.fold.take() {
-            Some(fold) => self.fold_step(duties, fold),
+            Some(fold) => self.fold_step_or_clear(duties, fold),
             None if duties.thin.is_some() => {
                 Ok(self.thin_step(duties, || Ok(None)).map_or(Step::Idle, Step::Worked))
             }
@@ -220,7 +223,10 @@ impl Volume {
         let policy = self.retention();
         let is_due = duties.is_due(&policy, now_ns);
         let may_thin = now_ns >= duties.thin_retry_ns;
-        let scene = Scene::of(self, policy)?;
+        let mut scene = Scene::of(self, policy)?;
+        if duties.fold_is_tight {
+            scene.fold_room_bytes = 0;
+        }
         match scene.next_below(is_due, may_thin)? {
             Some(Duty::Move { to, reason }) => {
                 // Unless somebody has come who holds it.
@@ -230,7 +236,7 @@ impl Volume {
             }
             Some(Duty::Fold { count }) => {
                 let fold = self.begin_fold(scene, count)?;
-                return self.fold_step(duties, fold);
+                return self.fold_step_or_clear(duties, fold);
             }
             Some(Duty::Thin(_)) | None => {}
         }
@@ -244,6 +250,64 @@ impl Volume {
             duties.looked = Some((policy, now_ns));
         }
         Ok(worked.map_or(Step::Idle, Step::Worked))
+    }
+
+    /// As below; where there is no room for what is folded, the next one is as small as can be.
+    fn fold_step_or_clear(&self, duties: &mut Duties, fold: Fold) -> Result<Step> {
+        let (parts, visible) = (fold.parts.clone(), fold.visible.clone());
+        let done = self.fold_step(duties, fold);
+        if let Err(error) = &done
+            && error.kind() == Kind::NoSpace
+        {
+            // What was put there already would be in the way of a smaller one; also what an earlier opening put there.
+            let cleared = match std::mem::replace(&mut duties.fold_is_tight, true) {
+                true => self.clear_folded(parts, &visible),
+                false => self.clear_all_folded(),
+            };
+            if let Err(error) = cleared {
+                self.note_error(format!("clearing what was folded into the base and did not fit: {error}"));
+            }
+        }
+        done
+    }
+
+    /// Takes everything out of the base that any fold could have put there since the base LSN moved.
+    fn clear_all_folded(&self) -> Result<()> {
+        let scene = Scene::of(self, self.retention())?;
+        let Some(count) = scene.rest_of_all() else { return Ok(()) };
+        let parts: Vec<Arc<Part>> =
+            scene.bricks[..count].iter().flat_map(|brick| brick.parts()).cloned().collect();
+        let visible = self.visible(scene.bricks[count - 1].lsns().1);
+        self.clear_folded(Arc::new(PartSet::new(parts)), &visible)
+    }
+
+    /// Takes everything out of the base that these parts changed, none of which a retained state needs.
+    ///
+    /// Legal states after a crash: as while it is written. Every retained state finds a newer version of each of these blocks in the
+    /// journal, and a fold that begins anew writes them all.
+    fn clear_folded(&self, parts: PartList, visible: &Visible) -> Result<()> {
+        let blocks = self.largest_size_bytes().div_ceil(BLOCK_BYTES);
+        let reader = Reader {
+            files: &*self.shared.files,
+            parts,
+            base: &self.base,
+            visible,
+            volume: self,
+            using: self.try_use_files(),
+        };
+        let mut at = 0;
+        while at < blocks {
+            let (covered, pieces) = reader.changed(Extent::new(at, blocks), VERSIONS_PER_LOOK)?;
+            for piece in &pieces {
+                match piece {
+                    Piece::Journal { lba, .. } => self.base.erase(lba.0, lba.0 + 1)?,
+                    Piece::Zero { extent, .. } => self.base.erase(extent.start.0, extent.end())?,
+                    Piece::Base { .. } => {}
+                }
+            }
+            at = covered.end();
+        }
+        Ok(())
     }
 
     fn fold_step(&self, duties: &mut Duties, mut fold: Fold) -> Result<Step> {
@@ -369,6 +433,7 @@ impl Volume {
         // Their records go.
         self.keep_epochs()?;
         self.publish_history(HistoryState { horizon, base: fold.to })?;
+        duties.fold_is_tight = false;
         // Under the append lock: leaving a poisoned segment replaces parts by their places in the list.
         let append = self.append.lock().expect("no panics under this lock");
         let mut dropped = Vec::new();

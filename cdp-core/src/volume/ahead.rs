@@ -124,7 +124,7 @@ impl Volume {
     }
 
     /// Makes a segment, if the cap allows one more. Whether it can be used.
-    fn make_segment(&self, fill: Fill) -> Result<bool> {
+    pub(super) fn make_segment(&self, fill: Fill) -> Result<bool> {
         let (ordinal, bytes, used) = {
             let mut pool = self.pool.lock().expect("no panics under this lock");
             if self.refuse_beyond_cap(pool.segment_bytes()).is_err() {

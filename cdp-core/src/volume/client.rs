@@ -78,7 +78,15 @@ impl Device for Client {
 
     fn read(&self, reads: &mut [Read<'_>]) {
         match self.refuse_if_stale() {
-            Ok(()) => self.volume.read(reads),
+            Ok(()) => {
+                self.volume.read(reads);
+                // A promotion may have begun to write another state meanwhile.
+                if !self.volume.is_primary()
+                    && let Err(error) = self.refuse_if_stale()
+                {
+                    reads.iter_mut().for_each(|read| read.result = Err(error.duplicate()));
+                }
+            }
             Err(error) => reads.iter_mut().for_each(|read| read.result = Err(error.duplicate())),
         }
     }

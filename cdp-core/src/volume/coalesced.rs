@@ -6,7 +6,8 @@
 //! ```
 //!
 //! It is shown when the manifest says whole, as exactly t, and never as anything else; records go on behind d as ever.
-//! When the durable log has arrived at t, it goes. d is pinned meanwhile.
+//! When the durable log has arrived at t, it goes. d is pinned meanwhile. A promotion that goes on from t (`takeover.rs`) keeps it
+//! until its state is whole in the journal.
 //!
 //! Legal states after a crash: none; begun, with what the manifest says has come, and anything behind that, which is
 //! forgotten; whole; given up. The manifest goes first and the files after it: a directory without one is removed at the
@@ -22,6 +23,7 @@ use crate::base::{Overlay, OverlayUnsynced, OverlayWriter};
 use crate::error::{Error, IoContext, Kind, Result};
 pub use crate::format::coalesced::{CoalescedState, Come, Progress};
 use crate::format::manifest::MANIFEST_BYTES_MAX;
+use crate::history::course::Gap;
 use crate::history::point::format_utc;
 use crate::ids::*;
 use crate::io::{Files, read_file, replace_file};
@@ -56,6 +58,8 @@ pub(super) struct Slot {
     shown: Option<Arc<Coalesced>>,
     // Holds the state that it lies over.
     pin: Option<PinGuard>,
+    // A promotion is about to go on from it: nothing else removes it.
+    is_taken: bool,
     // Somebody fills it, or is about to find out that it is gone; see `Filling`.
     filling: Weak<Filling>,
 }
@@ -208,7 +212,7 @@ impl Volume {
 
     /// At the opening. What cannot be shown is no reason to open nothing: the history is what counts.
     pub(super) fn load_coalesced(&self) {
-        let loaded = self.read_coalesced();
+        let loaded = self.read_coalesced(true);
         let why = match loaded {
             Ok(None) => return,
             Ok(Some(slot)) => {
@@ -220,7 +224,7 @@ impl Volume {
         self.note_error(format!("the newest state that came ahead of the history is not shown: {why}"));
     }
 
-    fn read_coalesced(&self) -> Result<Option<Slot>> {
+    fn read_coalesced(&self, cleans: bool) -> Result<Option<Slot>> {
         let (files, dir) = (&*self.shared.files, self.coalesced_dir());
         if files.list(&dir).is_err_and(|error| error.kind() == ErrorKind::NotFound) {
             return Ok(None);
@@ -239,13 +243,15 @@ impl Volume {
             let takes_records = self.is_replica() && self.identity.journal_of.is_none();
             takes_records && state.lsn > tip && state.from <= tip
         };
-        let Some(state) = state.filter(counts) else {
-            self.remove_coalesced_files()?;
+        let Some(state) = state.filter(|state| counts(state) || self.is_half_written(state)) else {
+            if cleans {
+                self.remove_coalesced_files()?;
+            }
             return Ok(None);
         };
         let mut slot = Slot { state: Some(state.clone()), ..Slot::default() };
         if state.progress != Progress::GivenUp {
-            slot.pin = Some(self.pin(state.from, HOLDER)?);
+            slot.pin = Some(self.pin_what_is_there(state.from, HOLDER)?);
         }
         if state.progress == Progress::Whole {
             slot.shown = Some(Arc::new(self.open_coalesced(state)?));
@@ -313,7 +319,7 @@ impl Volume {
             }
         };
         if slot.pin.is_none() {
-            slot.pin = Some(self.pin(state.from, HOLDER)?);
+            slot.pin = Some(self.pin_what_is_there(state.from, HOLDER)?);
         }
         let journal_id = self.identity.journal_id();
         let overlay = OverlayWriter::open(files.clone(), &dir, journal_id, state.size_bytes, state.come)
@@ -351,9 +357,57 @@ impl Volume {
         if slot.state.is_none() {
             return Ok(false);
         }
+        if slot.is_taken {
+            let context = format!("volume {} is being promoted to the newest state", self.name());
+            return Err(Error::new(Kind::Busy, context));
+        }
         slot.clear();
         self.remove_coalesced_files()?;
         Ok(true)
+    }
+
+    /// Why one that is here is not shown, where its files say that it should be.
+    pub fn coalesced_problem(&self) -> Option<String> {
+        let slot = self.coalesced.lock().expect("no panics under this lock");
+        if slot.state.is_some() {
+            return None;
+        }
+        drop(slot);
+        let _using = self.use_files().ok()?;
+        self.read_coalesced(false).err().map(|error| error.to_string())
+    }
+
+    /// A promotion that goes on from it was begun and is not done: the journal has a part of it.
+    fn is_half_written(&self, state: &CoalescedState) -> bool {
+        let course = self.course.read().expect("no panics under this lock");
+        let is_its_own = |gap: &Gap| gap.lsn == state.lsn && gap.at == state.at;
+        state.progress == Progress::Whole && course.open_gap().is_some_and(is_its_own)
+    }
+
+    /// Keeps the newest state after this record, if it is shown, for a promotion that goes on from it. Whether it is.
+    pub(super) fn take_coalesced(&self, lsn: Lsn) -> bool {
+        let is_ahead = self.coalesced().is_some_and(|newest| newest.state.lsn == lsn);
+        let mut slot = self.coalesced.lock().expect("no panics under this lock");
+        slot.is_taken |= is_ahead && slot.shown.is_some();
+        slot.is_taken
+    }
+
+    /// As [`Volume::take_coalesced`], for a promotion that was begun on another member of its group: whatever the role is now.
+    pub(super) fn take_coalesced_again(&self, lsn: Lsn) {
+        let tip = self.tip_lsn();
+        let mut slot = self.coalesced.lock().expect("no panics under this lock");
+        slot.is_taken |= slot.shown.as_ref().is_some_and(|shown| shown.state.lsn == lsn && lsn > tip);
+    }
+
+    /// The promotion is over, one way or the other.
+    pub(super) fn release_coalesced(&self) {
+        self.coalesced.lock().expect("no panics under this lock").is_taken = false;
+    }
+
+    /// The one that a promotion goes on from.
+    pub(super) fn taken_coalesced(&self) -> Option<Arc<Coalesced>> {
+        let slot = self.coalesced.lock().expect("no panics under this lock");
+        slot.shown.clone().filter(|shown| slot.is_taken || self.is_half_written(&shown.state))
     }
 
     /// As [`Volume::drop_coalesced`], and it is not to come again before the history has arrived where it was.
@@ -363,17 +417,32 @@ impl Volume {
         let Some(state) = slot.state.clone().filter(|state| state.progress != Progress::GivenUp) else {
             return Ok(false);
         };
+        if slot.is_taken || self.is_half_written(&state) {
+            return Ok(false);
+        }
         let state = CoalescedState { come: Come::default(), progress: Progress::GivenUp, ..state };
         slot.clear();
         slot.state = Some(state.clone());
         drop(slot);
         let (files, dir) = (&*self.shared.files, self.coalesced_dir());
-        write_state(files, &dir, &state)?;
-        for entry in files.list(&dir).at(|| format!("listing {}", dir.display()))? {
-            if entry.name != STATE_FILE {
-                let path = dir.join(&entry.name);
-                files.remove(&path).at(|| format!("removing {}", path.display()))?;
+        let free = || {
+            for entry in files.list(&dir).at(|| format!("listing {}", dir.display()))? {
+                if entry.name != STATE_FILE {
+                    let path = dir.join(&entry.name);
+                    files.remove(&path).at(|| format!("removing {}", path.display()))?;
+                }
             }
+            Ok(())
+        };
+        match write_state(files, &dir, &state) {
+            // A full disk has no room for the word either. The manifest goes first: without one nothing in there counts, and after a
+            // crash it may come again, as nobody was told yet that it would not.
+            Err(error) if error.kind() == Kind::NoSpace => {
+                let place = || format!("removing {}", dir.display());
+                files.remove(&dir.join(STATE_FILE)).and_then(|()| files.sync_dir(&dir)).at(place)?;
+                free().and_then(|()| write_state(files, &dir, &state))?;
+            }
+            other => other.and_then(|()| free())?,
         }
         Ok(true)
     }
@@ -382,6 +451,9 @@ impl Volume {
     /// any more.
     pub(super) fn retire_coalesced(&self) {
         let Some(state) = self.coalesced_state() else { return };
+        if self.taken_coalesced().is_some() {
+            return;
+        }
         if (state.lsn <= self.durable_lsn() || !self.is_replica())
             && let Err(error) = self.drop_coalesced()
         {

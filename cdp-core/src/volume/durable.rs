@@ -67,8 +67,10 @@ impl Volume {
         let mut pool = self.pool.lock().expect("no panics under this lock");
         let is_made_now = pool.ready() == 0;
         if is_made_now && !self.may_pass_cap(appender.position.lsn) {
-            self.refuse_beyond_cap(pool.segment_bytes())?;
+            self.refuse_beyond_cap(pool.segment_bytes())
+                .inspect_err(|_| self.refused_for_room.store(true, Ordering::Relaxed))?;
         }
+        self.refused_for_room.store(false, Ordering::Relaxed);
         // Nobody waits for zeros to be written: if none is ready, space is only reserved.
         let next = pool.take(reappend::next_header(&cut, self.shared.clock.random()), Fill::Reserved)?;
         drop(pool);

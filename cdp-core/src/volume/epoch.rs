@@ -12,7 +12,7 @@ use std::sync::MutexGuard;
 
 use super::{Shared, Volume};
 use crate::error::{Error, IoContext, Kind, Result};
-use crate::format::epoch::{EPOCHS_FILE, Epoch, EpochPayload, decode_epochs, encode_epochs};
+use crate::format::epoch::{Ahead, EPOCHS_FILE, Epoch, EpochPayload, decode_epochs, encode_epochs};
 use crate::format::manifest::MANIFEST_BYTES_MAX;
 use crate::format::record::{Chain, RecordHeader, RecordKind};
 use crate::history::epochs::{Epochs, Standing};
@@ -23,6 +23,8 @@ use crate::journal::append::{Appender, Draft};
 /// The history of a volume at another site, as that site tells it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Elsewhere {
+    /// Its name, as its certificate says it.
+    pub site: String,
     /// Its epochs.
     pub epochs: Epochs,
     /// Its newest durable record.
@@ -88,13 +90,14 @@ impl Volume {
         Ok(standing)
     }
 
-    /// What the site with the highest epoch said of its history since this volume was opened.
+    /// What the site with the highest epoch, of those that are believed, said of its history since this volume was opened.
     pub fn elsewhere(&self) -> Option<Elsewhere> {
         self.epochs.lock().expect("no panics under this lock").elsewhere.clone()
     }
 
-    /// Another site tells its history. Kept until the volume is closed; sites tell it whenever they meet.
+    /// A site that is believed tells its history. Kept until the volume is closed; sites tell it whenever they meet.
     pub fn note_elsewhere(&self, other: Elsewhere) {
+        self.claims.lock().expect("no panics under this lock").forget(&other.site);
         let mut state = self.epochs.lock().expect("no panics under this lock");
         let is_lower = |known: &Elsewhere| known.epochs.newest().number > other.epochs.newest().number;
         if !state.elsewhere.as_ref().is_some_and(is_lower) {
@@ -206,13 +209,16 @@ impl Volume {
     }
 
     /// Appends the record with which an epoch begins. The caller holds the append lock, has made room, and sees to it
-    /// that it becomes durable before anything is answered.
+    /// that it becomes durable before anything is answered. `at` was taken from the clock since, which had been told of the
+    /// journal's newest timestamp: another site may have given that.
     pub(super) fn append_epoch(
         &self,
         append: &mut MutexGuard<'_, Option<Appender>>,
         number: EpochNumber,
         id: u128,
         asked: &str,
+        at: Timestamp,
+        ahead: Option<Ahead>,
     ) -> Result<Epoch> {
         let closed = || Error::new(Kind::Closed, format!("volume {} is closed", self.name()));
         let position = append.as_ref().ok_or_else(closed)?.position;
@@ -223,13 +229,11 @@ impl Volume {
             let context = format!("volume {}: epoch {} cannot follow on {}", self.name(), number.0, before.0);
             return Err(Error::new(Kind::Invalid, context));
         }
-        let payload = EpochPayload { epoch, asked: asked.to_owned() }.encode();
+        let payload = EpochPayload { epoch, asked: asked.to_owned(), ahead }.encode();
         let draft =
             Draft::event(RecordKind::Epoch, SessionId::STORE, self.shared.clock.elapsed_ns(), &payload);
-        // What another site gave may be ahead of this one's clock.
-        self.shared.clock.pass(position.timestamp);
         append.as_mut().ok_or_else(closed)?.epoch = number;
-        let appended = self.append_in_any_role(append, &[draft]).1;
+        let appended = self.append_in_any_role(append, &[draft], at).1;
         match (appended, append.as_mut()) {
             (Ok(_), Some(appender)) => self.learn_epochs(appender, epochs),
             (Ok(_), None) => return Err(closed()),

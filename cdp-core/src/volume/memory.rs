@@ -83,6 +83,8 @@ impl Volume {
             return Ok(());
         }
         let _duties = self.duties.lock().expect("no panics under this lock");
+        // It may have been closed meanwhile, and its files be another instance's; or it takes no more writes.
+        self.refuse_unless_healthy()?;
         let written = self.write_runs_ahead();
         self.note_memory();
         if let Err(error) = written {
@@ -96,4 +98,40 @@ impl Volume {
 fn waits_for_its_run(part: &Part) -> bool {
     part.run().is_none()
         && part.frozen.get().is_some_and(|frozen| frozen.may_seal && frozen.seal_hash.is_none())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::device::{Change, Device};
+    use crate::error::Kind;
+    use crate::ids::*;
+    use crate::io::sim::{SimClock, SimDisk};
+    use crate::store::{CreateOptions, Store};
+
+    // Who waits for upkeep may find the volume closed, and its files another instance's, or given up for a bad disk: writing runs
+    // there would be writing into somebody else's directory.
+    #[test]
+    fn who_waited_for_upkeep_looks_again_before_he_writes() {
+        let (disk, clock) = (SimDisk::new(1), SimClock::new(1));
+        Store::create(&disk, &clock, Path::new("/s")).unwrap();
+        let store = Store::open(Arc::new(disk.clone()), Arc::new(clock), Path::new("/s"), "a test").unwrap();
+        let options = CreateOptions { segment_bytes: 64 << 10, ..CreateOptions::new(1 << 20) };
+        let volume = store.create_volume("disk", &options, None).unwrap();
+        for number in 1..40u8 {
+            let mut results = Vec::new();
+            volume.apply(SessionId(1), &[Change::Write { offset: 0, data: &[number; 4096] }], &mut results);
+            results.remove(0).unwrap();
+        }
+        let waiting = || volume.parts.list().iter().filter(|part| waits_for_its_run(part)).count();
+        let before = waiting();
+        assert!(before > 1);
+        let others = volume.shared.memory.share();
+        others.set(Used { parts_bytes: 1 << 40, ..Used::default() });
+        volume.become_read_only("a bad disk".to_owned(), "");
+        assert_eq!(volume.wait_for_memory().unwrap_err().kind(), Kind::ReadOnly);
+        assert_eq!(waiting(), before, "something was written");
+    }
 }

@@ -30,21 +30,24 @@ pub mod proofs;
 pub mod rate;
 pub mod replicas;
 pub mod retain;
+pub mod rights;
 pub mod role;
 pub mod rollback;
 pub mod shown;
 pub mod simulate;
 pub mod source;
 pub mod stream;
+pub mod takeover;
 pub mod thin;
 pub mod timeline;
+pub mod together;
 pub mod upkeep;
 pub mod uses;
 pub mod verify;
 pub mod write;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
 use crate::base::Base;
@@ -55,7 +58,7 @@ use crate::history::course::Course;
 use crate::history::retention::Policy;
 use crate::ids::*;
 use crate::index::{IndexOptions, Memory, PageCache, Share, Visible};
-use crate::io::{FilePool, Files};
+use crate::io::{FilePool, Files, Space};
 use crate::journal::append::Appender;
 use crate::journal::commit::Commit;
 use crate::journal::looked::LookedFile;
@@ -125,6 +128,8 @@ pub struct Volume {
     base: Base,
     // It was opened where there was no room for a segment.
     lacks_space: bool,
+    // A record was refused since the last segment was begun: it did not fit, and there was no room for another segment.
+    refused_for_room: AtomicBool,
     append: Mutex<Option<Appender>>,
     pool: Mutex<Pool>,
     parts: Parts,
@@ -159,6 +164,7 @@ pub struct Volume {
     door: rollback::Door,
     role: role::RoleNow,
     epochs: Mutex<epoch::EpochState>,
+    claims: Mutex<rights::Claims>,
     history: Mutex<retain::History>,
     ledger: Mutex<ledger::Ledger>,
     pins: Arc<pins::Pins>,
@@ -285,6 +291,13 @@ impl Volume {
         append.as_ref().map_or(0, |appender| appender.segment.header.bytes.saturating_sub(appender.end))
     }
 
+    /// Writes are refused for want of room: the last one that did not fit into the open segment found no room for another,
+    /// and there is none now. Smaller ones may still fit into what is left, see [`Volume::journal_room_bytes`].
+    pub fn refuses_for_room(&self) -> bool {
+        self.refused_for_room.load(Ordering::Relaxed)
+            && self.refuse_beyond_cap(self.identity.segment_bytes).is_err()
+    }
+
     /// The segments of the journal, oldest first.
     pub fn segments(&self) -> Vec<SegmentSpan> {
         let open_end = {
@@ -306,24 +319,28 @@ impl Volume {
 
     /// What it may take, in bytes: what was set, but no more than the filesystem has, less a little.
     pub fn journal_cap_bytes(&self) -> Result<u64> {
-        self.journal_cap_bytes_by(&self.retention())
+        Ok(self.journal_cap_bytes_by(&self.retention(), self.space()?))
     }
 
-    /// What it might take if this were the policy.
-    fn journal_cap_bytes_by(&self, policy: &Policy) -> Result<u64> {
+    /// What it might take if this were the policy, on a filesystem that has so much.
+    fn journal_cap_bytes_by(&self, policy: &Policy, space: Space) -> u64 {
         let by_policy = policy.bytes_max;
         let by_hand = self.manifest.lock().expect("no panics under this lock").journal_cap_bytes;
         let cap = by_hand.into_iter().chain(by_policy).min();
-        let space = self.shared.files.space(&self.dir).map_err(|error| {
-            Error::io(error, format!("volume {}: asking for free space", self.identity.name))
-        })?;
         let left_free = match cap {
             None => space.total / 10,
             // What makes room needs some: a fold writes to the base before it drops.
             Some(_) => (SEGMENTS_LEFT_FREE * self.identity.segment_bytes).min(space.total / 10),
         };
         let by_space = (self.journal_bytes() + space.available).saturating_sub(left_free);
-        Ok(cap.unwrap_or(u64::MAX).min(by_space))
+        cap.unwrap_or(u64::MAX).min(by_space)
+    }
+
+    /// What the filesystem has.
+    fn space(&self) -> Result<Space> {
+        self.shared.files.space(&self.dir).map_err(|error| {
+            Error::io(error, format!("volume {}: asking for free space", self.identity.name))
+        })
     }
 
     /// Whether it began as zeros, not as an image.

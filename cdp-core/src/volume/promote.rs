@@ -2,10 +2,11 @@
 //!
 //! A promotion appends the epoch record behind the newest record that was received and, where an older state is
 //! wanted, a rollback to that behind it: nothing is cut, what was received beyond the instant stays in view and can be
-//! had back by an undo, and the other site's records are common up to the epoch.
+//! had back by an undo, and the other site's records are common up to the epoch. Where a newer state is wanted, one that came ahead
+//! of its history, it is written behind the epoch record (`takeover.rs`).
 //!
-//! Order, for all members: receiving stops · epoch records, rollbacks · sync · roles in the manifests · clients may
-//! write. The store's intent (`store/promotion.rs`) stands from before the first record until after the last role.
+//! Order, for all members: receiving stops · epoch records, rollbacks · sync · newer states, sync · roles in the manifests ·
+//! clients may write. The store's intent (`store/promotion.rs`) stands from before the first record until after the last role.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
@@ -13,10 +14,9 @@ use std::sync::{Arc, MutexGuard};
 use super::Volume;
 use super::role::Role;
 use super::rollback::How;
-use crate::error::{Error, Kind, Result};
+use crate::error::Result;
 use crate::format::epoch::Epoch;
 use crate::format::turn::Turn;
-use crate::history::point::{Timeline, format_utc};
 use crate::ids::*;
 
 /// A volume that is to be the primary.
@@ -26,7 +26,8 @@ pub struct Member {
     pub volume: Arc<Volume>,
     /// The number of the epoch that begins.
     pub number: EpochNumber,
-    /// The record whose state it goes on from; what it has beyond stays in its history.
+    /// The record whose state it goes on from; what it has beyond stays in its history. Beyond all it has: that of the newest
+    /// state that it shows ahead of its history.
     pub to: Lsn,
 }
 
@@ -59,31 +60,9 @@ impl Member {
         let epoch = self.volume.epochs().newest();
         let course = self.volume.course();
         let newest = course.newest_rollback().map(|newest| &newest.turn);
-        self.to == epoch.start.previous() && epoch.id == id
+        // Beyond it: the epoch says from which state it goes on.
+        self.to >= epoch.start.previous() && epoch.id == id
             || matches!(newest, Some(Turn::Rollback { group, .. }) if *group == id)
-    }
-}
-
-impl Volume {
-    /// The newest record up to an instant at which all members of a group are to go on.
-    ///
-    /// # Errors
-    /// `OutOfRange`: the history here begins later, as that of a member does that was copied anew; its oldest state is not
-    /// that of the instant.
-    pub fn lsn_at_common(&self, at: Timestamp) -> Result<Lsn> {
-        let (_, begins) = self.oldest();
-        if at < begins {
-            let context = format!(
-                "volume {} has nothing older than {}, and the other members are complete only through {}",
-                self.name(),
-                format_utc(begins),
-                format_utc(at)
-            );
-            return Err(Error::new(Kind::OutOfRange, context).hint(
-                "wait until they have caught up, fail over single volumes, or name a point with --to",
-            ));
-        }
-        self.lsn_at(at)
     }
 }
 
@@ -111,8 +90,12 @@ pub(crate) fn promote_all(members: &[Member], id: u128, asked: &str) -> Result<V
         }
         return Err(error);
     }
+    // On all of them before anything long begins.
     for Member { volume, .. } in members {
         volume.sync_through(volume.tip_lsn())?;
+    }
+    for Member { volume, .. } in members {
+        volume.finish_takeover()?;
     }
     for Member { volume, .. } in members {
         volume.change_manifest(|manifest| manifest.role = Role::Primary)?;
@@ -130,9 +113,15 @@ pub(crate) fn promote_all(members: &[Member], id: u128, asked: &str) -> Result<V
 fn append_all(members: &[Member], id: u128, asked: &str) -> Result<()> {
     let ended: Vec<Timestamp> = members.iter().map(|member| member.volume.complete_through().1).collect();
     let mut pins = Vec::with_capacity(members.len());
-    for Member { volume, to, .. } in members {
+    for member in members {
+        let Member { volume, to, .. } = member;
         volume.refuse_unless_healthy()?;
-        pins.push(volume.pin(*to, "a promotion")?);
+        // What it has of its own of a newer state counts by other records.
+        let history_end =
+            if member.has_epoch(id) { volume.epochs().newest().start.previous() } else { volume.tip_lsn() };
+        if *to <= history_end {
+            pins.push(volume.pin(*to, "a promotion")?);
+        }
         // With all locks held nobody can make room any more.
         volume.make_room_for_event();
     }
@@ -140,12 +129,14 @@ fn append_all(members: &[Member], id: u128, asked: &str) -> Result<()> {
         .iter()
         .map(|member| member.volume.append.lock().expect("no panics under this lock"))
         .collect();
-    for (Member { volume, number, to }, lock) in members.iter().zip(&locks) {
-        let tip = volume.tip_lsn();
-        if *to > tip {
-            let context = format!("volume {} has no {to:?}; its newest record is {tip:?}", volume.name());
-            return Err(Error::new(Kind::OutOfRange, context));
-        }
+    let mut aheads = Vec::with_capacity(members.len());
+    for ((member, lock), ended) in members.iter().zip(&locks).zip(&ended) {
+        let Member { volume, number, to } = member;
+        let newest = lock.as_ref().map_or(Timestamp(0), |appender| appender.position.timestamp);
+        aheads.push(match member.has_epoch(id) || *to <= volume.tip_lsn() {
+            true => None,
+            false => Some(volume.ahead_of_epoch(*to, newest.max(*ended))?),
+        });
         let why = "it is being promoted".to_owned();
         let role = Role::Fenced { since: volume.shared.clock.now(), by: *number, why };
         volume.enter_under(lock, role);
@@ -159,13 +150,25 @@ fn append_all(members: &[Member], id: u128, asked: &str) -> Result<()> {
         member.volume.shared.clock.pass(member.volume.source_complete());
     }
     ended.into_iter().for_each(|at| members.iter().for_each(|member| member.volume.shared.clock.pass(at)));
-    let how = How { group: id, asked: asked.to_owned() };
-    for (member, lock) in members.iter().zip(&mut locks) {
+    // What it goes on from is older than what says so.
+    aheads
+        .iter()
+        .flatten()
+        .for_each(|ahead| members.iter().for_each(|member| member.volume.shared.clock.pass(ahead.at)));
+    let how = How { group: id, asked: asked.to_owned(), at: None };
+    // An epoch record, a marker, a rollback. The last that a member gets has the last of these timestamps, whichever it is:
+    // who fails over to a replica of this site finds all members promoted at that instant, or none.
+    let Some(first) = members.first() else { return Ok(()) };
+    let begins = first.volume.shared.clock.take(3);
+    let (set_back, ends) = (Timestamp(begins.0 + 1), Timestamp(begins.0 + 2));
+    for ((member, lock), ahead) in members.iter().zip(&mut locks).zip(aheads) {
+        let goes_on = member.to == member.volume.tip_lsn();
         if !member.has_epoch(id) {
-            member.volume.append_epoch(lock, member.number, id, asked)?;
+            let at = if goes_on { ends } else { begins };
+            member.volume.append_epoch(lock, member.number, id, asked, at, ahead)?;
         }
         if !member.is_set_back(id) {
-            member.volume.roll_back_for_promotion(lock, member.to, &how)?;
+            member.volume.roll_back_for_promotion(lock, member.to, &how, set_back)?;
         }
     }
     Ok(())

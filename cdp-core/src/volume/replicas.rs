@@ -170,7 +170,10 @@ impl Volume {
         }
         self.refuse_if_aside()?;
         // Where all of its history is here, it goes from the beginning.
-        let held = if self.is_whole() { Lsn::ZERO } else { self.tip_lsn() };
+        let tip = self.tip_lsn();
+        // What shows no state cannot be copied.
+        let tip = self.course().gap_of(tip).map_or(tip, |gap| gap.behind);
+        let held = if self.is_whole() { Lsn::ZERO } else { tip };
         self.settle(held)?;
         let pin = self.pin_all_above(held, &holder(address))?;
         let mut list = self.replicas.lock().expect("no panics under this lock");

@@ -13,6 +13,7 @@ use crate::error::{Error, IoContext, Kind, Result};
 use crate::format::history::{BasePoint, HISTORY_FILE, HistoryState};
 use crate::format::ledger::{Entry, Fact, Reason};
 use crate::format::manifest::Manifest;
+use crate::history::course::Gap;
 use crate::history::point::{Timeline, format_utc};
 use crate::history::retention::{self, AtCap, Policy, Retained};
 use crate::ids::*;
@@ -156,9 +157,18 @@ impl Volume {
         pins
     }
 
-    /// Holds the state at `lsn` until the guard is dropped. [`Kind::OutOfRange`] if it is before the horizon, or was
-    /// thinned away.
+    /// Holds the state at `lsn` until the guard is dropped. [`Kind::OutOfRange`] if it is before the horizon, was
+    /// thinned away, or is none: half of one that was gone on from.
     pub fn pin(&self, lsn: Lsn, holder: &str) -> Result<PinGuard> {
+        let is_hidden = self.course.read().expect("no panics under this lock").gap_of(lsn).is_some();
+        if is_hidden {
+            return Err(self.is_gone(lsn));
+        }
+        self.pin_what_is_there(lsn, holder)
+    }
+
+    /// As [`Volume::pin`], also of what shows no state: for who lays blocks over it.
+    pub(crate) fn pin_what_is_there(&self, lsn: Lsn, holder: &str) -> Result<PinGuard> {
         self.pins.take(lsn, holder).ok_or_else(|| self.is_gone(lsn))
     }
 
@@ -190,6 +200,9 @@ impl Volume {
                 _ => Error::new(Kind::OutOfRange, format!("volume {name} has no {lsn:?}")),
             };
         }
+        if let Some(gap) = self.course().gap_of(lsn).filter(|_| lsn >= oldest) {
+            return self.is_in_gap(gap, &format!("{lsn:?}"));
+        }
         let held = self.pins.lock();
         if lsn >= oldest && !held.keeps(lsn) {
             let (below, above) = held.neighbours(lsn);
@@ -203,6 +216,27 @@ impl Volume {
         Error::new(Kind::OutOfRange, context).hint("the oldest state is `start`")
     }
 
+    /// Why there is no state at `what`, a record or an instant that lies in this stretch.
+    pub(super) fn is_in_gap(&self, gap: &Gap, what: &str) -> Error {
+        let name = &self.identity.name;
+        let (from, to) = (format_utc(gap.complete), format_utc(gap.at));
+        let before = format!("`lsn:{}` is the newest state before it", gap.behind);
+        let (why, hint) = match gap.end {
+            None => (
+                format!("the state of {to}, with which it goes on, is not all here yet"),
+                format!("try again in a moment; {before}"),
+            ),
+            Some((end, _)) if gap.is_whole => (
+                format!(
+                    "what was written between {from} and {to} was not here when this history went on with the state of {to}"
+                ),
+                format!("{before}, `lsn:{end}` is the state of {to}"),
+            ),
+            Some(_) => (format!("the state of {to} was never all here"), before),
+        };
+        Error::new(Kind::OutOfRange, format!("{what} lies in a gap of volume {name}: {why}")).hint(hint)
+    }
+
     /// Where to look instead.
     pub(super) fn kept_around(&self, below: Lsn, above: Lsn) -> String {
         let place = |lsn: Lsn| match self.timestamp_of_record(lsn) {
@@ -214,6 +248,11 @@ impl Volume {
 
     /// Moves the horizon to `to`, or as far as pins allow. Whether it moved. Durable when this returns.
     pub(super) fn move_horizon(&self, to: Lsn, reason: Reason) -> Result<bool> {
+        // What shows no state is no oldest one.
+        let to = match self.course().gap_of(to) {
+            Some(gap) => gap.end.map_or(gap.behind, |(end, _)| end),
+            None => to,
+        };
         let to = self.held_by_clones().into_iter().map(|(_, lsn)| lsn).fold(to, Lsn::min);
         let to = {
             let mut held = self.pins.lock();

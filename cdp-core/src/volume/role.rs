@@ -27,6 +27,9 @@ use crate::history::point::Timeline;
 use crate::ids::{EpochNumber, Lsn, Timestamp};
 use crate::journal::append::Appender;
 
+/// What a primary says, behind its name, to records of another site. Told to the other site, which knows it by this.
+pub const IS_PRIMARY: &str = "is a primary: it takes no records of another site";
+
 /// What a volume takes.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub enum Role {
@@ -116,6 +119,11 @@ impl RoleNow {
             changing: Mutex::new(()),
         }
     }
+
+    /// What it goes on from is another state: whoever came in before is sent away as by a change of the role.
+    pub(super) fn note_other_state(&self) {
+        self.changes.fetch_add(1, Ordering::AcqRel);
+    }
 }
 
 impl Volume {
@@ -164,7 +172,7 @@ impl Volume {
         match self.role() {
             Role::Replica { .. } => Ok(()),
             Role::Primary => {
-                let context = format!("volume {name} is a primary: it takes no records of another site");
+                let context = format!("volume {name} {IS_PRIMARY}");
                 Err(Error::new(Kind::Refused, context).hint("only a replica does"))
             }
             Role::Fenced { by, why, .. } => {

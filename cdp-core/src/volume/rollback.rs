@@ -14,6 +14,7 @@ use super::clone::HeldByClone;
 use super::pins::PinGuard;
 use crate::device::Device;
 use crate::error::{Error, Kind, Result};
+use crate::format::epoch::EpochPayload;
 use crate::format::marker::{MarkerClass, MarkerPayload};
 use crate::format::record::RecordKind;
 use crate::format::turn::Turn;
@@ -24,6 +25,9 @@ use crate::limits::VOLUME_BYTES_MAX;
 
 /// The marker in front of a rollback is called so, with the rollback's number behind it.
 pub const MARKER_PREFIX: &str = "before-rollback-";
+
+/// A rollback takes so many timestamps: its marker's and its own.
+const TIMESTAMPS: u64 = 2;
 
 /// That a volume is closed to clients, since when and why.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -86,6 +90,8 @@ pub struct How {
     pub group: u128,
     /// The point as somebody asked for it.
     pub asked: String,
+    /// When other members of the group went back, for one that follows them; `None`: now.
+    pub at: Option<Timestamp>,
 }
 
 /// What a rollback did.
@@ -153,8 +159,14 @@ impl Volume {
 
     /// Whether a client may have it now.
     pub fn refuse_if_held(&self) -> Result<()> {
-        let state = self.door.state.lock().expect("no panics under this lock");
         let name = &self.identity.name;
+        let has_state = self.course.read().expect("no panics under this lock").open_gap().is_none();
+        if !has_state {
+            let context =
+                format!("volume {name} is between two states: the one it goes on from is being written");
+            return Err(Error::new(Kind::Busy, context).hint("try again in a moment"));
+        }
+        let state = self.door.state.lock().expect("no panics under this lock");
         if let Some(held) = &state.held {
             let context = format!("volume {name} is closed: {}", held.why);
             return Err(Error::new(Kind::Refused, context).hint(format!(
@@ -171,13 +183,14 @@ impl Volume {
     /// Sets the volume back. Durable when this returns. The caller sees to it that no client has it open: whoever
     /// had is refused from then on, see [`super::client::Client`].
     pub fn rollback(self: &Arc<Volume>, back: Back, asked: &str) -> Result<RolledBack> {
-        let how = How { group: 0, asked: asked.to_owned() };
+        let how = How { group: 0, asked: asked.to_owned(), at: None };
         let mut done = Volume::rollback_all(&[(self.clone(), back)], &how)?;
         Ok(done.remove(0))
     }
 
-    /// Sets many volumes back at one instant. They must be in rising order of their ids, each once. In memory
-    /// it is all or none; that it is so after a crash too, the store's intent sees to.
+    /// Sets many volumes back at one instant: all append locks are held, and all records have one timestamp, so that no
+    /// instant shows some members before and others behind it. They must be in rising order of their ids, each once. In
+    /// memory it is all or none; that it is so after a crash too, the store's intent sees to.
     pub fn rollback_all(members: &[(Arc<Volume>, Back)], how: &How) -> Result<Vec<RolledBack>> {
         assert!(
             members.windows(2).all(|pair| pair[0].0.identity.id < pair[1].0.identity.id),
@@ -202,9 +215,10 @@ impl Volume {
         for ((volume, back), append) in members.iter().zip(&mut locks) {
             plans.push(volume.plan_rollback(append, *back, how)?);
         }
+        let at = instant_of(members, &locks, how.at);
         let mut done: Vec<RolledBack> = Vec::with_capacity(members.len());
         for (number, plan) in plans.iter().enumerate() {
-            match members[number].0.append_rollback(&mut locks[number], plan) {
+            match members[number].0.append_rollback(&mut locks[number], plan, at) {
                 Ok(one) => done.push(one),
                 Err(error) => {
                     take_back(members, &mut locks, &done);
@@ -225,13 +239,20 @@ impl Volume {
         self.plan_in_any_role(append, back, how)
     }
 
-    /// Sets back a volume that is being promoted and is not the primary yet. The caller makes it durable.
-    pub(super) fn roll_back_for_promotion(&self, append: &mut Locked<'_>, to: Lsn, how: &How) -> Result<()> {
+    /// Sets back a volume that is being promoted and is not the primary yet, with the timestamps `at` and the one behind
+    /// it. The caller makes it durable.
+    pub(super) fn roll_back_for_promotion(
+        &self,
+        append: &mut Locked<'_>,
+        to: Lsn,
+        how: &How,
+        at: Timestamp,
+    ) -> Result<()> {
         self.refuse_unless_healthy()?;
         let plan = self.plan_in_any_role(append, Back::To(to), how)?;
         let (marker, turn) = (plan.marker.encode(), plan.turn.encode());
         let drafts = self.drafts(&plan, &marker, &turn);
-        let (count, appended) = self.append_in_any_role(append, &drafts);
+        let (count, appended) = self.append_in_any_role(append, &drafts, at);
         self.rolled_back_by(&plan, count, appended).map(drop)
     }
 
@@ -296,10 +317,17 @@ impl Volume {
         [first, Draft::event(plan.turn.kind(), SessionId::STORE, elapsed_ns, turn)]
     }
 
-    fn append_rollback(&self, append: &mut Locked<'_>, plan: &Planned) -> Result<RolledBack> {
+    fn append_rollback(&self, append: &mut Locked<'_>, plan: &Planned, at: Timestamp) -> Result<RolledBack> {
+        self.refuse_unless_primary()?;
         let (marker, turn) = (plan.marker.encode(), plan.turn.encode());
         let drafts = self.drafts(plan, &marker, &turn);
-        let (count, appended) = self.append_front(append, &drafts);
+        // Of one that follows others the crash may have left the marker alone.
+        if append.as_ref().is_some_and(|appender| appender.position.timestamp == at) {
+            let at = Timestamp(at.0 + 1);
+            let lsn = self.append_in_any_role(append, &drafts[1..], at).1?;
+            return Ok(Self::rolled_back_at(plan, lsn, at));
+        }
+        let (count, appended) = self.append_in_any_role(append, &drafts, at);
         self.rolled_back_by(plan, count, appended)
     }
 
@@ -309,14 +337,18 @@ impl Volume {
         let marked_at = self.timestamp_of_record(first)?;
         self.learn_name(first, marked_at, &plan.marker);
         let lsn = first.next();
-        Ok(RolledBack {
+        Ok(Self::rolled_back_at(plan, lsn, self.timestamp_of_record(lsn)?))
+    }
+
+    fn rolled_back_at(plan: &Planned, lsn: Lsn, at: Timestamp) -> RolledBack {
+        RolledBack {
             lsn,
-            at: self.timestamp_of_record(lsn)?,
+            at,
             to: plan.to,
             marker: plan.marker.name.clone(),
             size_before: plan.size_before,
             size_after: plan.turn.size_bytes(),
-        })
+        }
     }
 
     /// Makes the volume larger. Clients that have it open keep the size they were told. Durable when this returns.
@@ -348,20 +380,29 @@ impl Volume {
         Ok(set)
     }
 
-    /// Learns of rollbacks and resizes among records that were just appended, before any read sees them.
+    /// Learns of what turns the volume among records that were just appended, before any read sees them.
     pub(super) fn learn_turns(&self, drafts: &[Draft<'_>], first: Lsn, first_at: Timestamp) {
         for (number, draft) in drafts.iter().enumerate() {
-            if matches!(draft.kind, RecordKind::Rollback | RecordKind::Resize) {
-                let turn = Turn::decode(draft.kind, draft.parts[0]).expect("it was encoded here");
-                let lsn = Lsn(first.0 + number as u64);
-                self.learn_turn(TurnAt { lsn, at: Timestamp(first_at.0 + number as u64), turn });
-            }
+            let turn = match draft.kind {
+                RecordKind::Rollback | RecordKind::Resize => Turn::decode(draft.kind, draft.parts[0]),
+                RecordKind::Epoch => match EpochPayload::decode(draft.parts[0]).map(|begun| begun.turn()) {
+                    Some(None) => continue,
+                    decoded => decoded.flatten(),
+                },
+                _ => continue,
+            };
+            let turn = turn.expect("it was encoded here");
+            let lsn = Lsn(first.0 + number as u64);
+            self.learn_turn(TurnAt { lsn, at: Timestamp(first_at.0 + number as u64), turn });
         }
     }
 
     pub(super) fn learn_turn(&self, turn: TurnAt) {
         let (lsn, size_bytes) = (turn.lsn, turn.turn.size_bytes());
         let is_rollback = turn.turn.kind() == RecordKind::Rollback;
+        if matches!(turn.turn, Turn::Ahead { .. }) {
+            self.role.note_other_state();
+        }
         let fits = self.course.write().expect("no panics under this lock").push(turn);
         assert!(fits, "what is appended is newer than all before");
         self.size_bytes.store(size_bytes, Ordering::Release);
@@ -387,14 +428,28 @@ impl Volume {
     }
 }
 
+/// The timestamp of the markers of a rollback; the rollbacks have the one behind it. Taken with all locks held.
+fn instant_of(members: &[(Arc<Volume>, Back)], locks: &[Locked<'_>], wanted: Option<Timestamp>) -> Timestamp {
+    let is_behind = |at: &Timestamp| {
+        let newest = |lock: &Locked<'_>| lock.as_ref().map(|appender| appender.position.timestamp);
+        // With that of the marker, it has the marker alone.
+        locks.iter().all(|lock| newest(lock).is_some_and(|newest| newest <= *at))
+    };
+    let wanted = wanted.map(|at| Timestamp(at.0.saturating_sub(TIMESTAMPS - 1))).filter(is_behind);
+    wanted.unwrap_or_else(|| {
+        members.first().map_or(Timestamp(0), |(volume, _)| volume.shared.clock.take(TIMESTAMPS))
+    })
+}
+
 /// Some members are rolled back already and another cannot be: the state of the former becomes again what it was.
 fn take_back(members: &[(Arc<Volume>, Back)], locks: &mut [Locked<'_>], done: &[RolledBack]) {
     for (number, one) in done.iter().enumerate() {
         let volume = &members[number].0;
-        let how = How { group: 0, asked: one.marker.clone() };
-        let undone = volume
-            .plan_rollback(&mut locks[number], Back::Undo, &how)
-            .and_then(|plan| volume.append_rollback(&mut locks[number], &plan));
+        let how = How { group: 0, asked: one.marker.clone(), at: None };
+        let undone = volume.plan_rollback(&mut locks[number], Back::Undo, &how).and_then(|plan| {
+            let at = volume.shared.clock.take(TIMESTAMPS);
+            volume.append_rollback(&mut locks[number], &plan, at)
+        });
         if let Err(error) = undone {
             volume.note_error(format!(
                 "a rollback of its group failed and could not be taken back here: {error}"

@@ -1,6 +1,7 @@
 //! Of a replica: which site its records come from, and the instant up to which it is known to have all of them.
 //!
 //! Stands in the manifest `source` of the volume's directory. Without it, whoever may send at all may be the first to.
+//! Another site takes its place where somebody says so (`resync`, a reseed); the instant begins anew then.
 //! A crash may take the newest instant, never one that was acknowledged: a planned failover counts on it.
 
 use std::io::ErrorKind;
@@ -103,10 +104,15 @@ impl Volume {
         self.source.lock().expect("no panics under this lock").written.0
     }
 
-    /// Takes records of this site only, from now on. Durable when this returns.
+    /// Takes records of this site only, from now on. Durable when this returns. What another one said of completeness is
+    /// forgotten: it was said of a history that may have ended earlier, and the new site has not said anything yet.
     pub fn set_source(&self, peer: &str) -> Result<()> {
         let mut state = self.source.lock().expect("no panics under this lock");
-        let complete = state.source.as_ref().map_or(Timestamp(0), |source| source.complete);
+        let same = state.source.as_ref().filter(|source| source.peer == peer);
+        let complete = same.map_or(Timestamp(0), |source| source.complete);
+        if same.is_none() {
+            state.fed = None;
+        }
         let source = Source { peer: peer.to_owned(), complete };
         self.write_source(&source)?;
         state.source = Some(source);

@@ -13,6 +13,7 @@ use super::role::Role;
 use super::{Volume, read_visible};
 use crate::device::{Device, Read};
 use crate::error::{Error, IoContext, Kind, Result};
+use crate::format::epoch::EpochPayload;
 use crate::format::marker::{MarkerClass, MarkerPayload};
 use crate::format::record::{RecordHeader, RecordKind, block_crcs, chain_value, payload_crc};
 use crate::format::turn::Turn;
@@ -405,6 +406,17 @@ impl Volume {
                         return wrong("it turns the volume to a state that it cannot have");
                     }
                     learnt.push(Learnt::Turn(turn));
+                }
+                RecordKind::Epoch => {
+                    let begun = EpochPayload::decode(payload);
+                    if let Some(turn) = begun.and_then(|begun| begun.turn()) {
+                        let turn = TurnAt { lsn: header.lsn, at: header.timestamp, turn };
+                        size_bytes = turn.turn.size_bytes();
+                        if !course.push(turn.clone()) {
+                            return wrong("the state that it goes on from makes no sense");
+                        }
+                        learnt.push(Learnt::Turn(turn));
+                    }
                 }
                 RecordKind::Marker if header.flags > MarkerClass::Periodic as u8 => {
                     // One that cannot be read has no name here, as at the next opening.

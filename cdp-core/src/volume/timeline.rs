@@ -244,7 +244,14 @@ impl Volume {
                         names.insert(row.lsn, row.timestamp, &marker.name, marker.class);
                     }
                     Ok(EventKind::Turn(turn)) => turns.push(TurnAt { lsn: row.lsn, at: row.timestamp, turn }),
-                    Ok(EventKind::Epoch(begun)) => epochs.push(begun.epoch),
+                    Ok(EventKind::Epoch(begun)) => {
+                        epochs.push(begun.epoch);
+                        turns.extend(begun.turn().map(|turn| TurnAt {
+                            lsn: row.lsn,
+                            at: row.timestamp,
+                            turn,
+                        }));
+                    }
                     Ok(_) => {}
                     // Its name is lost, the point is not: it is said, and the volume opens.
                     Err(error) if row.flags > MarkerClass::Periodic as u8 => {
@@ -527,6 +534,12 @@ impl Timeline for Volume {
             return Err(
                 Error::new(Kind::OutOfRange, context).hint("`latest` is the newest state that is here")
             );
+        }
+        let gap = self.course.read().expect("no panics under this lock").gap_at(at).copied();
+        if let Some(gap) = gap {
+            // From then on it is the newest state that there was, of the history that goes on.
+            let whole = gap.end.filter(|_| gap.is_whole && at >= gap.at);
+            return whole.map(|(lsn, _)| lsn).ok_or_else(|| self.is_in_gap(&gap, &format_utc(at)));
         }
         match self.newest_known_at(at)? {
             (lsn, true) => Ok(lsn),

@@ -11,8 +11,12 @@ use std::time::{Duration, Instant};
 use super::Volume;
 use crate::error::{Error, Kind, Result};
 
-/// Set once nobody is let in any more; the rest counts those who are in.
+/// Set once nobody is let in any more, for good.
 const ENDED: u64 = 1 << 63;
+/// Set while somebody waits for those who are in, and nobody is let in for it. Who gives up waiting takes it back, whoever else
+/// waits: he sets it again. The rest counts those who are in.
+const WANTED: u64 = 1 << 62;
+const SHUT: u64 = ENDED | WANTED;
 /// So often whoever waits looks.
 const POLL: Duration = Duration::from_micros(100);
 
@@ -40,29 +44,37 @@ impl Uses {
     fn enter(&self) -> Option<Use<'_>> {
         // Counted before the look: who finds it open is waited for.
         let entered = Use(self);
-        (self.0.fetch_add(1, Ordering::Acquire) & ENDED == 0).then_some(entered)
+        (self.0.fetch_add(1, Ordering::Acquire) & SHUT == 0).then_some(entered)
     }
 
     fn is_ended(&self) -> bool {
-        self.0.load(Ordering::Relaxed) & ENDED != 0
+        self.0.load(Ordering::Relaxed) & SHUT != 0
     }
 
     /// Lets nobody in any more, and waits for those who are in, so long at most. Whether all have gone; if not, it is as
     /// before.
     fn end_within(&self, limit: Duration) -> bool {
         let since = Instant::now();
-        let was_ended = self.0.fetch_or(ENDED, Ordering::AcqRel) & ENDED != 0;
-        // Said again each time: somebody else may wait too, and give up.
-        while self.0.fetch_or(ENDED, Ordering::AcqRel) & !ENDED != 0 {
+        while !self.try_end() {
             if since.elapsed() >= limit {
-                if !was_ended {
-                    self.0.fetch_and(!ENDED, Ordering::AcqRel);
-                }
+                self.stop_waiting();
                 return false;
             }
             std::thread::sleep(POLL);
         }
         true
+    }
+
+    /// Lets nobody in, and, if nobody is in, for good. Said again each time: somebody else may wait too, and give up.
+    fn try_end(&self) -> bool {
+        let state = self.0.fetch_or(WANTED, Ordering::AcqRel) | WANTED;
+        // Nobody came in between, and nobody who gives up meanwhile opens it again.
+        state & !SHUT == 0
+            && self.0.compare_exchange(state, SHUT, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    fn stop_waiting(&self) {
+        self.0.fetch_and(!WANTED, Ordering::AcqRel);
     }
 }
 
@@ -120,5 +132,28 @@ mod tests {
             assert!(ended.join().unwrap());
         });
         assert!(uses.enter().is_none() && uses.end_within(Duration::ZERO));
+    }
+
+    // Two wait for the same reader, one of them with a limit. It is over just when the other has what he waited for: nobody may
+    // come in behind a close that has returned.
+    #[test]
+    fn who_gives_up_opens_nothing_that_was_closed() {
+        let uses = Uses::default();
+        let inside = uses.enter().unwrap();
+        assert!(!uses.try_end() && !uses.try_end());
+        drop(inside);
+        assert!(uses.try_end(), "the close");
+        uses.stop_waiting();
+        assert!(uses.enter().is_none(), "somebody came in behind the end");
+        // The other way round: he gives up first, somebody comes in, and the close waits for him too.
+        let uses = Uses::default();
+        let inside = uses.enter().unwrap();
+        assert!(!uses.try_end() && !uses.try_end());
+        uses.stop_waiting();
+        let second = uses.enter().unwrap();
+        drop(inside);
+        assert!(!uses.try_end());
+        drop(second);
+        assert!(uses.try_end() && uses.enter().is_none());
     }
 }

@@ -1,7 +1,8 @@
 //! Reads everything of a volume back: the base, every segment with its payloads, chain and seal, every run, the
-//! mark. Never writes; the volume may be in use meanwhile.
+//! mark, and a newest state that is shown ahead of the history. Never writes; the volume may be in use meanwhile.
 
 mod base;
+mod newest;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -79,7 +80,7 @@ pub fn verify(volume: &Volume, watch: &mut Watch<'_>) -> Result<Verified> {
     let parts: Vec<_> = parts.into_iter().skip_while(|part| is_folded(part, before.lsn)).collect();
     let segment_bytes: u64 = parts.iter().map(|part| end_of(volume, part)).sum();
     let base_bytes = base::bytes(volume)?;
-    let total = segment_bytes + base_bytes;
+    let total = segment_bytes + base_bytes + newest::bytes(volume)?;
     watch(0, total)?;
     if let Health::ReadOnly { reason, .. } = volume.health() {
         found.add_file(volume.dir(), 0, format!("the volume takes no writes: {reason}"));
@@ -89,6 +90,7 @@ pub fn verify(volume: &Volume, watch: &mut Watch<'_>) -> Result<Verified> {
         verify_small_files(volume, &mut found);
     }
     base::verify(volume, &mut found, total, watch)?;
+    newest::verify(volume, &mut found, total, watch)?;
     let mut previous_hash = before.seal;
     for part in parts.iter() {
         let mut one = Verified::default();

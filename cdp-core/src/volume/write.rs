@@ -169,7 +169,7 @@ impl Volume {
     }
 
     /// Back pressure: who writes faster than the disk takes it, or than the index gets runs, waits here, before taking any lock.
-    fn wait_for_write_out(&self) -> Result<()> {
+    pub(super) fn wait_for_write_out(&self) -> Result<()> {
         let unsynced = self.staged.lock().expect("no panics under this lock").bytes;
         if unsynced > 2 * UNSYNCED_BYTES_MAX {
             self.sync_through(self.tip_lsn())?;
@@ -281,7 +281,7 @@ impl Volume {
     ) -> (usize, Result<Lsn>) {
         // Whoever waited for the lock may find that the volume became a replica meanwhile.
         match self.refuse_unless_primary() {
-            Ok(()) => self.append_in_any_role(append, drafts),
+            Ok(()) => self.append_stamped(append, drafts, None),
             Err(error) => (drafts.len(), Err(error)),
         }
     }
@@ -297,13 +297,15 @@ impl Volume {
         self.append_stamped(append, &[draft], Some(at)).1
     }
 
-    /// As [`Volume::append_front`], for the promotion of a volume that is not the primary yet.
+    /// As [`Volume::append_front`], also for the promotion of a volume that is not the primary yet, with timestamps from
+    /// `at` on that were taken when the caller held the append lock already.
     pub(super) fn append_in_any_role(
         &self,
         append: &mut MutexGuard<'_, Option<Appender>>,
         drafts: &[Draft<'_>],
+        at: Timestamp,
     ) -> (usize, Result<Lsn>) {
-        self.append_stamped(append, drafts, None)
+        self.append_stamped(append, drafts, Some(at))
     }
 
     /// With timestamps from `stamp` on, or from the clock.
@@ -325,13 +327,18 @@ impl Volume {
             .last()
             .is_some_and(|open| open.memory_bytes() > self.shared.memory.open_part_bytes_max());
         if count == 0 || (is_full && self.roll_early(appender)) {
+            if count == 0 && appender.is_empty() {
+                return (1, Err(does_not_fit(&drafts[0])));
+            }
             if count == 0
                 && let Err(error) = self.roll(appender)
             {
                 return (1, Err(error));
             }
             (count, blocks) = appender.fitting(drafts);
-            assert!(count > 0, "the largest request fits into an empty segment");
+            if count == 0 {
+                return (1, Err(does_not_fit(&drafts[0])));
+            }
         }
         let parts = self.parts.list();
         let open = parts.last().expect("an open volume has an open part");
@@ -481,6 +488,12 @@ fn range_of(change: &Change<'_>) -> (u64, u64) {
         Change::Write { offset, data } => (*offset, data.len() as u64),
         Change::Zero { offset, len, .. } | Change::Trim { offset, len } => (*offset, *len),
     }
+}
+
+/// Segments that the largest request does not fit into are those of simulations.
+fn does_not_fit(draft: &Draft<'_>) -> Error {
+    let context = format!("a request of {} blocks does not fit into a segment", draft.payload_blocks());
+    Error::new(Kind::Invalid, context)
 }
 
 fn closed() -> Error {

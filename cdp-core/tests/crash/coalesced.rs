@@ -25,11 +25,11 @@ const BLOCKS: u64 = 520;
 const GROWN: u64 = 640;
 
 /// What the first site has, and the two records between which the second one hears nothing.
-struct Outage {
-    _store: Store,
-    primary: Arc<Volume>,
-    from: Lsn,
-    to: Lsn,
+pub struct Outage {
+    pub store: Store,
+    pub primary: Arc<Volume>,
+    pub from: Lsn,
+    pub to: Lsn,
 }
 
 fn trim(volume: &Volume, first: u64, blocks: u64) {
@@ -41,7 +41,7 @@ fn trim(volume: &Volume, first: u64, blocks: u64) {
 
 impl Outage {
     /// Overwritten blocks, a short and a long trim, growth, and a rollback to before the outage and behind it.
-    fn new(seed: u64, rolled_back: bool) -> Outage {
+    pub fn new(seed: u64, rolled_back: bool) -> Outage {
         let (_disk, store) = fresh(seed, &["disk"]);
         let primary = store.volume("disk").unwrap();
         primary.grow(BLOCKS * BLOCK_BYTES).unwrap();
@@ -62,10 +62,10 @@ impl Outage {
         }
         let to = primary.tip_lsn();
         fill(&primary, 44, 0, 8);
-        Outage { _store: store, primary, from, to }
+        Outage { store, primary, from, to }
     }
 
-    fn origin(&self) -> Origin {
+    pub fn origin(&self) -> Origin {
         let identity = self.primary.identity();
         Origin {
             id: identity.id,
@@ -79,7 +79,7 @@ impl Outage {
         }
     }
 
-    fn wanted(&self) -> CoalescedState {
+    pub fn wanted(&self) -> CoalescedState {
         let at = |lsn| self.primary.position_at(lsn).unwrap();
         CoalescedState {
             from: self.from,
@@ -94,7 +94,7 @@ impl Outage {
     }
 
     /// The records behind the replica's newest one, up to `to`.
-    fn append(&self, replica: &Volume, to: Lsn) {
+    pub fn append(&self, replica: &Volume, to: Lsn) {
         let mut reader = LogReader::behind(&self.primary, replica.tip_lsn()).unwrap();
         while replica.tip_lsn() < to {
             let mut records = reader.read(4096, 2).unwrap();
@@ -104,7 +104,7 @@ impl Outage {
         replica.flush().unwrap();
     }
 
-    fn content(&self, lsn: Lsn) -> Vec<u8> {
+    pub fn content(&self, lsn: Lsn) -> Vec<u8> {
         content(&View::open(self.primary.clone(), lsn, "a test").unwrap()).unwrap()
     }
 
@@ -137,8 +137,17 @@ fn settle(writer: &mut CoalescedWriter, all: bool) {
     writer.note_settled(settlement.come());
 }
 
-fn content(device: &dyn Device) -> Result<Vec<u8>, String> {
+pub fn content(device: &dyn Device) -> Result<Vec<u8>, String> {
     read_blocks(device, 0, device.size_bytes() / BLOCK_BYTES).map_err(|error| error.to_string())
+}
+
+/// Brings the newest state alone.
+pub fn bring_newest(outage: &Outage, replica: &Volume) {
+    let mut writer = replica.begin_coalesced(&outage.wanted()).unwrap();
+    outage.send(&mut writer);
+    writer.end();
+    settle(&mut writer, true);
+    replica.show_coalesced(writer).unwrap();
 }
 
 /// Brings the newest state and then the history, from wherever the replica stands.
@@ -146,11 +155,7 @@ fn bring(outage: &Outage, replica: &Volume) {
     let state = replica.coalesced_state();
     let is_behind = replica.tip_lsn() == outage.from;
     if is_behind && state.is_none_or(|state| state.progress == Progress::Begun) {
-        let mut writer = replica.begin_coalesced(&outage.wanted()).unwrap();
-        outage.send(&mut writer);
-        writer.end();
-        settle(&mut writer, true);
-        replica.show_coalesced(writer).unwrap();
+        bring_newest(outage, replica);
     }
     outage.append(replica, Lsn((outage.from.0 + outage.to.0) / 2));
     outage.append(replica, outage.to);
@@ -158,7 +163,7 @@ fn bring(outage: &Outage, replica: &Volume) {
 }
 
 /// Exactly the history, and exactly the newest state or nothing of it. Whether that is shown.
-fn is_exact(outage: &Outage, volume: &Arc<Volume>) -> Outcome<bool> {
+pub fn is_exact(outage: &Outage, volume: &Arc<Volume>) -> Outcome<bool> {
     let tip = volume.tip_lsn();
     ensure!((outage.from..=outage.to).contains(&tip), "it ends with {tip:?}");
     for lsn in [Lsn(2), outage.from, tip] {
@@ -332,7 +337,14 @@ fn another_history_and_rot_are_refused() {
     volume.show_coalesced(writer).unwrap();
     let files: Arc<dyn cdp_core::io::Files> = Arc::new(disk.clone());
     let image = files.open(&volume.dir().join(COALESCED_DIR).join("base.0000"), true).unwrap();
+    let verify = || cdp_core::volume::verify::verify(&volume, &mut |_, _| Ok(())).unwrap();
+    let before = verify();
+    assert_eq!(before.damage_count, 0, "{before:?}");
     image.write_at(2 * BLOCK_BYTES + 9, &[std::io::IoSlice::new(&[1])]).unwrap();
+    let found = verify();
+    assert_eq!((found.damage_count, found.bytes), (1, before.bytes), "{found:?}");
+    assert_eq!(found.damages[0].extent, Some(Extent { start: Lba(2), blocks: 1 }));
+    assert!(found.damages[0].file.ends_with("coalesced/base.0000"), "{found:?}");
     let view = View::of(volume.clone(), &Shown::of(volume.clone()), outage.to, "a test").unwrap();
     assert!(read_blocks(&view, 2, 1).is_err(), "rot is read");
     assert!(read_blocks(&view, 3, 1).is_ok());
@@ -342,6 +354,8 @@ fn another_history_and_rot_are_refused() {
     let store = open(&disk, 7);
     let volume = store.volume("disk").unwrap();
     assert!(volume.coalesced().is_none(), "zeros at a place that nobody told");
+    let found = cdp_core::volume::verify::verify(&volume, &mut |_, _| Ok(())).unwrap();
+    assert!(found.damage_count > 0, "verify does not tell");
     assert!(volume.notes().last_error.unwrap().contains("not shown"));
     bring(&outage, &volume);
     drop(volume);
@@ -359,7 +373,7 @@ fn a_full_journal_gives_the_newest_state_up() {
     for round in 0..120u8 {
         fill(&primary, round | 1, u64::from(round % 8), 4);
     }
-    let outage = Outage { to: primary.tip_lsn(), _store: first, from, primary };
+    let outage = Outage { to: primary.tip_lsn(), store: first, from, primary };
     let (disk, store) = fresh(21, &[]);
     let volume = store.create_replica("disk", &outage.origin(), None).unwrap();
     let policy = format!("at most {}, at cap drop-oldest", 6 * outage.origin().segment_bytes);
@@ -405,7 +419,7 @@ fn a_trim_of_a_tebibyte_is_one_run() {
     let from = primary.tip_lsn();
     trim(&primary, 1, (2 << 40) / BLOCK_BYTES);
     fill(&primary, 7, (1 << 40) / BLOCK_BYTES, 1);
-    let outage = Outage { to: primary.tip_lsn(), _store: first, from, primary };
+    let outage = Outage { to: primary.tip_lsn(), store: first, from, primary };
     let (disk, store) = fresh(31, &[]);
     let volume = store.create_replica("disk", &outage.origin(), None).unwrap();
     outage.append(&volume, from);
@@ -427,5 +441,38 @@ fn a_trim_of_a_tebibyte_is_one_run() {
         ((2 << 40) / BLOCK_BYTES + 1, 6),
     ] {
         assert_eq!(read_blocks(&view, block, 1).unwrap()[0], byte, "block {block}");
+    }
+}
+
+/// On a disk without a byte left, giving the newest state up is what makes room: it must not need some first.
+#[test]
+fn a_full_disk_gives_the_newest_state_up() {
+    let outage = Outage::new(4, false);
+    let (disk, store) = fresh(22, &[]);
+    let volume = store.create_replica("disk", &outage.origin(), None).unwrap();
+    outage.append(&volume, outage.from);
+    let mut writer = volume.begin_coalesced(&outage.wanted()).unwrap();
+    outage.send(&mut writer);
+    writer.end();
+    settle(&mut writer, true);
+    volume.show_coalesced(writer).unwrap();
+    let used = disk.used_bytes();
+    disk.set_capacity(Some(used));
+    disk.record_boundaries(true);
+    assert!(volume.give_up_coalesced().unwrap());
+    assert_eq!(volume.coalesced_state().unwrap().progress, Progress::GivenUp);
+    assert!(disk.used_bytes() < used, "nothing was freed");
+    drop((volume, store));
+    for boundary in disk.take_boundaries() {
+        for power in [false, true] {
+            let disk = boundary.snapshot.mount(23);
+            let disk = if power { disk.crash_power(24) } else { disk.crash_process() };
+            let store = open(&disk, 25);
+            let volume = store.volume("disk").unwrap();
+            is_exact(&outage, &volume).unwrap();
+            bring(&outage, &volume);
+            drop(volume);
+            ends_well(&outage, &disk, store).unwrap();
+        }
     }
 }

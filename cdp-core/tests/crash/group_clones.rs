@@ -1,9 +1,11 @@
 //! Clones of whole groups: all members or none, crashed at every boundary, also while a crash is recovered from.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use cdp_core::error::Kind;
 use cdp_core::ids::*;
+use cdp_core::io::Files;
 use cdp_core::io::sim::{Chance, Fault, FaultKind, PowerLoss, SimDisk, When};
 use cdp_core::store::Store;
 use cdp_core::volume::Volume;
@@ -181,4 +183,68 @@ fn faults_while_a_group_is_cloned() {
     }
     println!("{struck} faults struck, {later} of them were finished by the next opening");
     assert!(struck > 20);
+}
+
+/// A disk that fails when a group's clone is decided and has no names yet.
+fn decided(seed: u64) -> (SimDisk, Store, Vec<(Arc<Volume>, Lsn)>) {
+    for nth in 1.. {
+        let (disk, store, members) = marked(seed);
+        disk.inject(Fault::new(FaultKind::NameError, When::Nth(nth)));
+        let failed = store.clone_group("try", &members).is_err();
+        disk.clear_faults();
+        let is_decided = disk.paths().iter().any(|path| path.ends_with("/cloning"));
+        if failed && is_decided && !disk.paths().iter().any(|path| path.contains("/try-b/")) {
+            return (disk, store, members);
+        }
+    }
+    unreachable!()
+}
+
+/// The disk failed in the middle, the server goes on, and somebody wants one of the names for something else: no store may be
+/// unable to open for that, nor anybody's volume be taken for a clone.
+#[test]
+fn a_decided_name_is_nobody_elses() {
+    let (disk, store, members) = decided(60);
+    let options = crate::harness::rig::options(64 << 10);
+    for name in ["try-b", "try"] {
+        let taken = store.create_volume(name, &options, None).map(|_| ());
+        assert_eq!(taken.unwrap_err().kind(), Kind::Exists, "{name}");
+    }
+    assert_eq!(store.add_to_group("try", &["a".to_owned()], true).unwrap_err().kind(), Kind::Exists);
+    store.create_volume("other", &options, None).unwrap();
+    store.delete_volume("other").unwrap();
+    // The next clone of any group finishes it.
+    assert_eq!(store.clone_group("try", &members).err().unwrap().kind(), Kind::Exists);
+    assert_eq!(whole_or_none(&store), Ok(true));
+    drop((store, members));
+    assert_eq!(whole_or_none(&open(&disk.crash_process(), 61)), Ok(true));
+}
+
+/// The same with the name taken behind the store's back, as before names were kept: it is not overwritten, and the clones are all
+/// there.
+#[test]
+fn a_decided_name_that_is_taken_is_not_overwritten() {
+    let (disk, store, members) = decided(70);
+    let (file, aside) = (Path::new("/store/cloning"), Path::new("/store/aside"));
+    disk.rename(file, aside).unwrap();
+    let other = store.create_volume("try-b", &crate::harness::rig::options(64 << 10), None).unwrap();
+    fill(&other, 9, 0, 8);
+    fill(&other, 9, 8, 8);
+    disk.rename(aside, file).unwrap();
+    disk.sync_dir(Path::new("/store")).unwrap();
+    drop((other, store, members));
+    disk.record_boundaries(true);
+    drop(open(&disk, 71));
+    let crashes = each_crash(&disk, 72, |_, store| {
+        ensure!(store.failed().is_empty(), "{:?}", store.failed());
+        ensure!(states(&store, &["try-b"]) == vec![vec![9; 16]], "the other volume is gone");
+        let group = store.groups().remove("try").ok_or("no group")?;
+        let names: Vec<&str> = group.iter().map(String::as_str).collect();
+        ensure!(states(&store, &names) == vec![all(1); 3], "{names:?}: {:?}", states(&store, &names));
+        ensure!(!names.contains(&"try-b"), "another volume is in the group");
+        let held = NAMES.map(|name| store.volume(name).unwrap().held_by_clones().len());
+        ensure!(held == [1; 3], "{held:?} clones hold them");
+        Ok(())
+    });
+    assert!(crashes > 20);
 }

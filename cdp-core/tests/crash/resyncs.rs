@@ -55,7 +55,7 @@ pub fn elsewhere(volume: &Arc<Volume>, fork: u64, number: u32) -> Elsewhere {
     let mut epochs = volume.epochs().through(Lsn(fork));
     let epoch = Epoch { number: EpochNumber(number), id: 0xe1, start: Lsn(fork + 1), chain };
     assert!(epochs.push(epoch));
-    Elsewhere { epochs, tip: Lsn(fork + 20) }
+    Elsewhere { site: "site-b".to_owned(), epochs, tip: Lsn(fork + 20) }
 }
 
 struct Scene {
@@ -237,7 +237,8 @@ fn a_resync_that_would_lose_something_is_refused() {
         fill(&volume, byte, byte as u64, 2);
     }
     let before = Shown::of(&volume);
-    let first = Elsewhere { epochs: Epochs::first(volume.identity().id), tip: Lsn(8) };
+    let first =
+        Elsewhere { site: "site-b".to_owned(), epochs: Epochs::first(volume.identity().id), tip: Lsn(8) };
     let other = elsewhere(&volume, 5, 2);
     // The same history: nothing to give up.
     let same = store.resync("disk", &first).unwrap();
@@ -245,7 +246,7 @@ fn a_resync_that_would_lose_something_is_refused() {
     // A store that was brought back from a copy.
     let mut epochs = Epochs::first(volume.identity().id);
     assert!(epochs.push(Epoch { chain: Chain([1; 16]), ..other.epochs.newest() }));
-    let forged = store.resync("disk", &Elsewhere { epochs, tip: other.tip }).err().unwrap();
+    let forged = store.resync("disk", &Elsewhere { epochs, ..other.clone() }).err().unwrap();
     assert_eq!(forged.kind(), Kind::Refused);
     assert!(volume.is_primary(), "nothing was done");
     // This site won, and then there are two winners.

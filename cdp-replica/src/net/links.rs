@@ -18,7 +18,7 @@ use super::tls::Tls;
 use crate::fault::{Fault, FaultKind};
 use crate::sender::Sender;
 use crate::status::{LinkState, LinkStatus};
-use crate::wire::control::{CODING_DIFFERENCES, CODING_LZ4, CODING_RANGES, CODING_SECTORS, CODING_ZSTD};
+use crate::wire::control::{CODING_AGAINST_OLDER, CODING_LZ4, CODING_RANGES, CODING_ZSTD};
 
 /// Between two looks which replicas there are.
 const LOOK: Duration = Duration::from_millis(200);
@@ -214,7 +214,7 @@ impl Feeder {
                 // What it was compared with changes there, so it is sent.
                 (FaultKind::Coding, true) => codings &= !CODING_RANGES,
                 // What is as it is can always be read there.
-                (FaultKind::Coding, false) => codings &= !(CODING_SECTORS | CODING_DIFFERENCES),
+                (FaultKind::Coding, false) => codings &= !CODING_AGAINST_OLDER,
                 _ => {}
             }
             if said.as_ref() != Some(&fault) {
@@ -232,6 +232,7 @@ impl Feeder {
             let state =
                 if fault.kind.is_lasting() { LinkState::Stopped(fault) } else { LinkState::Waiting(fault) };
             self.with_status(|status| {
+                status.failures = status.failures.saturating_add(1);
                 status.state = state;
                 status.rate_bytes_per_s = 0;
             });
@@ -263,13 +264,9 @@ impl Feeder {
             status.peer = peer;
             status.state = LinkState::Joining;
             status.connections += 1;
+            status.failures = 0;
         });
-        let mut drive = Drive {
-            socket: &socket,
-            tls,
-            began: Instant::now(),
-            limit_bytes_per_s: self.limit_bytes_per_s.clone(),
-        };
+        let mut drive = Drive::new(&socket, tls, Instant::now(), self.limit_bytes_per_s.clone());
         let mut sender = Sender::new(self.volume.clone(), &self.address, 0);
         sender.restrict_codings(codings);
         if let Some(bytes) = self.coalesces {

@@ -153,7 +153,7 @@ fn receive(hall: &Hall, stream: &TcpStream) -> Fault {
             }
         };
     }
-    let mut drive = Drive { socket: stream, tls, began: hall.began, limit_bytes_per_s: Arc::default() };
+    let mut drive = Drive::new(stream, tls, hall.began, Arc::default());
     let now_ns = u64::try_from(hall.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
     let mut receiver = Receiver::new(hall.store.clone(), hall.feeding.clone(), &peer, now_ns);
     if let Err(fault) = receiver.sync_beside() {

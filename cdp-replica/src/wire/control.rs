@@ -29,6 +29,11 @@ pub const CODING_RANGES: u32 = 32;
 /// Bit of [`Hello::codings`]: of a receiver, that it takes a newest state ahead of the history; of a sender, that it may
 /// send one.
 pub const TAKES_AHEAD: u32 = 64;
+/// Bit of [`Hello::codings`]: payloads by the numbers of blocks that have their content.
+pub const CODING_REFERENCES: u32 = 128;
+
+/// Those that need what blocks held before at the other side.
+pub const CODING_AGAINST_OLDER: u32 = CODING_SECTORS | CODING_DIFFERENCES | CODING_REFERENCES;
 
 /// Who speaks.
 #[derive(Clone, PartialEq, Eq, Debug, Encode, Decode)]
@@ -396,6 +401,7 @@ pub fn hello(more: u32) -> Hello {
             | CODING_DIFFERENCES
             | TAKES_GROUPS
             | CODING_RANGES
+            | CODING_REFERENCES
             | more,
         program: concat!("cdp ", env!("CARGO_PKG_VERSION")).to_owned(),
     }

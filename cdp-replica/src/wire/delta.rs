@@ -1,5 +1,6 @@
-//! Payloads coded against what the same blocks held before: pure bytes. PROTOCOL.md, "Codings of a payload".
+//! Payloads coded against what blocks held before: pure bytes. PROTOCOL.md, "Codings of a payload".
 
+use super::references;
 use crate::limits::CODED_PAYLOAD_BYTES_MAX;
 
 /// What is told apart in a payload, in bytes.
@@ -22,18 +23,20 @@ pub enum Coding {
     Zeros = 2,
     /// The sectors that differ, each XOR what it was before.
     Differences = 3,
+    /// Numbers of blocks that have the content, and those blocks that no other has: see [`references`].
+    References = 4,
 }
 
 impl Coding {
     /// The coding with this number.
     pub fn from_u8(number: u8) -> Option<Coding> {
         use Coding::*;
-        [Plain, Sectors, Zeros, Differences].into_iter().find(|coding| *coding as u8 == number)
+        [Plain, Sectors, Zeros, Differences, References].into_iter().find(|coding| *coding as u8 == number)
     }
 
-    /// Whether what the blocks held before is needed to undo it.
+    /// Whether what blocks held before is needed to undo it.
     pub fn needs_older(self) -> bool {
-        matches!(self, Coding::Sectors | Coding::Differences)
+        matches!(self, Coding::Sectors | Coding::Differences | Coding::References)
     }
 }
 
@@ -86,14 +89,16 @@ pub fn coded_bytes_max(coding: Coding, bytes: usize) -> usize {
         Coding::Plain => bytes,
         Coding::Zeros => 0,
         Coding::Sectors | Coding::Differences => bytes + (bytes / SECTOR_BYTES).div_ceil(8),
+        Coding::References => references::coded_bytes_max(bytes),
     }
 }
 
-/// The payload of `bytes` bytes that this is the coding of, against `older`, as many bytes where they are needed; `None`
-/// if there is none.
+/// The payload of `bytes` bytes that this is the coding of, against `older`: as many bytes, of the same blocks; or of those
+/// of [`references::places`]; where they are needed. `None` if there is none.
 pub fn undo(coding: Coding, coded: Vec<u8>, older: &[u8], bytes: usize) -> Option<Vec<u8>> {
     match coding {
         Coding::Plain => (coded.len() == bytes).then_some(coded),
+        Coding::References => references::undo(&coded, older, bytes),
         Coding::Zeros => (coded.is_empty() && may_code(bytes)).then(|| vec![0; bytes]),
         Coding::Sectors | Coding::Differences => {
             if !may_code(bytes) || older.len() != bytes {

@@ -94,10 +94,45 @@ impl FrameWriter {
     /// Appends a frame with this body, which is within its bound.
     pub fn frame(&mut self, out: &mut Vec<u8>, kind: FrameType, body: &[u8]) {
         assert!(body.len() <= if kind.is_bulk() { BODY_BYTES_MAX } else { CONTROL_BYTES_MAX });
-        match self.coded(kind, body) {
-            Some(coded) => push(out, kind, self.codec, &coded),
-            None => push(out, kind, Codec::None, body),
+        let at = begin(out);
+        let coding = match self.coded(kind, body) {
+            Some(coded) => {
+                out.extend_from_slice(&coded);
+                self.codec
+            }
+            None => {
+                out.extend_from_slice(body);
+                Codec::None
+            }
+        };
+        seal(out, at, kind, coding);
+    }
+
+    /// As [`FrameWriter::frame`]; `put` appends the body where it is going to stand, and nothing else. After an error of its own
+    /// nothing was appended.
+    pub fn frame_in_place<E>(
+        &mut self,
+        out: &mut Vec<u8>,
+        kind: FrameType,
+        put: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let at = begin(out);
+        if let Err(error) = put(out) {
+            out.truncate(at);
+            return Err(error);
         }
+        let body = &out[at + FRAME_HEADER_BYTES..];
+        assert!(body.len() <= if kind.is_bulk() { BODY_BYTES_MAX } else { CONTROL_BYTES_MAX });
+        let coding = match self.coded(kind, body) {
+            Some(coded) => {
+                out.truncate(at + FRAME_HEADER_BYTES);
+                out.extend_from_slice(&coded);
+                self.codec
+            }
+            None => Codec::None,
+        };
+        seal(out, at, kind, coding);
+        Ok(())
     }
 
     fn coded(&mut self, kind: FrameType, body: &[u8]) -> Option<Vec<u8>> {
@@ -122,18 +157,24 @@ impl FrameWriter {
     }
 }
 
-fn push(out: &mut Vec<u8>, kind: FrameType, coding: Codec, body: &[u8]) {
-    let mut header = [0; FRAME_HEADER_BYTES];
-    put(&mut header, 0, MAGIC);
+/// Room for the header of a frame whose body is to follow; where it stands.
+fn begin(out: &mut Vec<u8>) -> usize {
+    let at = out.len();
+    out.extend_from_slice(&[0; FRAME_HEADER_BYTES]);
+    at
+}
+
+/// Fills in the header of the frame that stands at `at`, the last one.
+fn seal(out: &mut [u8], at: usize, kind: FrameType, coding: Codec) {
+    let (header, body) = out[at..].split_at_mut(FRAME_HEADER_BYTES);
+    put(header, 0, MAGIC);
     header[4] = VERSION;
     header[5] = kind as u8;
     header[6] = coding.number();
-    put(&mut header, 8, (body.len() as u32).to_le_bytes());
-    put(&mut header, 12, crc32(body).to_le_bytes());
+    put(header, 8, (body.len() as u32).to_le_bytes());
+    put(header, 12, crc32(body).to_le_bytes());
     let crc = crc32(&header[..16]);
-    put(&mut header, 16, crc.to_le_bytes());
-    out.extend_from_slice(&header);
-    out.extend_from_slice(body);
+    put(header, 16, crc.to_le_bytes());
 }
 
 /// Cuts what comes in into frames. Holds less than one frame beyond what is taken out of it.

@@ -7,3 +7,4 @@ pub mod delta;
 pub mod frame;
 pub mod ranges;
 pub mod records;
+pub mod references;

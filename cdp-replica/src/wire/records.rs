@@ -1,5 +1,7 @@
 //! RECORDS and PAYLOAD bodies. PROTOCOL.md, "Records".
 
+use std::convert::Infallible;
+
 use cdp_core::format::bytes::Cursor;
 use cdp_core::format::record::{Chain, RECORD_IDENTITY_BYTES, RecordHeader, RecordKind};
 use cdp_core::ids::{BLOCK_BYTES, Lsn};
@@ -7,6 +9,7 @@ use cdp_core::journal::append::Verbatim;
 
 use super::delta::{self, Coding};
 use super::frame::{FrameType, FrameWriter};
+use super::references;
 use crate::fault::{Fault, FaultKind};
 use crate::limits::{CODED_FRAME_BYTES_MAX, FRAME_PAYLOAD_BYTES, RECORDS_PER_FRAME};
 
@@ -36,8 +39,23 @@ impl Coded {
             && delta::may_code(header.payload_bytes as usize)
     }
 
-    /// The record as it was, if that is the one which its header tells of; `older` is what its blocks held before, where
-    /// its coding needs that.
+    /// The blocks of which it takes the content before the record to undo its coding, in this order.
+    pub fn older_blocks(&self) -> Result<Vec<u64>, Fault> {
+        let header = &self.header;
+        match self.coding {
+            Coding::Plain | Coding::Zeros => Ok(Vec::new()),
+            Coding::Sectors | Coding::Differences => {
+                Ok((header.lba.0..header.lba.0 + header.blocks).collect())
+            }
+            Coding::References => {
+                let places = references::places(&self.payload, header.payload_bytes as usize);
+                let wrong = || Fault::protocol(format!("references of {:?} that nobody made", header.lsn));
+                Ok(places.ok_or_else(wrong)?.flatten().collect())
+            }
+        }
+    }
+
+    /// The record as it was, if that is the one which its header tells of; `older` is what its [`Coded::older_blocks`] held before.
     pub fn undo(self, older: &[u8]) -> Result<Verbatim, Fault> {
         let (header, coding) = (self.header, self.coding);
         let lsn = header.lsn;
@@ -79,23 +97,26 @@ pub fn send(
     mut records: Vec<Coded>,
 ) -> Option<Rest> {
     assert!((1..=RECORDS_PER_FRAME).contains(&records.len()));
-    let mut body = Vec::with_capacity(HEAD_BYTES + FRAME_PAYLOAD_BYTES);
-    body.extend_from_slice(&(records.len() as u32).to_le_bytes());
-    body.extend_from_slice(&[0; 4]);
-    body.extend_from_slice(&records[0].header.lsn.0.to_le_bytes());
-    body.extend_from_slice(&chain_before.0);
-    let mut room = FRAME_PAYLOAD_BYTES;
+    let count = records.len() as u32;
+    let first_lsn = records[0].header.lsn;
     let last = records.pop().expect("at least one");
-    for record in &records {
-        put_head(&mut body, record);
-        body.extend_from_slice(&record.payload);
-        // A coding may add a little: the body has room for that.
-        room = room.saturating_sub(record.payload.len());
-    }
-    put_head(&mut body, &last);
-    let first = last.payload.len().min(room);
-    body.extend_from_slice(&last.payload[..first]);
-    writer.frame(out, FrameType::Records, &body);
+    // A coding may add a little: the body has room for that.
+    let before: usize = records.iter().map(|record| record.payload.len()).sum();
+    let first = last.payload.len().min(FRAME_PAYLOAD_BYTES.saturating_sub(before));
+    let Ok(()) = writer.frame_in_place(out, FrameType::Records, |body| {
+        body.reserve(HEAD_BYTES + FRAME_PAYLOAD_BYTES);
+        body.extend_from_slice(&count.to_le_bytes());
+        body.extend_from_slice(&[0; 4]);
+        body.extend_from_slice(&first_lsn.0.to_le_bytes());
+        body.extend_from_slice(&chain_before.0);
+        for record in &records {
+            put_head(body, record);
+            body.extend_from_slice(&record.payload);
+        }
+        put_head(body, &last);
+        body.extend_from_slice(&last.payload[..first]);
+        Ok::<(), Infallible>(())
+    });
     (first < last.payload.len()).then_some(Rest { payload: last.payload, at: first })
 }
 

@@ -69,6 +69,8 @@ impl World {
     /// No more trouble: people look after it until there is one history at both sites, in which nothing is missing.
     pub fn heal(&mut self) -> Outcome {
         self.faults = false;
+        self.onlookers = None;
+        self.sites.iter_mut().for_each(|site| site.views.clear());
         self.wires.clear();
         for site in 0..2 {
             self.sites[site].dark = 0;

@@ -9,6 +9,7 @@ use cdp_core::history::point::Timeline;
 use cdp_core::ids::*;
 use cdp_core::io::Files;
 use cdp_core::volume::Volume;
+use cdp_core::volume::together::at_common;
 
 use crate::model::Entry;
 use crate::site::Orphan;
@@ -146,13 +147,7 @@ impl World {
             _ => Some(newest),
         };
         let Some(instant) = instant else { return Ok(()) };
-        let mut members = Vec::new();
-        for volume in &volumes {
-            match volume.lsn_at_common(instant) {
-                Ok(lsn) => members.push((volume.clone(), lsn)),
-                Err(_) => return Ok(()),
-            }
-        }
+        let Ok(members) = at_common(&volumes, instant) else { return Ok(()) };
         // What is refused is shown to nobody: members that are fenced have no instant with those that go on.
         let store = self.sites[site].store.clone().expect("it is up");
         if store.plan_promotion(&members, EpochNumber(0)).is_ok() {
@@ -345,11 +340,7 @@ impl World {
         }
         let volumes = self.sites[other].volumes();
         let complete = volumes.iter().map(|volume| volume.complete_through().1).min().expect("there is one");
-        let mut members = Vec::new();
-        for volume in volumes {
-            let Ok(lsn) = volume.lsn_at_common(complete) else { return Ok(()) };
-            members.push((volume, lsn));
-        }
+        let Ok(members) = at_common(&volumes, complete) else { return Ok(()) };
         for (volume, lsn) in &members {
             let log = &self.sites[other].copies[volume.name()].log;
             if log.at(*lsn).sectors != log.newest().sectors {

@@ -13,6 +13,7 @@ use cdp_core::volume::Volume;
 use cdp_replica::receiver::Feeding;
 
 use crate::model::{BLOCKS, Entry, Log, bytes_of};
+use crate::onlookers::Onlooker;
 
 const STORE: &str = "/store";
 
@@ -76,6 +77,8 @@ pub struct Site {
     pub replacing: BTreeMap<&'static str, Log>,
     /// Histories that a resync, which failed, was about to set aside behind their forks.
     pub parting: BTreeMap<&'static str, (Log, Lsn)>,
+    /// What people have open.
+    pub views: Vec<Onlooker>,
     /// Without power for so many steps.
     pub dark: u64,
     pub crashes: u64,
@@ -97,6 +100,7 @@ impl Site {
             asides: Vec::new(),
             replacing: BTreeMap::new(),
             parting: BTreeMap::new(),
+            views: Vec::new(),
             dark: 0,
             crashes: 0,
         };
@@ -135,6 +139,7 @@ impl Site {
     /// Nothing runs any more, and with the power goes what was not synced.
     pub fn crash(&mut self, chance: &mut Chance, power: bool) {
         self.note_durable();
+        self.views.clear();
         self.store = None;
         self.disk.clear_crash();
         self.disk.set_capacity(None);

@@ -42,6 +42,8 @@ impl Wire {
         let volume = sending.volume(name)?;
         let to = address(receiving);
         volume.replicas().iter().find(|replica| replica.address == to)?;
+        // As a link does, of the certificate.
+        volume.note_replica_site(&to, receiving.name).ok()?;
         let store = receiving.store.clone()?;
         Some(Wire {
             from,

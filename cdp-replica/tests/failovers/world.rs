@@ -53,6 +53,9 @@ pub struct Met {
     pub bases_moved: u64,
     pub folds: u64,
     pub states: u64,
+    pub views: u64,
+    pub looks: u64,
+    pub over: u64,
 }
 
 macro_rules! add {
@@ -64,7 +67,7 @@ impl Met {
         add!(self, other; writes rollbacks cuts half_open stalls flips doubled crashes full refused_full failovers
             failed_failovers to_points planned drained split_brains resyncs orphans refused_resyncs first_copies reseeds
             withdrawn asides
-            fenced_writes bases_moved folds states);
+            fenced_writes bases_moved folds states views looks over);
     }
 }
 
@@ -91,6 +94,8 @@ pub struct World {
     pub behind: Vec<(usize, &'static str)>,
     // Sites whose orphans have to stand on their own.
     pub read_from: Vec<usize>,
+    /// Draws what those do who have something open, in every other history.
+    pub onlookers: Option<Chance>,
     pub trace: bool,
     pub met: Met,
 }
@@ -123,6 +128,7 @@ impl World {
             keeping,
             behind: Vec::new(),
             read_from: Vec::new(),
+            onlookers: (seed % 2 == 1).then(|| Chance::new(seed ^ 0x100c)),
             trace: std::env::var_os("CDP_SIM_TRACE").is_some(),
             met: Met::default(),
         };
@@ -209,7 +215,9 @@ impl World {
         self.restart()?;
         self.work()?;
         self.upkeep()?;
+        self.look_on()?;
         self.talk()?;
+        self.look_on()?;
         self.restart()
     }
 

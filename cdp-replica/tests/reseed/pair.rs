@@ -156,6 +156,8 @@ impl Pair {
     pub fn connect(&mut self, trouble: Trouble, look: &mut dyn FnMut(&mut Pair)) -> Ended {
         let volume = self.a.volume();
         volume.flush().unwrap();
+        // As a link does, of the certificate; both sites go by one name here.
+        volume.note_replica_site(ADDRESS, "site-a").unwrap();
         let mut sender = Sender::new(volume.clone(), ADDRESS, self.now_ns);
         sender.restrict_codings(self.codings);
         let mut receiver = Receiver::new(self.b.store().clone(), self.feeding.clone(), "site-a", self.now_ns);

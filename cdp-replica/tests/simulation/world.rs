@@ -337,7 +337,11 @@ impl World {
     fn work_at_a(&mut self) {
         let volume = self.a.volume().expect("the primary has it");
         let offset = self.chance.below(BLOCKS * 8) * 512;
-        let byte = self.chance.below(255) as u8 + 1;
+        // A third of the content stands in other places already.
+        let byte = match self.chance.below(255) as u8 + 1 {
+            common @ 0..80 => common % 4 + 1,
+            rare => rare,
+        };
         let aligned = offset / 4096 * 4096;
         let mut data = vec![byte; 4096 * (1 + self.chance.below(6)) as usize];
         for (number, byte) in data.iter_mut().enumerate() {

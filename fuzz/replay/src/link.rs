@@ -65,7 +65,9 @@ fn bodies(body: &[u8]) {
     let mut undone = 0;
     for record in whole {
         let (coding, bytes) = (record.coding, record.header.payload_bytes as usize);
-        let older = vec![0x5a; if coding.needs_older() { bytes } else { 0 }];
+        let Ok(blocks) = record.older_blocks() else { continue };
+        assert!(blocks.len() <= bytes.div_ceil(4096), "more is read than its blocks");
+        let older = vec![0x5a; blocks.len() * 4096];
         if coding != Coding::Plain {
             undone += bytes;
         }

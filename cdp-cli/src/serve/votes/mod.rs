@@ -108,7 +108,8 @@ impl Votes {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let (files, dir) = (store.files().clone(), store.path());
         let own = store.clone();
-        let may = move |id: VolumeId, name: &str| own.volume_by_id(id).is_none_or(|one| concerns(&one, name));
+        // Nobody else is asked for a vote on a volume.
+        let may = move |id: VolumeId, name: &str| own.volume_by_id(id).is_none_or(|one| one.concerns(name));
         let service = Service::open(files, clock.clone(), dir, Box::new(floor), Box::new(may))?;
         let places = config.automatic.iter().map(Place::new).collect();
         Ok(Votes { service: Some(Arc::new(service)), places, ..Votes::default() })
@@ -175,6 +176,11 @@ impl Votes {
         !places.is_empty()
     }
 
+    /// The volumes and groups that are configured to fail over by themselves.
+    pub fn targets(&self) -> impl Iterator<Item = &str> {
+        self.places.iter().map(|place| &*place.plan.target)
+    }
+
     /// How the seats stand.
     pub fn status(&self) -> Vec<SeatStatus> {
         let status = |place: &Arc<Place>| {
@@ -236,12 +242,6 @@ impl Votes {
             }
         }
     }
-}
-
-/// Whether the site of this name feeds a volume, or is fed: nobody else is asked for a vote on it.
-fn concerns(volume: &Volume, name: &str) -> bool {
-    volume.source().is_some_and(|source| source.peer == name)
-        || volume.replicas().iter().any(|replica| replica.site.as_deref() == Some(name))
 }
 
 #[cfg(test)]

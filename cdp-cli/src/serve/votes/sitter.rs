@@ -20,7 +20,7 @@ use cdp_replica::vote::{Ask, Ballot, Claim, Said, Seat, Standing, Verdict};
 
 use super::Place;
 use crate::serve::overlap;
-use crate::work::{Site, failover, newest};
+use crate::work::{Site, failover};
 
 /// Between two rounds.
 const TICK: Duration = Duration::from_nanos(LEASE_NS / 4);
@@ -213,7 +213,8 @@ impl Sitter {
                 ));
             }
         }
-        let complete = members.iter().map(|volume| volume.complete_through().1).min().unwrap_or_default();
+        let newest = failover::newest_of_all(&self.place.plan.target, members, false);
+        let (complete, parts) = newest.map_err(|error| error.to_string())?;
         let age_ns = SystemClock.wall_ns().saturating_sub(complete.0);
         if age_ns > self.place.plan.loss_max_ns {
             return Err(format!(
@@ -223,8 +224,6 @@ impl Sitter {
                 self.place.plan.target
             ));
         }
-        let parts = failover::at_common(members, complete).map_err(|error| error.to_string())?;
-        newest::refuse_where_shown(&self.place.plan.target, &parts).map_err(|error| error.to_string())?;
         let planned =
             self.site.store.plan_promotion(&parts, EpochNumber(0)).map_err(|error| error.to_string())?;
         match planned.first().map(|member| u64::from(member.number.0)) {
@@ -250,7 +249,9 @@ impl Sitter {
         tracing::warn!("{target}: the voters give this site epoch {epoch}: it is promoted");
         let work = move || {
             let heard = EpochNumber(u32::try_from(epoch - 1).unwrap_or(u32::MAX - 1));
-            let request = failover::Failover { target: target.clone(), ..failover::Failover::default() };
+            // The voters have decided; nobody is asked.
+            let request =
+                failover::Failover { target: target.clone(), force: true, ..failover::Failover::default() };
             let done = failover::failover_above(&site, &request, &Zone::system()?, heard)?;
             for line in &done {
                 tracing::warn!(

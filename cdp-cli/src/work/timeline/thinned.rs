@@ -5,13 +5,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cdp_core::error::Result;
+use cdp_core::history::course::Gap;
 use cdp_core::history::point::{Point, Timeline as _, Zone, format_utc, parse};
 use cdp_core::ids::{Lsn, Timestamp};
 use cdp_core::store::Store;
 use cdp_core::volume::Volume;
 use cdp_core::volume::retain::ThinnedStretch;
 
-use super::{Chosen, EventRow, Row, event_line};
+use super::events::event_line;
+use super::{Chosen, EventRow, Row};
 use crate::report::Report;
 use crate::work::points::{self, PointInfo, Target};
 
@@ -80,13 +82,15 @@ fn around_instant(
 /// Where a volume's history was thinned.
 pub(super) struct Thinned {
     stretches: Vec<ThinnedStretch>,
+    gaps: Vec<Gap>,
     horizon: Lsn,
 }
 
 impl Thinned {
     /// As it is now.
     pub(super) fn of(volume: &Volume) -> Thinned {
-        Thinned { stretches: volume.thinned(), horizon: volume.oldest().0 }
+        let (stretches, gaps) = (volume.thinned(), volume.course().gaps().to_vec());
+        Thinned { stretches, gaps, horizon: volume.oldest().0 }
     }
 
     fn stretch_of(&self, lsn: Lsn) -> Option<&ThinnedStretch> {
@@ -106,7 +110,7 @@ impl Thinned {
 
     /// The newest state up to this record that can be viewed.
     pub(super) fn viewable(&self, lsn: Lsn) -> Lsn {
-        let mut lsn = lsn;
+        let mut lsn = self.gaps.iter().rfind(|gap| gap.hides(lsn)).map_or(lsn, |gap| gap.behind);
         while let Some(stretch) = self.stretch_of(lsn) {
             match stretch.kept.iter().rev().find(|(kept, _)| *kept <= lsn) {
                 Some((kept, _)) => return (*kept).max(self.horizon),
@@ -200,7 +204,7 @@ mod tests {
         };
         let stretches =
             vec![stretch((5, 20), (100, 320), &[(9, 150), (11, 290)]), stretch((21, 30), (320, 450), &[])];
-        Thinned { stretches, horizon: Lsn(2) }
+        Thinned { stretches, gaps: Vec::new(), horizon: Lsn(2) }
     }
 
     // Whoever looks for the day on which a file was lost must not read that nobody wrote to the disk.

@@ -112,6 +112,11 @@ impl SimDisk {
         hold(&self.shared).capacity = bytes;
     }
 
+    /// Likewise, and nobody is told: a quota, or others who take what a filesystem says to be free.
+    pub fn set_quota(&self, bytes: Option<u64>) {
+        hold(&self.shared).quota = bytes;
+    }
+
     /// The clock that slow operations advance.
     pub fn set_clock(&self, clock: SimClock) {
         hold(&self.shared).clock = Some(clock);

@@ -10,7 +10,7 @@ use super::SimDisk;
 use super::boundary::Operation;
 use super::machine::{Machine, Part};
 use super::names::{Face, Node};
-use crate::io::{DirEntry, File, FileStat, Files, GatheredRead, Lock, Space};
+use crate::io::{DirEntry, File, FileStat, Files, GatheredRead, Lock, Space, ZEROS_STEP_BYTES};
 
 /// What a disk without a limit says it has, in bytes.
 const UNLIMITED_BYTES: u64 = 1 << 50;
@@ -168,6 +168,10 @@ impl Files for SimDisk {
         }
     }
 
+    fn is_simulated(&self) -> bool {
+        true
+    }
+
     fn name(&self) -> &'static str {
         "sim"
     }
@@ -231,6 +235,27 @@ impl File for SimFile {
 
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
         self.operate(Operation::Allocate, |machine, _, _| machine.allocate(self.inode, offset, len))
+    }
+
+    // Zeros are written, also over holes, and may be lost like anything that is written; they take no space, and what was there gives
+    // its own back.
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        let zeros = [0; ZEROS_STEP_BYTES];
+        let end = self.len()?.min(offset.saturating_add(len));
+        let mut at = offset;
+        while at < end {
+            let step = (end - at).min(zeros.len() as u64);
+            self.operate(Operation::Write, |machine, path, part| {
+                let limits = (machine.capacity.take(), machine.quota.take());
+                let written = machine.write(self.inode, path, at, &zeros[..step as usize], part);
+                (machine.capacity, machine.quota) = limits;
+                written?;
+                machine.state.inode_mut(self.inode)?.cached.free(at, step);
+                Ok(())
+            })?;
+            at += step;
+        }
+        Ok(())
     }
 
     fn start_writeback(&self, _offset: u64, _len: u64) {

@@ -100,6 +100,16 @@ impl Image {
         }
     }
 
+    /// Gives back the space of pages that lie in the range; they read as zeros.
+    pub fn free(&mut self, offset: u64, len: u64) {
+        for page in offset.div_ceil(PAGE_BYTES)..(offset + len) / PAGE_BYTES {
+            if !matches!(self.page(page), Page::Hole) {
+                *self.page_mut(page) = Page::Hole;
+                self.pages -= 1;
+            }
+        }
+    }
+
     /// Pages of the range that take no space yet.
     pub fn holes_in(&self, offset: u64, len: u64) -> u64 {
         page_range(offset, len).filter(|&page| matches!(self.page(page), Page::Hole)).count() as u64

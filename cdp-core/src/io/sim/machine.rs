@@ -36,6 +36,7 @@ pub(super) struct Machine {
     crash_at: Option<(u64, CrashAt)>,
     pub operations: u64,
     pub capacity: Option<u64>,
+    pub quota: Option<u64>,
     pub faults: FaultPlan,
     pub counts: FaultCounts,
     pub reads: ReadCount,
@@ -59,6 +60,7 @@ impl Machine {
             crash_at: None,
             operations: 0,
             capacity: None,
+            quota: None,
             faults: FaultPlan::default(),
             counts: FaultCounts::default(),
             reads: ReadCount::default(),
@@ -231,13 +233,17 @@ impl Machine {
             self.counts.misdirected_writes += 1;
             fate = wrong;
         }
-        let result = self.state.write(inode, offset, data, fate, self.capacity);
+        let result = self.state.write(inode, offset, data, fate, self.limit());
         self.note_space(result)
     }
 
     pub fn allocate(&mut self, inode: u64, offset: u64, len: u64) -> io::Result<()> {
-        let result = self.state.allocate(inode, offset, len, self.capacity);
+        let result = self.state.allocate(inode, offset, len, self.limit());
         self.note_space(result)
+    }
+
+    fn limit(&self) -> Option<u64> {
+        self.capacity.into_iter().chain(self.quota).min()
     }
 
     fn note_space(&mut self, result: io::Result<()>) -> io::Result<()> {

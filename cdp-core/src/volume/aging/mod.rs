@@ -42,6 +42,8 @@ pub(super) struct Scene<'a> {
     pub(super) cap_bytes: u64,
     /// Segments made ahead.
     pub(super) ready: u64,
+    /// What the filesystem has left for what is folded into the base.
+    pub(super) fold_room_bytes: u64,
     /// What holds history, oldest state first.
     pub(super) pins: Vec<Pin>,
     /// The newest state that a program called good: kept as a named marker is, until a newer one is.
@@ -106,7 +108,8 @@ pub(super) fn reserve_bytes(at_cap: AtCap, segment_bytes: u64, cap_bytes: u64) -
 impl<'a> Scene<'a> {
     /// The history of a volume as it is, if this is the policy.
     pub(super) fn of(volume: &'a Volume, policy: Policy) -> Result<Scene<'a>> {
-        let cap_bytes = volume.journal_cap_bytes_by(&policy)?;
+        let space = volume.space()?;
+        let cap_bytes = volume.journal_cap_bytes_by(&policy, space);
         Ok(Scene {
             volume,
             policy,
@@ -117,6 +120,7 @@ impl<'a> Scene<'a> {
             journal_bytes: volume.journal_bytes(),
             cap_bytes,
             ready: volume.pool.lock().expect("no panics under this lock").ready() as u64,
+            fold_room_bytes: space.available,
             pins: volume.pins(),
             // A file that cannot be believed holds nothing back.
             proven: volume.newest_proof().ok().flatten().map(|proof| (proof.lsn, proof.at)),
@@ -147,7 +151,7 @@ impl<'a> Scene<'a> {
         {
             return Ok(Some(Duty::Move { to, reason: Reason::Cap }));
         }
-        Ok(self.rest().map(|count| Duty::Fold { count }))
+        Ok(self.rest()?.map(|count| Duty::Fold { count }))
     }
 
     /// What is to be thinned next. `by_policy` as above.
@@ -342,26 +346,48 @@ impl<'a> Scene<'a> {
         states.values().map(|lsn| course.visible(*lsn)).collect()
     }
 
-    /// How many of the oldest bricks no retained state needs.
-    fn rest(&self) -> Option<usize> {
-        if !self.volume.base.takes_folds() {
-            return None;
+    /// How many of the oldest bricks go to the base next: no retained state needs them, and they surely fit, if any do.
+    fn rest(&self) -> Result<Option<usize>> {
+        let below = self.below_horizon();
+        if below == 0 || !self.volume.base.takes_folds() {
+            return Ok(None);
         }
-        let last = |at: usize| self.bricks[at].lsns().1;
-        let below =
-            self.bricks.iter().take_while(|brick| brick.is_sealed() && brick.lsns().1 <= self.horizon);
-        let below = below.count();
-        let near = below.min(FOLD_SEGMENTS_MAX);
-        if below == 0 {
-            return None;
-        }
+        let near = self.fitting_in_base(below.min(FOLD_SEGMENTS_MAX))?;
         let shapes = self.shapes(self.horizon);
-        let may_rest = |at: &usize| {
-            let last = last(*at);
-            retention::may_rest(last, &self.volume.visible(last), &shapes)
-        };
         // A branch that was left by a rollback goes as a whole, however long it is.
-        (0..near).rev().chain(near..below).find(may_rest).map(|at| at + 1)
+        let rest = (0..near).rev().chain(near..below).find(|at| self.may_rest(*at, &shapes));
+        Ok(rest.map(|at| at + 1))
+    }
+
+    /// How many of the oldest bricks no retained state needs, whether they fit or not.
+    pub(super) fn rest_of_all(&self) -> Option<usize> {
+        let shapes = self.shapes(self.horizon);
+        (0..self.below_horizon()).rev().find(|at| self.may_rest(*at, &shapes)).map(|at| at + 1)
+    }
+
+    fn below_horizon(&self) -> usize {
+        let below = |brick: &&Brick| brick.is_sealed() && brick.lsns().1 <= self.horizon;
+        self.bricks.iter().take_while(below).count()
+    }
+
+    /// Whether the base may stand at the end of this brick.
+    fn may_rest(&self, at: usize, shapes: &[Visible]) -> bool {
+        let last = self.bricks[at].lsns().1;
+        retention::may_rest(last, &self.volume.visible(last), shapes)
+    }
+
+    /// How many of the `count` oldest bricks find room in the base, whatever is in them: one at least, because what goes behind it
+    /// is more than it takes as a rule.
+    fn fitting_in_base(&self, count: usize) -> Result<usize> {
+        let mut needed = 0;
+        for (at, brick) in self.bricks[..count].iter().enumerate() {
+            // Blocks of which nothing is there yet, each with a page of checksums of its own.
+            needed += 2 * brick.bytes()?;
+            if needed > self.fold_room_bytes {
+                return Ok(at.max(1));
+            }
+        }
+        Ok(count)
     }
 
     /// The journal is full, and what the policy keeps does not fit: the oldest segments that are still whole give up all

@@ -4,8 +4,9 @@ mod aside;
 mod runs;
 
 use std::collections::HashSet;
+use std::io::ErrorKind;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, RwLock};
 
 use aside::keep_aside;
@@ -29,6 +30,7 @@ use super::{Health, MarkState, Notes, Shared, Staged, Volume, durable};
 use crate::base::Base;
 use crate::device::Device;
 use crate::error::{Error, IoContext, Kind, Result};
+use crate::format::history::HISTORY_FILE;
 use crate::format::mark::Mark;
 use crate::history::course::Course;
 use crate::ids::*;
@@ -210,6 +212,9 @@ pub fn open_on(
         // It may have grown: whatever pieces there are.
         None => Base::open(&shared.files, dir, identity.journal_id(), VOLUME_BYTES_MAX)?,
     };
+    if health != Health::Good && position.lsn == Lsn::ZERO && recovered.witness > Lsn::ZERO {
+        refuse_unknown_base(shared, dir, &identity, &base)?;
+    }
     // Resizes up to the base are gone with their records.
     let first_size_bytes =
         if history.base.lsn > Lsn::ZERO { history.base.size_bytes } else { identity.first_size_bytes };
@@ -231,6 +236,7 @@ pub fn open_on(
             syncs: 0,
             lost_sync: None,
         }),
+        refused_for_room: AtomicBool::new(false),
         tip: AtomicU64::new(position.lsn.0),
         commit: Commit::new(position.lsn),
         mark: Mutex::new(MarkState { file: mark_file, written: position.lsn }),
@@ -253,6 +259,7 @@ pub fn open_on(
         door: Door::new(identity.held.clone()),
         role: RoleNow::new(identity.role.clone()),
         epochs: Mutex::new(EpochState::open(files, dir, identity.journal_id())?),
+        claims: Mutex::default(),
         manifest: Mutex::new(identity.clone()),
         history: Mutex::new(History::new(history)),
         ledger: Mutex::new(Ledger::open(&shared.files, dir, identity.journal_id())?),
@@ -269,6 +276,25 @@ pub fn open_on(
     volume.load_coalesced();
     volume.note_memory();
     Ok(Arc::new(volume))
+}
+
+/// Without `history` a base counts as what the volume was made with. Where the journal cannot be read from its first record on,
+/// that is not known: then it may be the state after any record, and no block of it is shown as the first.
+fn refuse_unknown_base(shared: &Shared, dir: &Path, identity: &Identity, base: &Base) -> Result<()> {
+    let path = dir.join(HISTORY_FILE);
+    let is_missing = match shared.files.open(&path, false) {
+        Err(error) if error.kind() == ErrorKind::NotFound => true,
+        other => other.map(|_| false).at(|| format!("opening {}", path.display()))?,
+    };
+    if !is_missing || base.parent().is_some() || base.is_empty() {
+        return Ok(());
+    }
+    let context = format!(
+        "volume {}: its first records are missing, and {} with them, which says what the base holds",
+        identity.name,
+        path.display()
+    );
+    Err(Error::new(Kind::Damaged, context).hint("bring the missing files back"))
 }
 
 fn health_after(name: &str, recovered: &Recovered, accept: Accept) -> Health {

@@ -86,7 +86,8 @@ impl Volume {
                     // A payload that cannot be read stays one: it does not fit its checksum.
                     if part.segment.file.read_at(at, &mut bytes).is_err() {
                         bytes = [0; BLOCK];
-                        if [RecordKind::Rollback as u8, RecordKind::Resize as u8].contains(&row.kind) {
+                        let turns = [RecordKind::Rollback, RecordKind::Resize, RecordKind::Epoch];
+                        if turns.iter().any(|kind| *kind as u8 == row.kind) {
                             return Err(Error::new(
                                 Kind::Damaged,
                                 format!("the payload of {:?} cannot be read", row.lsn),

@@ -1,10 +1,12 @@
 //! What the mixture found, each by its shortest way.
 
 use cdp_core::device::{Change, Device};
+use cdp_core::error::Kind;
+use cdp_core::history::retention;
 use cdp_core::ids::*;
 use cdp_core::volume::rollback::Back;
 
-use crate::clones::{content, each_crash, fill, fresh};
+use crate::clones::{content, each_crash, fill, fresh, open};
 
 /// A group was rolled back to an instant that one member had not on the disk yet. The power went when another had
 /// followed: the one had nothing to go back to any more, and stayed closed for ever.
@@ -41,4 +43,30 @@ fn a_group_goes_back_to_what_was_never_flushed() {
         Ok(())
     });
     assert!(done > 5 && open > 5, "{done}, {open}");
+}
+
+/// Files that were taken away, seed 71002: without `history` the base, which held the state after some hundredth record, was shown as
+/// the state before the first, by a volume that said that records are lost. It says that nobody knows, and shows nothing.
+#[test]
+fn a_base_without_its_history_is_not_the_beginning() {
+    for taken in [&["history"][..], &["history", "mark"]] {
+        let (disk, store) = fresh(2, &["a", "b"]);
+        let volume = store.volume("a").unwrap();
+        let policy = format!("at most {}B, at cap drop-oldest", 5 * (64 << 10));
+        volume.set_retention(retention::parse(&policy).unwrap()).unwrap();
+        for byte in 0..200u8 {
+            fill(&volume, byte | 1, u64::from(byte) % 8, 8);
+            store.maintain();
+        }
+        assert!(volume.base_point().lsn > Lsn(10));
+        fill(&store.volume("b").unwrap(), 3, 0, 4);
+        drop((volume, store));
+        let disk = disk.crash_process();
+        for file in taken {
+            disk.disappear(format!("/store/volumes/a/{file}")).unwrap();
+        }
+        let store = open(&disk, 3);
+        assert_eq!(store.volume("a").map(|_| ()).unwrap_err().kind(), Kind::Damaged, "without {taken:?}");
+        assert_eq!(content(&*store.volume("b").unwrap())[..4], [3; 4], "the others are served");
+    }
 }

@@ -1,9 +1,10 @@
 //! Everything at once, against the naive model: writes, rollbacks, undos, growth, views, clones of clones, clones and
-//! rollbacks of groups, hydration, the trash, advance, thinning, differences, deaths and power losses; then boundaries
+//! rollbacks of groups, hydration, the trash and its end, full disks, advance, thinning, differences, deaths and power losses; then boundaries
 //! of what comes next. What one of these does right by itself, two of them together may not.
 
 mod acts;
 mod found;
+mod taken;
 mod world;
 
 use cdp_core::io::sim::{Chance, PowerLoss, SimClock};
@@ -12,6 +13,7 @@ use crate::harness::check::{Depth, check_volume};
 use crate::harness::rig;
 use crate::harness::tally::with_seeds;
 use crate::harness::{Outcome, Tally, wrap};
+use taken::{Taken, rob};
 use world::{Tallied, World};
 
 const SEGMENT_BYTES: u64 = 64 << 10;
@@ -121,5 +123,34 @@ fn everything_at_once() {
     println!("{seeds} seeds, {done:?}; {tally}");
     if seeds >= 3 {
         assert!(done.clones > 8 && done.hydrated > 2 && done.group_turns > 3 && done.folds > 3, "{done:?}");
+    }
+}
+
+/// So often files are taken, in steps.
+const STEPS_PER_ROBBERY: usize = 20;
+
+/// Whoever loses files of a store (a half restored backup, a bad repair of the filesystem, a person) must not be handed anything but
+/// what was written, and must hear of it.
+#[test]
+fn files_are_taken_away() {
+    let mut tally = Tally::default();
+    let mut done = Taken::default();
+    let mut seeds = 0;
+    with_seeds("files_are_taken_away", 71_000, 3, &mut tally, |seed, tally| {
+        let mut world = begun(seed)?;
+        for number in 0..240 {
+            world.step().map_err(|broken| format!("step {number}: {broken}"))?;
+            if number % STEPS_PER_ROBBERY == STEPS_PER_ROBBERY - 1 {
+                let taken = rob(&world, seed ^ (number as u64) << 20);
+                done.add(&taken.map_err(|broken| format!("step {number}: {broken}"))?);
+            }
+        }
+        seeds += 1;
+        tally.take(&world.disk);
+        Ok(())
+    });
+    println!("{seeds} seeds, {done:?}; {tally}");
+    if seeds >= 3 {
+        assert!(done.refused > 10 && done.exact > 1000 && done.written > 500, "{done:?}");
     }
 }

@@ -20,6 +20,8 @@ use crate::harness::{Model, Outcome, Workload, wrap};
 pub enum Place {
     Live,
     Trash,
+    /// Removed for good.
+    Gone,
 }
 
 /// One volume that ever was.
@@ -28,6 +30,8 @@ pub struct Member {
     pub flushed: Lsn,
     pub place: Place,
     pub hydrated: bool,
+    /// What it was cloned from.
+    pub parent: Option<String>,
 }
 
 /// What was promised of one volume.
@@ -71,6 +75,8 @@ pub struct World {
     pub edits: Workload,
     /// Nothing dies any more: crashes are looked at by others.
     pub immortal: bool,
+    /// For so many steps more the disk is nearly full.
+    pub short: u64,
     pub made: u64,
     pub tallied: Tallied,
 }
@@ -87,6 +93,10 @@ pub struct Tallied {
     pub growths: u64,
     pub deleted: u64,
     pub undeleted: u64,
+    pub purged: u64,
+    pub emptied: u64,
+    pub shorts: u64,
+    pub full: u64,
     pub views: u64,
     pub diffs: u64,
     pub refused: u64,
@@ -108,6 +118,10 @@ impl Tallied {
             (&mut self.growths, other.growths),
             (&mut self.deleted, other.deleted),
             (&mut self.undeleted, other.undeleted),
+            (&mut self.purged, other.purged),
+            (&mut self.emptied, other.emptied),
+            (&mut self.shorts, other.shorts),
+            (&mut self.full, other.full),
             (&mut self.views, other.views),
             (&mut self.diffs, other.diffs),
             (&mut self.refused, other.refused),
@@ -135,7 +149,8 @@ impl World {
         for name in &names {
             let volume = store.create_volume(name, &rig::options(segment_bytes), None).map_err(words)?;
             let model = Model::of(&volume);
-            let member = Member { model, flushed: Lsn::ZERO, place: Place::Live, hydrated: true };
+            let member =
+                Member { model, flushed: Lsn::ZERO, place: Place::Live, hydrated: true, parent: None };
             members.insert(name.clone(), member);
         }
         store.add_to_group(GROUP, &names, true).map_err(words)?;
@@ -150,6 +165,7 @@ impl World {
             chance: Chance::new(seed ^ 0x0313),
             edits: Workload::new(seed, 1, rig::VOLUME_BYTES),
             immortal: false,
+            short: 0,
             made: 0,
             tallied: Tallied::default(),
         };
@@ -174,11 +190,22 @@ impl World {
         live.map(|(name, _)| name.clone()).collect()
     }
 
+    /// Those that read from it, deleted ones included.
+    pub fn readers(&self, name: &str) -> usize {
+        let reads = |member: &&Member| {
+            member.place != Place::Gone && !member.hydrated && member.parent.as_deref() == Some(name)
+        };
+        self.members.values().filter(reads).count()
+    }
+
     /// Writes down what is promised from here on.
     pub fn note(&mut self) -> Outcome {
         let mut stands = BTreeMap::new();
         let before = self.milestones.last().map(|milestone| milestone.stands.clone()).unwrap_or_default();
         for (name, member) in &mut self.members {
+            if member.place == Place::Gone {
+                continue;
+            }
             if member.place == Place::Trash {
                 // What it was when it was moved there.
                 let stand = before[name].clone();
@@ -237,14 +264,18 @@ impl World {
             .map(|trashed| trashed.name)
             .collect();
         for (name, stand) in &past.stands {
-            let next = coming.stands.get(name).map_or(stand.place, |next| next.place);
+            let next = coming.stands.get(name).map(|next| next.place);
             let is_live = volumes.iter().any(|volume| volume.name() == name);
             let is_trash = trash.contains(name);
-            ensure!(is_live != is_trash, "LOST: {name} is live {is_live}, in the trash {is_trash}");
-            let place = if is_live { Place::Live } else { Place::Trash };
+            let place = match (is_live, is_trash) {
+                (true, false) => Some(Place::Live),
+                (false, true) => Some(Place::Trash),
+                (false, false) => None,
+                (true, true) => return Err(format!("{name} is live, and in the trash")),
+            };
             ensure!(
-                place == stand.place || place == next,
-                "{name} is in {place:?}, it was in {:?}",
+                place == Some(stand.place) || place == next,
+                "LOST: {name} is in {place:?}, it was in {:?}",
                 stand.place
             );
         }
@@ -290,6 +321,8 @@ impl World {
 
     fn check_joint(&self, volumes: &[Arc<Volume>], trash: &BTreeSet<String>) -> Outcome {
         for joint in &self.joint {
+            let is_gone = |name: &String| self.members[name].place == Place::Gone;
+            let joint: Vec<_> = joint.iter().filter(|(name, _)| !is_gone(name)).cloned().collect();
             let there = |(name, lsn): &(String, Lsn)| {
                 let volume = volumes.iter().find(|volume| volume.name() == name)?;
                 Some(volume.tip_lsn() >= *lsn)
@@ -300,7 +333,7 @@ impl World {
                 true => joint.iter().map(|one| there(one).is_some() || trash.contains(&one.0)).collect(),
                 false => joint.iter().filter_map(there).collect(),
             };
-            ensure!(done.iter().all(|one| *one == done[0]), "half of a group's {joint:?}: {done:?}");
+            ensure!(done.windows(2).all(|two| two[0] == two[1]), "half of a group's {joint:?}: {done:?}");
         }
         Ok(())
     }

@@ -1,0 +1,327 @@
+//! A second site that takes over with a newest state whose history it never got, crashed at every boundary.
+
+use std::sync::Arc;
+
+use cdp_core::device::Device;
+use cdp_core::error::Kind;
+use cdp_core::history::point::Timeline;
+use cdp_core::history::retention;
+use cdp_core::ids::*;
+use cdp_core::io::sim::{Chance, PowerLoss, SimDisk};
+use cdp_core::store::Store;
+use cdp_core::view::View;
+use cdp_core::volume::Volume;
+use cdp_core::volume::coalesced::COALESCED_DIR;
+use cdp_core::volume::epoch::Elsewhere;
+use cdp_core::volume::role::Role;
+use cdp_core::volume::shown::Shown;
+use cdp_core::volume::stream::LogReader;
+
+use crate::clones::{each_crash, fill, fresh, open};
+use crate::coalesced::{Outage, bring_newest, content, is_exact};
+use crate::harness::Outcome;
+
+/// A second site that shows the newest state, and has history up to `end`.
+fn shows_newest(outage: &Outage, seed: u64, end: Lsn) -> (SimDisk, Store, Arc<Volume>) {
+    let (disk, store) = fresh(seed, &[]);
+    let volume = store.create_replica("disk", &outage.origin(), None).unwrap();
+    outage.append(&volume, outage.from);
+    bring_newest(outage, &volume);
+    outage.append(&volume, end);
+    assert!(volume.coalesced().is_some());
+    (disk, store, volume)
+}
+
+fn promote(store: &Store, outage: &Outage) -> cdp_core::error::Result<()> {
+    let volume = store.volume("disk")?;
+    let done = store.promote("disk", &[(volume, outage.to)], EpochNumber(0), "the newest state")?;
+    assert_eq!(done[0].to, outage.to);
+    Ok(())
+}
+
+/// The record at which the newest state is whole.
+fn whole_at(volume: &Volume) -> Lsn {
+    let course = volume.course();
+    let gap = course.gaps().last().expect("there is a gap");
+    assert!(gap.is_whole);
+    gap.end.unwrap().0
+}
+
+fn shown(volume: &Arc<Volume>, lsn: Lsn) -> Outcome<Vec<u8>> {
+    content(&View::open(volume.clone(), lsn, "a test").map_err(|error| error.to_string())?)
+}
+
+/// What everybody who has the history of the second site is shown of it: up to `end` what it was, then nothing, then exactly the
+/// newest state.
+fn shows_the_gap(outage: &Outage, volume: &Arc<Volume>, end: Lsn) -> Outcome {
+    let whole = whole_at(volume);
+    for lsn in [Lsn(2), outage.from, end] {
+        ensure!(shown(volume, lsn)? == outage.content(lsn), "{lsn:?} is not what it was");
+    }
+    for lsn in end.0 + 1..whole.0 {
+        let refused = shown(volume, Lsn(lsn));
+        ensure!(refused.as_ref().is_err_and(|says| says.contains("gap")), "lsn:{lsn} is shown");
+        ensure!(content(&View::new(volume.clone(), Lsn(lsn))).is_err(), "lsn:{lsn} is shown, not pinned");
+    }
+    ensure!(shown(volume, whole)? == outage.content(outage.to), "half of the newest state, at {whole:?}");
+    let (at, ends) = (outage.wanted().at, volume.timestamp_of(end).unwrap());
+    ensure!(volume.lsn_at(ends).is_ok_and(|lsn| lsn == end), "{:?}", volume.lsn_at(ends));
+    for later in [at, Timestamp(at.0 + 1), volume.timestamp_of(whole).unwrap()] {
+        ensure!(volume.lsn_at(later).is_ok_and(|lsn| lsn == whole), "{:?}", volume.lsn_at(later));
+    }
+    let between = Timestamp(at.0 - 1);
+    ensure!(between <= ends || volume.lsn_at(between).is_err(), "{:?}", volume.lsn_at(between));
+    Ok(())
+}
+
+fn has_taken_over(outage: &Outage, volume: &Arc<Volume>, end: Lsn) -> Outcome {
+    ensure!(volume.role() == Role::Primary, "it is {:?}", volume.role());
+    ensure!(volume.epochs().newest().start == end.next(), "{:?}", volume.epochs());
+    ensure!(content(&**volume)? == outage.content(outage.to), "it does not go on from the newest state");
+    ensure!(volume.tip_lsn() == whole_at(volume), "something came behind it");
+    ensure!(volume.coalesced_state().is_none(), "{:?}", volume.coalesced_state());
+    shows_the_gap(outage, volume, end)
+}
+
+/// The first site burnt down while the second was being filled. It has the newest state, and is told to go on from that; then it
+/// dies as well. Whoever opens its disk later must get that state whole, or find the replica that shows it; never some
+/// blocks of it among older ones.
+#[test]
+fn every_boundary_of_going_on_from_the_newest_state() {
+    let (mut replicas, mut primaries, mut crashes) = (0, 0, 0);
+    // How many records of the outage are here; with a rollback the last state is smaller than the one three records before.
+    for (seed, rolled_back, missing) in
+        [(1, false, None), (2, false, Some(3)), (3, false, Some(1)), (4, true, Some(3)), (5, true, Some(1))]
+    {
+        let outage = Outage::new(seed, rolled_back);
+        let end = missing.map_or(outage.from, |missing| Lsn(outage.to.0 - missing));
+        let (disk, store, volume) = shows_newest(&outage, seed + 20, end);
+        disk.record_boundaries(true);
+        let difference = volume.difference_to_newest().unwrap().unwrap();
+        assert!(difference.records > 1 && difference.bytes > 0, "{difference:?}");
+        promote(&store, &outage).unwrap();
+        has_taken_over(&outage, &volume, end).unwrap();
+        let tip = volume.tip_lsn();
+        assert!(tip.0 - end.0 <= difference.records + 2, "{difference:?}, and {tip:?}");
+        drop(volume);
+        let mut chance = Chance::new(seed);
+        crashes += each_crash(&disk, seed, |disk, store| {
+            ensure!(store.failed().is_empty(), "{:?}", store.failed());
+            let volume = store.volume("disk").unwrap();
+            let promoted = volume.is_primary();
+            if promoted {
+                primaries += 1;
+                has_taken_over(&outage, &volume, end)?;
+            } else {
+                replicas += 1;
+                ensure!(volume.tip_lsn() == end, "{:?} {:?}", volume.tip_lsn(), volume.role());
+                ensure!(is_exact(&outage, &volume)?, "the newest state is lost");
+            }
+            if chance.percent(70) {
+                return Ok(());
+            }
+            // Once it was seen it stays; and who is told again does it.
+            drop((volume, store));
+            let disk = match chance.percent(50) {
+                true => disk.crash_process(),
+                false => disk.crash_power_with(PowerLoss::seeded(chance.bits())),
+            };
+            let store = open(&disk, chance.bits());
+            let volume = store.volume("disk").unwrap();
+            ensure!(volume.is_primary() == promoted, "promoted {promoted}, and then not so");
+            if !promoted {
+                promote(&store, &outage).map_err(|error| error.to_string())?;
+            }
+            has_taken_over(&outage, &volume, end)?;
+            fill(&volume, 0x55, 7, 3);
+            volume.grow(2 * volume.size_bytes()).map_err(|error| error.to_string())?;
+            let mut expected = outage.content(outage.to);
+            expected[7 * 4096..10 * 4096].fill(0x55);
+            expected.resize(volume.size_bytes() as usize, 0);
+            ensure!(content(&*volume)? == expected, "what lay behind its end came back");
+            Ok(())
+        });
+        let dir = store.volume("disk").unwrap().dir().join(COALESCED_DIR);
+        let files: Arc<dyn cdp_core::io::Files> = Arc::new(disk.clone());
+        assert!(files.list(&dir).is_err(), "{} is left behind", dir.display());
+    }
+    println!("takeovers: {crashes} crashes, {replicas} left replicas, {primaries} primaries");
+    assert!(replicas > 20 && primaries > 100);
+}
+
+/// The opening that finishes it is itself cut off, again and again, in the middle of the blocks: it must get there all the same.
+#[test]
+fn finishing_can_be_cut_off() {
+    let outage = Outage::new(6, false);
+    let end = Lsn(outage.from.0 + 1);
+    let (disk, store, volume) = shows_newest(&outage, 36, end);
+    disk.record_boundaries(true);
+    promote(&store, &outage).unwrap();
+    let all = volume.tip_lsn();
+    drop((volume, store));
+    let outer = disk.take_boundaries();
+    disk.record_boundaries(false);
+    let mut chance = Chance::new(6);
+    let mut cut_off = 0;
+    for boundary in outer.iter().step_by(5) {
+        let disk = boundary.snapshot.mount(12).crash_power_with(PowerLoss::seeded(chance.bits()));
+        disk.record_boundaries(true);
+        drop(open(&disk, chance.bits()));
+        for boundary in disk.take_boundaries().iter().step_by(7) {
+            let disk = boundary.snapshot.mount(13).crash_power_with(PowerLoss::seeded(chance.bits()));
+            let store = open(&disk, chance.bits());
+            let volume = store.volume("disk").unwrap();
+            cut_off += 1;
+            let outcome = match volume.is_primary() {
+                true => has_taken_over(&outage, &volume, end),
+                false => is_exact(&outage, &volume).map(|shows| assert!(shows)),
+            };
+            outcome.unwrap_or_else(|broken| panic!("{:?} of {}: {broken}", boundary.what, boundary.path));
+            // It goes on behind what is there, and does not begin anew each time.
+            assert!(volume.tip_lsn() <= all, "{:?}", volume.tip_lsn());
+        }
+    }
+    println!("{cut_off} openings cut off");
+    assert!(cut_off > 20);
+}
+
+/// There is no room for it: nothing is begun, the newest state stays in view, and history can go on.
+#[test]
+fn a_full_journal_is_said_before_anything_is_done() {
+    let (_disk, store) = fresh(7, &["disk"]);
+    let primary = store.volume("disk").unwrap();
+    fill(&primary, 1, 0, 4);
+    fill(&primary, 2, 2, 4);
+    let from = primary.tip_lsn();
+    for round in 0..12 {
+        fill(&primary, 7, round * 10, 9);
+    }
+    let outage = Outage { to: primary.tip_lsn(), store, primary, from };
+    let (_disk, store, volume) = shows_newest(&outage, 37, outage.from);
+    let segment = outage.origin().segment_bytes;
+    let policy = |segments: u64| format!("at most {}, at cap block", segments * segment);
+    let cap = (volume.journal_bytes() / segment).max(3);
+    volume.set_retention(retention::parse(&policy(cap)).unwrap()).unwrap();
+    let refused = promote(&store, &outage).expect_err("there is no room");
+    assert_eq!(refused.kind(), Kind::NoSpace, "{refused}");
+    assert!(refused.to_string().contains("nothing was done"), "{refused}");
+    assert!(matches!(volume.role(), Role::Replica { .. }));
+    assert!(is_exact(&outage, &volume).unwrap(), "the newest state is not shown any more");
+    let end = outage.from;
+    volume.set_retention(retention::parse(&policy(cap + 40)).unwrap()).unwrap();
+    promote(&store, &outage).unwrap();
+    has_taken_over(&outage, &volume, end).unwrap();
+}
+
+/// The first site comes back: both histories part where the second one's ended, what only the first had is kept beside, and in the
+/// end both disks are the same, byte for byte. On the way it never shows half of the state, and cannot be promoted to it.
+#[test]
+fn the_first_site_comes_back_and_follows() {
+    for (seed, rolled_back, missing) in [(8, false, 3), (9, true, 3), (10, true, 1)] {
+        let outage = Outage::new(seed, rolled_back);
+        let end = Lsn(outage.to.0 - missing);
+        let (_disk, store, second) = shows_newest(&outage, seed + 40, end);
+        promote(&store, &outage).unwrap();
+        let whole = second.tip_lsn();
+        fill(&second, 0x66, 30, 4);
+        let latest = content(&*second).unwrap();
+        let tail = outage.content(outage.primary.tip_lsn());
+        let at = outage.wanted().at;
+
+        let other = Elsewhere { site: "site-b".to_owned(), epochs: second.epochs(), tip: second.tip_lsn() };
+        outage.primary.hear_of(&other.epochs.newest(), "the second site").unwrap();
+        let first_store = &outage.store;
+        let done = first_store.resync("disk", &other).unwrap();
+        let orphan = done.orphan.expect("the first site had more");
+        assert_eq!(content(&*orphan).unwrap(), tail, "what only the first site had");
+        let first = first_store.volume("disk").unwrap();
+        assert_eq!(first.tip_lsn(), end);
+        let mut reader = LogReader::behind(&second, end).unwrap();
+        while first.tip_lsn() < second.tip_lsn() {
+            first.append_foreign(&reader.read(1, 1).unwrap()).unwrap();
+            first.flush().unwrap();
+            let tip = first.tip_lsn();
+            if tip >= whole {
+                continue;
+            }
+            let shown = Shown::of(first.clone());
+            assert_eq!(shown.tip().0, tip);
+            let view = View::of(first.clone(), &shown, tip, "a test");
+            assert!(view.is_err_and(|error| error.to_string().contains("gap")), "{tip:?} is shown");
+            assert!(first.refuse_if_held().is_err(), "a client gets half of it");
+            assert!(first.lsn_at(at).is_err());
+            let refused = first_store.promote("disk", &[(first.clone(), tip)], EpochNumber(0), "latest");
+            assert!(refused.is_err(), "it goes on from half of it");
+            assert!(matches!(first.role(), Role::Replica { .. }));
+        }
+        assert_eq!(content(&*first).unwrap(), latest, "seed {seed}");
+        let whole_view = View::open(first.clone(), whole, "a test").unwrap();
+        let whole_there = View::open(second.clone(), whole, "a test").unwrap();
+        assert_eq!(content(&whole_view).unwrap(), content(&whole_there).unwrap());
+    }
+}
+
+/// The second site is lost too before the first has all of the state: the first one goes on from what both had.
+#[test]
+fn who_has_half_of_it_goes_back_to_before() {
+    let outage = Outage::new(11, false);
+    let end = Lsn(outage.from.0 + 2);
+    let (before, at) = (outage.content(end), outage.wanted().at);
+    let (_disk, store, second) = shows_newest(&outage, 51, end);
+    promote(&store, &outage).unwrap();
+    let other = Elsewhere { site: "site-b".to_owned(), epochs: second.epochs(), tip: second.tip_lsn() };
+    outage.primary.hear_of(&other.epochs.newest(), "the second site").unwrap();
+    outage.store.resync("disk", &other).unwrap();
+    let first = outage.store.volume("disk").unwrap();
+    let mut reader = LogReader::behind(&second, end).unwrap();
+    first.append_foreign(&reader.read(1 << 20, 3).unwrap()).unwrap();
+    first.flush().unwrap();
+    outage.store.promote("disk", &[(first.clone(), end)], EpochNumber(0), "lsn").unwrap();
+    assert_eq!(content(&*first).unwrap(), before);
+    assert!(first.refuse_if_held().is_ok());
+    let course = first.course();
+    assert!(!course.gaps()[0].is_whole && course.open_gap().is_none());
+    assert!(first.lsn_at(at).is_err(), "an older state for an instant that was lost");
+    fill(&first, 0x77, 0, 1);
+    assert_eq!(content(&*first).unwrap()[..4096], [0x77; 4096]);
+}
+
+/// A database on three disks, two of which show newest states: all of them go on, or none, also where the power fails when one has
+/// its epoch and the others have not.
+#[test]
+fn a_group_takes_over_as_one() {
+    let outages = [Outage::new(12, false), Outage::new(13, true)];
+    let (disk, store) = fresh(52, &["plain"]);
+    let plain = store.volume("plain").unwrap();
+    fill(&plain, 9, 0, 3);
+    plain.demote().unwrap();
+    let (names, ends) = (["one", "two"], [outages[0].from, Lsn(outages[1].to.0 - 1)]);
+    let mut members = vec![(plain.clone(), plain.tip_lsn())];
+    for place in 0..2 {
+        let (outage, name) = (&outages[place], names[place]);
+        let volume = store.create_replica(name, &outage.origin(), None).unwrap();
+        outage.append(&volume, outage.from);
+        bring_newest(outage, &volume);
+        outage.append(&volume, ends[place]);
+        members.push((volume, outage.to));
+    }
+    disk.record_boundaries(true);
+    store.promote("all", &members, EpochNumber(0), "a test").unwrap();
+    drop((plain, members, store));
+    let (mut replicas, mut primaries) = (0, 0);
+    each_crash(&disk, 12, |_, store| {
+        ensure!(store.failed().is_empty(), "{:?}", store.failed());
+        let promoted = store.volume("plain").unwrap().is_primary();
+        *if promoted { &mut primaries } else { &mut replicas } += 1;
+        for place in 0..2 {
+            let volume = store.volume(names[place]).unwrap();
+            match promoted {
+                true => has_taken_over(&outages[place], &volume, ends[place])?,
+                false => ensure!(is_exact(&outages[place], &volume)?, "the newest state is lost"),
+            }
+        }
+        Ok(())
+    });
+    println!("{replicas} left replicas, {primaries} primaries");
+    assert!(replicas > 20 && primaries > 100);
+}
