@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use cdp_core::device::{Change, Device};
 use cdp_core::error::Kind;
+use cdp_core::format::marker::{MarkerClass, MarkerPayload};
 use cdp_core::history::point::Timeline;
 use cdp_core::history::retention;
 use cdp_core::ids::*;
 use cdp_core::io::sim::{Fault, FaultKind, SimClock, SimDisk, When};
 use cdp_core::store::{CreateOptions, Store};
+use cdp_core::view::View;
 use cdp_core::volume::Volume;
 
 const SEGMENT_BYTES: u64 = 256 << 10;
@@ -89,6 +91,41 @@ fn a_full_filesystem_below_the_cap_drops_the_oldest_where_that_was_asked_for() {
         }
     }
     assert!(scene.volume.horizon().0 > Lsn::ZERO);
+}
+
+/// While a client streams, sealing waits: a name must not go for that, where the segments behind it can be thinned as soon as
+/// they are sealed.
+#[test]
+fn a_name_outlives_a_stream_into_a_small_journal() {
+    const MIB: u64 = 1 << 20;
+    let (disk, clock) = (SimDisk::new(1), SimClock::new(1));
+    let path = Path::new("/store");
+    Store::create(&disk, &clock, path).unwrap();
+    let store = Store::open(Arc::new(disk), Arc::new(clock), path, "a test").unwrap();
+    let options = CreateOptions { segment_bytes: 16 * MIB, ..CreateOptions::new(8 * MIB) };
+    let volume = store.create_volume("disk", &options, None).unwrap();
+    volume.set_retention(retention::parse("at most 80MiB, at cap drop-oldest").unwrap()).unwrap();
+    // From one round of upkeep to the next more than a stream has.
+    for every in [34, 37, 45, 61] {
+        let name = format!("before-{every}");
+        let (note, hook_output) = (String::new(), String::new());
+        let (class, tags, group) = (MarkerClass::Manual, Vec::new(), 0);
+        let marker = MarkerPayload { class, name: name.clone(), note, tags, group, hook_output };
+        let (lsn, _) = volume.mark(&marker).unwrap();
+        for number in 0..400 {
+            let (offset, data) = (number % 8 * MIB, vec![number as u8 | 1; MIB as usize]);
+            let mut results = Vec::new();
+            volume.apply(SessionId(1), &[Change::Write { offset, data: &data }], &mut results);
+            results.remove(0).unwrap();
+            if number % every == 0 {
+                volume.maintain().unwrap();
+                assert!(
+                    View::open(volume.clone(), lsn, "a test").is_ok(),
+                    "{name} is gone after {number} MiB"
+                );
+            }
+        }
+    }
 }
 
 /// One duty that fails for good, here the runs of the index, must not keep the others from theirs.

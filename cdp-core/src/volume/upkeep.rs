@@ -207,8 +207,10 @@ impl Volume {
         let list = self.parts.list();
         let waiting: Vec<_> =
             list.iter().filter(|part| part.frozen.get().is_some() && !parts::is_sealed(part)).collect();
+        // Only sealed segments can go, and whoever needs room may wait for this call to end: the oldest.
+        let least = usize::from(self.excess_bytes().is_ok_and(|bytes| bytes > 0)).min(waiting.len());
         let now = match self.is_streaming() {
-            true => waiting.len().saturating_sub(SEAL_BACKLOG),
+            true => waiting.len().saturating_sub(SEAL_BACKLOG).max(least),
             // Half, so that they are soon done, and a client that comes back meanwhile does not wait for all.
             false => waiting.len().div_ceil(2),
         };

@@ -293,9 +293,11 @@ impl<'a> Scene<'a> {
     fn spare_names(&self, to: Lsn, may_thin: bool) -> Result<Lsn> {
         let mut thinned = 0;
         let mut has_whole = false;
-        for brick in self.bricks.iter().take_while(|brick| brick.is_sealed()) {
+        // One that is full and not sealed yet is thinned as soon as it is: names wait for that.
+        for brick in self.bricks.iter().take_while(|brick| brick.end().is_some()) {
+            let (first, last) = brick.lsns();
             match brick.is_whole() {
-                true => has_whole = true,
+                true => has_whole |= first <= last,
                 false => thinned += brick.bytes()?,
             }
         }
