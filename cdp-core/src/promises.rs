@@ -119,13 +119,22 @@ impl Promises {
     fn create(&self) -> Result<Arc<dyn File>> {
         // One that is there and could not be read at the opening may hold promises: nothing is written over it.
         let file = self.files.create(&self.path)?;
+        let made = self.fill(&*file);
+        if made.is_err() {
+            // Made a moment ago, it holds nothing; left there, no later try could make it.
+            let _ = self.files.remove(&self.path);
+        }
+        made.map(|()| file)
+    }
+
+    fn fill(&self, file: &dyn File) -> Result<()> {
         // Both slots have their space from here on: a full disk is in nobody's way later.
         file.write_at(0, &[IoSlice::new(&[0; 2 * SLOT_BYTES])])?;
         file.sync()?;
-        if let Some(store) = self.path.parent() {
-            self.files.sync_dir(store)?;
+        match self.path.parent() {
+            Some(store) => self.files.sync_dir(store),
+            None => Ok(()),
         }
-        Ok(file)
     }
 }
 
@@ -231,5 +240,20 @@ mod tests {
         let last = promises.reach(Timestamp(u64::MAX / 4));
         assert_eq!(last, Timestamp(u64::MAX / 4));
         assert!(opened(&disk.crash_power(3)).1 >= last);
+    }
+
+    /// A disk that is full for a moment, just when the file is made: with a file without promises left there, nothing could be told
+    /// until the next start.
+    #[test]
+    fn the_first_one_is_tried_again() {
+        for kind in [FaultKind::WriteError, FaultKind::NameError, FaultKind::SyncError] {
+            let disk = SimDisk::new(3);
+            let (promises, _) = opened(&disk);
+            disk.inject(Fault::new(kind, When::From(1)));
+            assert_eq!(promises.reach(Timestamp(1000)), Timestamp(0), "{kind:?}");
+            disk.clear_faults();
+            assert_eq!(promises.reach(Timestamp(1000)), Timestamp(1000), "{kind:?}");
+            assert!(opened(&disk.crash_power(4)).1 >= Timestamp(1000), "{kind:?}");
+        }
     }
 }

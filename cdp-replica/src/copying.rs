@@ -7,10 +7,11 @@ use cdp_core::ids::*;
 use cdp_core::journal::append::Position;
 use cdp_core::view::View;
 
+use crate::alive::Alive;
 use crate::fault::Fault;
 use crate::limits::*;
 use crate::stretch::stretch_at;
-use crate::wire::control::{self, Ack, Complete};
+use crate::wire::control::Ack;
 use crate::wire::copy;
 use crate::wire::frame::FrameWriter;
 
@@ -31,7 +32,7 @@ pub(crate) struct Copying {
     sent_bytes: u64,
     acknowledged_bytes: u64,
     window_bytes: u64,
-    said_at_ns: u64,
+    alive: Alive,
 }
 
 impl Copying {
@@ -51,7 +52,7 @@ impl Copying {
             sent_bytes: 0,
             acknowledged_bytes: 0,
             window_bytes: COPY_SYNC_BYTES,
-            said_at_ns: 0,
+            alive: Alive::default(),
         })
     }
 
@@ -97,11 +98,7 @@ impl Copying {
         now_ns: u64,
     ) -> Result<(), Fault> {
         let size = self.view.size_bytes();
-        if now_ns.saturating_sub(self.said_at_ns) >= COMPLETE_NS {
-            // It tells that this side lives, also while there is nothing but zeros.
-            self.said_at_ns = now_ns;
-            control::send(writer, out, &Complete { ns: 0 });
-        }
+        self.alive.say(writer, out, now_ns);
         let mut looks = 0;
         while self.at < size && out.len() < OUTPUT_BYTES && looks < LOOKS_PER_TURN && self.has_window() {
             looks += 1;

@@ -2,6 +2,7 @@
 //! them to a replica in another store; both are whole sides of a link without a socket, for tests and fuzzers. [`net`]
 //! has the sockets, threads and TLS. The protocol stands in `docs/PROTOCOL.md`.
 
+mod alive;
 mod coalesce;
 pub mod coder;
 mod contents;

@@ -10,11 +10,12 @@ use cdp_core::journal::append::Position;
 use cdp_core::view::View;
 use cdp_core::volume::changed::Changes;
 
+use crate::alive::Alive;
 use crate::fault::Fault;
 use crate::limits::*;
 use crate::stretch::stretch_at;
 use crate::wire::ahead::{self, Ahead};
-use crate::wire::control::{self, Ack, Complete, Start};
+use crate::wire::control::{Ack, Start};
 use crate::wire::frame::FrameWriter;
 
 /// Extents that are asked for at a time.
@@ -60,7 +61,7 @@ pub(crate) struct Teller {
     acknowledged_bytes: u64,
     window_bytes: u64,
     done_block: u64,
-    said_at_ns: u64,
+    alive: Alive,
 }
 
 impl Teller {
@@ -95,7 +96,7 @@ impl Teller {
             acknowledged_bytes: 0,
             window_bytes: COPY_SYNC_BYTES,
             done_block,
-            said_at_ns: 0,
+            alive: Alive::default(),
         })
     }
 
@@ -127,14 +128,6 @@ impl Teller {
         }
     }
 
-    /// It tells that this side lives, also while there is nothing to tell.
-    fn say(&mut self, writer: &mut FrameWriter, out: &mut Vec<u8>, now_ns: u64) {
-        if now_ns.saturating_sub(self.said_at_ns) >= COMPLETE_NS {
-            self.said_at_ns = now_ns;
-            control::send(writer, out, &Complete { ns: 0 });
-        }
-    }
-
     /// Counts some more of what differs.
     pub(crate) fn weigh(
         &mut self,
@@ -142,7 +135,7 @@ impl Teller {
         out: &mut Vec<u8>,
         now_ns: u64,
     ) -> Result<Weight, Fault> {
-        self.say(writer, out, now_ns);
+        self.alive.say(writer, out, now_ns);
         for _ in 0..WEIGHINGS_PER_TURN {
             match self.page.pop_front() {
                 Some(extent) if extent.blocks <= COPY_BLOCKS_MAX => self.weight_blocks += extent.blocks,
@@ -184,7 +177,7 @@ impl Teller {
         out: &mut Vec<u8>,
         now_ns: u64,
     ) -> Result<(), Fault> {
-        self.say(writer, out, now_ns);
+        self.alive.say(writer, out, now_ns);
         for _ in 0..LOOKS_PER_TURN {
             let has_room = self.sent_bytes - self.acknowledged_bytes < self.window_bytes
                 || self.unacknowledged.is_empty();

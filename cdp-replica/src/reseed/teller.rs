@@ -10,10 +10,11 @@ use cdp_core::ids::*;
 use cdp_core::journal::append::Position;
 use cdp_core::view::View;
 
+use crate::alive::Alive;
 use crate::fault::Fault;
 use crate::limits::*;
 use crate::stretch::stretch_at;
-use crate::wire::control::{self, Ack, Complete};
+use crate::wire::control::Ack;
 use crate::wire::frame::FrameWriter;
 use crate::wire::ranges::{self, Differs, Grid, RangeHash, Ranges};
 
@@ -31,7 +32,7 @@ pub(crate) struct Teller {
     unanswered: VecDeque<Vec<u64>>,
     wanted: VecDeque<Differs>,
     done_bytes: u64,
-    said_at_ns: u64,
+    alive: Alive,
 }
 
 impl Teller {
@@ -51,7 +52,7 @@ impl Teller {
             unanswered: VecDeque::new(),
             wanted: VecDeque::new(),
             done_bytes: from_byte,
-            said_at_ns: 0,
+            alive: Alive::default(),
         })
     }
 
@@ -72,11 +73,7 @@ impl Teller {
         out: &mut Vec<u8>,
         now_ns: u64,
     ) -> Result<(), Fault> {
-        if now_ns.saturating_sub(self.said_at_ns) >= COMPLETE_NS {
-            // It tells that this side lives, also while there is nothing to tell.
-            self.said_at_ns = now_ns;
-            control::send(writer, out, &Complete { ns: 0 });
-        }
+        self.alive.say(writer, out, now_ns);
         for _ in 0..RANGES_PER_TURN {
             if out.len() >= OUTPUT_BYTES {
                 break;
