@@ -145,6 +145,16 @@ pub fn resync(context: &Context, arguments: &cli::Resync) -> Result<u8> {
                 )),
                 (None, false) => {}
             }
+            if let Some(newest) = &line.newest {
+                let (state, site) = (format!("the state of {} (lsn:{})", newest.utc, newest.lsn), &line.site);
+                text.push_str(&match line.done {
+                    true => format!("\n  {state}, which was shown ahead of the history, is given up: {site} does not have it"),
+                    false => format!(
+                        "\n  {state}, which is shown while history is filled in, would be given up: {site} does not have it\n  `cdp restore {}@lsn:{} FILE` saves it before",
+                        line.volume, newest.lsn
+                    ),
+                });
+            }
             if line.done {
                 text.push_str(&format!("\n  it is a replica of {} now, and is brought up from there", line.site));
             }

@@ -90,7 +90,11 @@ pub type Parts = Vec<(Arc<Volume>, Lsn)>;
 pub fn newest_of_all(name: &str, members: &[Arc<Volume>], gives_up: bool) -> Result<(Timestamp, Parts)> {
     // A member that had nothing to send holds nobody back: its source says up to when that is so.
     let complete = members.iter().map(|volume| volume.complete_through().1).min().unwrap_or_default();
-    let shown = |volume: &Volume| volume.coalesced().filter(|_| !gives_up);
+    // One from before what the volume has completely is of a site that it does not follow any more.
+    let is_ahead = |volume: &Volume, at: Timestamp| volume.complete_through().1 < at;
+    let shown = |volume: &Volume| {
+        volume.coalesced().filter(|newest| !gives_up && is_ahead(volume, newest.state().at))
+    };
     let Some(at) = members.iter().find_map(|volume| shown(volume)).map(|newest| newest.state().at) else {
         return Ok((complete, at_common(members, complete)?));
     };
@@ -368,6 +372,9 @@ pub struct Resynced {
     pub site: String,
     /// The volume with what only this site had, if there was anything.
     pub orphan: Option<String>,
+    /// A newest state that is shown here ahead of its history, and goes: the other site does not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newest: Option<Place>,
     /// It is a replica now. Where both sites are in one epoch there is nothing to make one again: a primary stays one.
     pub done: bool,
 }
@@ -391,6 +398,9 @@ pub fn resync(site: &Site, request: &Resync) -> Result<Vec<Resynced>> {
             their_epoch: other.epochs.newest().number.0,
             site: other.site.clone(),
             orphan: None,
+            newest: store
+                .newest_given_up(&volume, &other, &join)
+                .map(|state| Place::new(state.lsn, state.at)),
             done: false,
         });
         if request.dry_run {

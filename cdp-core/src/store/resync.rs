@@ -9,6 +9,10 @@
 //! 3. clones of the tail read from the orphan, some or all; the others still find what they read in the tail.
 //! 4. the manifest names the cut: from here on the tail is the orphan's alone.
 //! 5. the journal is cut, the role is replica (`volume/cut.rs`).
+//!
+//! A newest state that came ahead of the history, from beyond what both sites have, is gone before the source is another one
+//! (from 1 on, or, where nothing is set aside, just before it follows): nobody is shown it by a replica that follows
+//! another history.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -28,6 +32,7 @@ use crate::journal::reappend::{self, Cut};
 use crate::journal::segment::Fill;
 use crate::view::View;
 use crate::volume::clone::Parent;
+use crate::volume::coalesced::CoalescedState;
 use crate::volume::cut::{CutAt, NotPlaced, Orphan};
 use crate::volume::durable::read_records;
 use crate::volume::epoch::Elsewhere;
@@ -41,6 +46,17 @@ pub struct Resynced {
     pub common: Lsn,
     /// The volume with what only this site had; `None` if that was nothing.
     pub orphan: Option<Arc<Volume>>,
+}
+
+/// Through which record the other site has what this one, where it follows that from now on, has or is shown; `None` where it
+/// followed it before.
+fn known_to(volume: &Volume, other: &Elsewhere, join: &Join) -> Option<Lsn> {
+    match join.standing {
+        // What that one does not have yet it may never have.
+        Standing::Same if volume.source().is_none_or(|source| source.peer != other.site) => Some(other.tip),
+        Standing::Same => None,
+        _ => Some(join.common),
+    }
 }
 
 impl Store {
@@ -81,6 +97,13 @@ impl Store {
         Ok(join)
     }
 
+    /// The newest state that is shown ahead of the history and goes with a resync, because the other site does not have it.
+    pub fn newest_given_up(&self, volume: &Volume, other: &Elsewhere, join: &Join) -> Option<CoalescedState> {
+        let through = known_to(volume, other, join)?;
+        let newest = volume.coalesced()?;
+        (newest.state().lsn > through).then(|| newest.state().clone())
+    }
+
     /// The opened volumes that a resync of this one closes and opens anew, if it sets something aside: it and its clones.
     ///
     /// # Errors
@@ -103,6 +126,9 @@ impl Store {
         if join.standing == Standing::Same {
             // One history, of which one site has more. Where it comes from may change all the same.
             if volume.is_replica() {
+                if let Some(through) = known_to(&volume, other, &join) {
+                    volume.drop_coalesced_beyond(through)?;
+                }
                 volume.set_source(&other.site)?;
             }
             return Ok(Resynced { common: join.common, orphan: None });
@@ -111,6 +137,7 @@ impl Store {
             // The sender's records join here or they do not: that is looked at before the first is taken.
             volume.fence(other.epochs.newest().number, "another site went on")?;
             volume.settle(volume.tip_lsn())?;
+            volume.drop_coalesced_beyond(join.common)?;
             volume.set_source(&other.site)?;
             volume.receive_from_here()?;
             return Ok(Resynced { common: join.common, orphan: None });
@@ -139,6 +166,7 @@ impl Store {
         let newest = other.epochs.newest();
         volume.fence(newest.number, &format!("another site has epoch {}", newest.number.0))?;
         volume.settle(volume.tip_lsn())?;
+        volume.drop_coalesced_beyond(join.common)?;
         // From here on it takes nothing before it is cut, and then of this site only.
         volume.set_source(&other.site)?;
         let orphan = self.set_tail_aside(&volume, join.common)?;

@@ -358,12 +358,31 @@ impl Volume {
             return Ok(false);
         }
         if slot.is_taken {
-            let context = format!("volume {} is being promoted to the newest state", self.name());
-            return Err(Error::new(Kind::Busy, context));
+            return Err(self.is_taken_over());
         }
         slot.clear();
         self.remove_coalesced_files()?;
         Ok(true)
+    }
+
+    /// Another site is followed from now on, and what it has of the history that is here ends with `through`: a newest state
+    /// from beyond that goes, because records that come now may be others. Durable when this returns.
+    pub(crate) fn drop_coalesced_beyond(&self, through: Lsn) -> Result<()> {
+        let mut slot = self.coalesced.lock().expect("no panics under this lock");
+        if slot.state.as_ref().is_some_and(|state| state.lsn <= through) {
+            return Ok(());
+        }
+        if slot.is_taken {
+            return Err(self.is_taken_over());
+        }
+        slot.clear();
+        // Also files that could not be read here, or not be removed: a later opening might.
+        self.remove_coalesced_files()
+    }
+
+    fn is_taken_over(&self) -> Error {
+        let context = format!("volume {} is being promoted to the newest state", self.name());
+        Error::new(Kind::Busy, context)
     }
 
     /// Why one that is here is not shown, where its files say that it should be.

@@ -325,3 +325,66 @@ fn a_group_takes_over_as_one() {
     println!("{replicas} left replicas, {primaries} primaries");
     assert!(replicas > 20 && primaries > 100);
 }
+
+/// Two replicas were shown newest states when the first site was lost. One takes over with its; the other one is told to follow that,
+/// and loses power on the way. Nobody may be shown the lost site's state by a replica that follows another history; nor may that state
+/// keep the replica from getting there.
+#[test]
+fn who_follows_another_site_shows_nothing_of_the_lost_one() {
+    for (seed, second_has, third_has) in [(12, 2, 0), (17, 0, 2)] {
+        let outage = Outage::new(seed, false);
+        let (_disk, store, second) = shows_newest(&outage, 61, Lsn(outage.from.0 + second_has));
+        let (disk, third_store, third) = shows_newest(&outage, 62, Lsn(outage.from.0 + third_has));
+        third.set_source("site-a").unwrap();
+        promote(&store, &outage).unwrap();
+        fill(&second, 0x66, 30, 4);
+        let other = Elsewhere { site: "site-b".to_owned(), epochs: second.epochs(), tip: second.tip_lsn() };
+        let follow = |store: &Store| -> Outcome {
+            let done = store.resync("disk", &other).map_err(|error| error.to_string())?;
+            ensure!(done.common <= second.tip_lsn(), "{:?}", done.common);
+            let third = store.volume("disk").unwrap();
+            let mut reader = LogReader::behind(&second, third.tip_lsn()).unwrap();
+            while third.tip_lsn() < second.tip_lsn() {
+                let taken = third.append_foreign(&reader.read(1, 1).unwrap());
+                ensure!(taken.is_ok(), "at {:?} of {:?}: {taken:?}", third.tip_lsn(), second.tip_lsn());
+            }
+            third.flush().unwrap();
+            let shown = Shown::of(third.clone());
+            let view = View::of(third.clone(), &shown, shown.tip().0, "a test").unwrap();
+            ensure!(content(&view)? == content(&*second)?, "`latest` is not the state of who is followed");
+            Ok(())
+        };
+        disk.record_boundaries(true);
+        drop(third);
+        follow(&third_store).unwrap();
+        let (mut before, mut behind) = (0, 0);
+        each_crash(&disk, seed, |_, store| {
+            let third = store.volume("disk").unwrap();
+            let follows = third.source().is_some_and(|source| source.peer == "site-b");
+            *if follows { &mut behind } else { &mut before } += 1;
+            ensure!(!follows || third.coalesced_state().is_none(), "it shows {:?}", third.coalesced_state());
+            drop(third);
+            follow(&store)
+        });
+        println!("{before} crashes before it followed, {behind} behind that");
+        assert!(before > 4 && behind > 4);
+    }
+}
+
+/// A replica that shows a newest state is told to take its records from another one that the same site feeds. It goes on showing
+/// that state where it is a record of what now comes, and only there.
+#[test]
+fn who_is_fed_by_another_replica_shows_what_that_one_has() {
+    for has_it in [true, false] {
+        let outage = Outage::new(18, false);
+        let (_disk, store, volume) = shows_newest(&outage, 63, outage.from);
+        volume.set_source("site-a").unwrap();
+        let tip = if has_it { outage.to } else { outage.to.previous() };
+        let other = |site: &str| Elsewhere { site: site.to_owned(), epochs: volume.epochs(), tip };
+        store.resync("disk", &other("site-a")).unwrap();
+        assert!(volume.coalesced().is_some(), "nothing changed");
+        store.resync("disk", &other("site-b")).unwrap();
+        assert_eq!(volume.source().map(|source| source.peer), Some("site-b".to_owned()));
+        assert_eq!(volume.coalesced().is_some(), has_it);
+    }
+}
