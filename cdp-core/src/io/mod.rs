@@ -192,6 +192,12 @@ pub(crate) fn write_zeros<F: File + ?Sized>(file: &F, offset: u64, len: u64) -> 
 /// Writes a small file so that after a crash either the old or the new content is there: a temporary name
 /// beside it, sync, rename, sync of the directory.
 pub fn replace_file(files: &dyn Files, path: &Path, content: &[u8]) -> io::Result<()> {
+    let fresh = write_beside(files, path, content)?;
+    put_in_place(files, &fresh, path)
+}
+
+/// The first half of [`replace_file`]: the content under a temporary name. Where it fails, the old content is there.
+pub fn write_beside(files: &dyn Files, path: &Path, content: &[u8]) -> io::Result<PathBuf> {
     let directory = path.parent().unwrap_or(Path::new("."));
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(".new");
@@ -204,8 +210,13 @@ pub fn replace_file(files: &dyn Files, path: &Path, content: &[u8]) -> io::Resul
     let file = files.create(&fresh)?;
     file.write_at(0, &[io::IoSlice::new(content)])?;
     file.sync()?;
-    files.rename(&fresh, path)?;
-    files.sync_dir(directory)
+    Ok(fresh)
+}
+
+/// The second half. Where it fails, the new content may be there or come to be.
+pub fn put_in_place(files: &dyn Files, fresh: &Path, path: &Path) -> io::Result<()> {
+    files.rename(fresh, path)?;
+    files.sync_dir(path.parent().unwrap_or(Path::new(".")))
 }
 
 /// Reads a whole small file; one longer than `bytes_max` is `InvalidData`.

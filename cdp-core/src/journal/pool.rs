@@ -60,6 +60,17 @@ impl Pool {
         Some(reserved as u64)
     }
 
+    /// Removes the newest of what is ready, but for so many; how many went.
+    pub fn shrink_to(&mut self, count: usize) -> u64 {
+        let kept = count.min(self.prepared.len());
+        let gone = self.prepared.split_off(kept);
+        for (ordinal, _) in &gone {
+            // A leftover costs space only; the next opening removes it.
+            let _ = self.files.remove(&self.dir.join(segment_file_name(*ordinal)));
+        }
+        gone.len() as u64
+    }
+
     /// Size of a segment in bytes.
     pub fn segment_bytes(&self) -> u64 {
         self.bytes

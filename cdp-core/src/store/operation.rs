@@ -160,6 +160,9 @@ impl Store {
     pub(super) fn hold_if_operated_on(&self, volume: &Volume) -> Result<()> {
         let Some(operation) = self.pending_operation()? else { return Ok(()) };
         if operation.members.iter().any(|(id, _)| *id == volume.identity().id) {
+            if !operation.has_acted(volume) {
+                volume.await_group();
+            }
             volume.hold(&operation.undone("restart the server to finish it"))?;
         }
         Ok(())
@@ -209,6 +212,9 @@ impl Store {
         }
         let Some(why) = failure else { return self.remove_operation() };
         for (volume, _) in &members {
+            if !operation.has_acted(volume) {
+                volume.await_group();
+            }
             volume.hold(&operation.undone(&why))?;
         }
         Ok(())

@@ -260,10 +260,12 @@ impl Volume {
             && error.kind() == Kind::NoSpace
         {
             // What was put there already would be in the way of a smaller one; also what an earlier opening put there.
-            let cleared = match std::mem::replace(&mut duties.fold_is_tight, true) {
+            let was_tight = std::mem::replace(&mut duties.fold_is_tight, true);
+            // The disk may already say that what is cleared is the base's.
+            let cleared = self.settle_history().and_then(|()| match was_tight {
                 true => self.clear_folded(parts, &visible),
                 false => self.clear_all_folded(),
-            };
+            });
             if let Err(error) = cleared {
                 self.note_error(format!("clearing what was folded into the base and did not fit: {error}"));
             }

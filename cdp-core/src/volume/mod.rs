@@ -130,6 +130,7 @@ pub struct Volume {
     lacks_space: bool,
     // A record was refused since the last segment was begun: it did not fit, and there was no room for another segment.
     refused_for_room: AtomicBool,
+    awaits_group: AtomicBool,
     append: Mutex<Option<Appender>>,
     pool: Mutex<Pool>,
     parts: Parts,

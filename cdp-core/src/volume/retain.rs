@@ -17,7 +17,7 @@ use crate::history::course::Gap;
 use crate::history::point::{Timeline, format_utc};
 use crate::history::retention::{self, AtCap, Policy, Retained};
 use crate::ids::*;
-use crate::io::replace_file;
+use crate::io::{put_in_place, replace_file, write_beside};
 
 const KIND: &str = "cdp-retention";
 const VERSION: u32 = 1;
@@ -34,13 +34,15 @@ pub(super) fn decode_policy(bytes: &[u8]) -> Option<Policy> {
 pub(super) struct History {
     // As on the disk; written by the holder of `duties` only.
     durable: HistoryState,
+    // A later one may be there all the same: saying so failed.
+    is_doubtful: bool,
     // The oldest state that is shown: ahead of the durable horizon while that is on its way to the disk.
     oldest: (Lsn, Timestamp),
 }
 
 impl History {
     pub(super) fn new(durable: HistoryState) -> History {
-        History { durable, oldest: durable.horizon }
+        History { durable, is_doubtful: false, oldest: durable.horizon }
     }
 }
 
@@ -88,8 +90,8 @@ impl Volume {
         self.retention.lock().expect("no panics under this lock").clone()
     }
 
-    /// Changes what is kept. Durable when this returns; what is not kept any more goes in the background.
-    pub fn set_retention(&self, policy: Policy) -> Result<()> {
+    /// Refuses a policy that this volume cannot keep: [`Kind::Invalid`].
+    pub fn check_retention(&self, policy: &Policy) -> Result<()> {
         let least = SEGMENTS_MIN * self.identity.segment_bytes;
         if policy.bytes_max.is_some_and(|bytes| bytes < least) {
             let context = format!("a journal of at most {} bytes", policy.bytes_max.unwrap_or(0));
@@ -98,6 +100,12 @@ impl Volume {
                 self.identity.segment_bytes
             )));
         }
+        Ok(())
+    }
+
+    /// Changes what is kept. Durable when this returns; what is not kept any more goes in the background.
+    pub fn set_retention(&self, policy: Policy) -> Result<()> {
+        self.check_retention(&policy)?;
         let _using = self.use_files()?;
         let mut current = self.retention.lock().expect("no panics under this lock");
         let mut manifest = Manifest::new(KIND, VERSION);
@@ -249,7 +257,8 @@ impl Volume {
     /// Moves the horizon to `to`, or as far as pins allow. Whether it moved. Durable when this returns.
     pub(super) fn move_horizon(&self, to: Lsn, reason: Reason) -> Result<bool> {
         // What shows no state is no oldest one.
-        let to = match self.course().gap_of(to) {
+        let course = self.course();
+        let to = match course.gap_of(to) {
             Some(gap) => gap.end.map_or(gap.behind, |(end, _)| end),
             None => to,
         };
@@ -257,6 +266,8 @@ impl Volume {
         let to = {
             let mut held = self.pins.lock();
             let to = held.oldest().map_or(to, |pin| pin.lsn.min(to));
+            // A replica may hold what lies in a gap: it has got so far.
+            let to = course.gap_of(to).map_or(to, |gap| gap.behind);
             held.floor = held.floor.max(to);
             to
         };
@@ -275,12 +286,28 @@ impl Volume {
     }
 
     /// Writes the manifest `history`. Only the duties' thread, which holds their lock, comes here.
+    ///
+    /// Legal states after an error: what was known to be durable, or this one. Until one of them is written again, nothing may
+    /// be done that only the first allows.
     pub(super) fn publish_history(&self, state: HistoryState) -> Result<()> {
-        let path = self.dir.join(HISTORY_FILE);
-        replace_file(&*self.shared.files, &path, &state.encode())
-            .at(|| format!("writing {}", path.display()))?;
-        self.history.lock().expect("no panics under this lock").durable = state;
+        let (files, path) = (&*self.shared.files, self.dir.join(HISTORY_FILE));
+        let place = || format!("writing {}", path.display());
+        let fresh = write_beside(files, &path, &state.encode()).at(place)?;
+        let known = || self.history.lock().expect("no panics under this lock");
+        known().is_doubtful = true;
+        put_in_place(files, &fresh, &path).at(place)?;
+        let mut known = known();
+        (known.durable, known.is_doubtful) = (state, false);
         Ok(())
+    }
+
+    /// Makes sure that what is known to be durable is what the disk says.
+    pub(super) fn settle_history(&self) -> Result<()> {
+        let (durable, is_doubtful) = {
+            let known = self.history.lock().expect("no panics under this lock");
+            (known.durable, known.is_doubtful)
+        };
+        if is_doubtful { self.publish_history(durable) } else { Ok(()) }
     }
 
     /// What the policy keeps now.

@@ -224,8 +224,8 @@ impl Volume {
             // Its own instant stands in its manifest, and every other is that of another site.
             return (lsn, at);
         }
-        if self.refuse_unless_healthy().is_err() {
-            // A record that could not be appended may turn up at the next opening all the same, with the timestamp that it got.
+        // A record that could not be appended may turn up at the next opening all the same, with the timestamp that it got.
+        if self.refuse_unless_healthy().is_err() || self.awaits_group() {
             return Timeline::tip(self);
         }
         (lsn, self.shared.promises.reach(at))

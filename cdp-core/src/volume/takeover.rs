@@ -89,6 +89,18 @@ impl Volume {
     }
 
     fn reserve(&self, state: &CoalescedState, difference: Difference) -> Result<()> {
+        let ready = self.pool.lock().expect("no panics under this lock").ready();
+        // What others could use is not kept for what does not come about.
+        self.make_segments_for(state, difference).inspect_err(|_| self.give_segments_back(ready))
+    }
+
+    /// Gives segments that were made ahead back to the filesystem, but for so many.
+    fn give_segments_back(&self, ready: usize) {
+        let gone = self.pool.lock().expect("no panics under this lock").shrink_to(ready);
+        self.forget_bytes(gone * self.identity.segment_bytes);
+    }
+
+    fn make_segments_for(&self, state: &CoalescedState, difference: Difference) -> Result<()> {
         let segment_bytes = self.identity.segment_bytes;
         // Each record may be a batch with a header of its own, and none goes over the end of a segment.
         let wanted = difference.bytes + (difference.records + 4) * BLOCK_BYTES;
@@ -191,6 +203,10 @@ impl Volume {
     /// The promotion is over, or cannot go on now. If it is done, the newest state is in the journal and goes.
     pub(crate) fn end_takeover(&self, is_done: bool) {
         self.release_coalesced();
+        if self.course.read().expect("no panics under this lock").open_gap().is_none() {
+            // Of what was made for it nothing more is wanted; one is what upkeep has ahead.
+            self.give_segments_back(1);
+        }
         if is_done && let Err(error) = self.drop_coalesced() {
             // It is not shown any more, and the next opening removes it.
             self.note_error(format!("the newest state that it went on from stays on the disk: {error}"));

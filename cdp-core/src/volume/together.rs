@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::Volume;
 use crate::error::{Error, Kind, Result};
@@ -52,6 +53,16 @@ fn whole_instant(volumes: &[Arc<Volume>], at: Timestamp) -> Timestamp {
 }
 
 impl Volume {
+    /// A rollback of its group is not done on it. The next start does it, at the instant of the others, which may be long over:
+    /// until then nobody is told that any instant is.
+    pub(crate) fn await_group(&self) {
+        self.awaits_group.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn awaits_group(&self) -> bool {
+        self.awaits_group.load(Ordering::Relaxed)
+    }
+
     /// The newest record up to an instant at which all members of a group are to go on; see [`at_common`].
     ///
     /// # Errors

@@ -8,17 +8,19 @@ use cdp_core::device::{Change, Device};
 use cdp_core::error::Error;
 use cdp_core::history::point::Timeline;
 use cdp_core::ids::*;
-use cdp_core::io::sim::Chance;
+use cdp_core::io::sim::{Chance, Fault, FaultKind, PowerLoss, SimClock, When};
 use cdp_core::io::{SystemClock, native};
 use cdp_core::store::Store;
 use cdp_core::view::View;
 use cdp_core::volume::Volume;
+use cdp_core::volume::rollback::Back;
 
+use crate::clones::{fill, fresh};
 use crate::harness::check::read_blocks;
 use crate::harness::model::Edit;
 use crate::harness::rig::{self, GROUP, marker, volume_name};
 use crate::harness::tally::with_seeds;
-use crate::harness::{Outcome, Rig, Tally};
+use crate::harness::{Outcome, Rig, Tally, wrap};
 
 const INSTANTS: u64 = 1000;
 
@@ -197,4 +199,53 @@ fn dependent_counters_with_threads_and_files() {
         assert_eq!(counter(volume, volume.tip_lsn()), Ok(written));
     }
     check(&volumes, 77).expect("after the last restart");
+}
+
+/// A member of a group that a crash kept from being set back could not be opened at once. It is opened later, closed to clients, and its
+/// link says that everything up to an instant has happened. What follows must be newer than that.
+#[test]
+fn who_follows_a_rollback_later_keeps_what_was_said_meanwhile() {
+    let (disk, store) = fresh(16, &["one", "two"]);
+    let members: Vec<_> = ["one", "two"].map(|name| store.volume(name).unwrap()).into();
+    for volume in &members {
+        fill(volume, 1, 0, 1);
+        fill(volume, 2, 0, 1);
+    }
+    disk.record_boundaries(true);
+    let parts: Vec<_> = members.iter().map(|volume| (volume.clone(), Back::To(Lsn(1)))).collect();
+    store.rollback("all", &parts, "lsn:1").unwrap();
+    drop((parts, members, store));
+    let mut looked = 0;
+    for boundary in disk.take_boundaries() {
+        let disk = boundary.snapshot.mount(16).crash_power_with(PowerLoss::all_lost());
+        for name in ["one", "two"] {
+            let disk = disk.crash_process();
+            // Its segments cannot be read at the opening.
+            disk.inject(Fault::new(FaultKind::ReadError, When::From(1)).on(format!("volumes/{name}/")));
+            let clock = SimClock::new(3);
+            let store = rig::open(&disk, &clock, &wrap::nothing()).unwrap();
+            disk.clear_faults();
+            if store.failed().is_empty() {
+                continue;
+            }
+            clock.advance(60_000_000_000);
+            store.maintain();
+            let Ok(volume) = store.volume(name) else { continue };
+            if volume.course().newest_rollback().is_some() || !volume.is_primary() {
+                continue;
+            }
+            let (_, said) = volume.promise_complete();
+            drop((volume, store));
+            let store = rig::open(&disk.crash_process(), &clock, &wrap::nothing()).unwrap();
+            let volume = store.volume(name).unwrap();
+            let Some(turn) = volume.course().newest_rollback().cloned() else { continue };
+            looked += 1;
+            assert!(
+                turn.at > said,
+                "a record of {:?} came behind the word that all up to {said:?} was there",
+                turn.at
+            );
+        }
+    }
+    assert!(looked > 0, "nothing was looked at");
 }

@@ -6,7 +6,8 @@ use cdp_core::device::{Change, Device};
 use cdp_core::error::Kind;
 use cdp_core::history::retention;
 use cdp_core::ids::*;
-use cdp_core::io::sim::{PowerLoss, SimClock, SimDisk, WALL_START_NS};
+use cdp_core::io::read_file;
+use cdp_core::io::sim::{Fault, FaultKind, PowerLoss, SimClock, SimDisk, WALL_START_NS, When};
 use cdp_core::store::{CreateOptions, Store};
 use cdp_core::volume::Volume;
 use cdp_core::volume::verify::verify;
@@ -150,4 +151,55 @@ fn what_did_not_fit_is_not_in_the_way_of_what_does() {
         );
         looks(&volume, count);
     }
+}
+
+/// The manifest says that something is in the base.
+fn moved(history: &str) -> bool {
+    history.lines().any(|line| line.starts_with("base_lsn = ") && line != "base_lsn = 0")
+}
+
+fn upkeep_until_it_fails(store: &Store, clock: &SimClock, rounds: u32) {
+    for _ in 0..rounds {
+        store.tick();
+        if !store.maintain().is_empty() {
+            break;
+        }
+        clock.advance(250_000_000);
+    }
+}
+
+/// The base's new place was written down, and the disk failed to say so; then it is full. Clearing what was folded must not take
+/// what the manifest says to be in the base.
+#[test]
+fn clearing_the_base_takes_nothing_that_the_disk_says_is_there() {
+    let mut struck = 0;
+    for nth in 1..12 {
+        let (disk, clock, store, volume, count) = filled(9);
+        disk.set_capacity(None);
+        clock.advance(HOUR_NS);
+        write(&volume, 0, 0).unwrap();
+        clock.advance(HOUR_NS);
+        let before = volume.base_point().lsn;
+        let history = volume.dir().join("history");
+        let said = || read_file(&disk, &history, 1 << 20).unwrap_or_default();
+        // The manifest gets its name, and the sync of the directory fails.
+        disk.inject(Fault::new(FaultKind::DirectorySyncError, When::Nth(nth)).on("/v0"));
+        upkeep_until_it_fails(&store, &clock, 200);
+        disk.clear_faults();
+        let text = String::from_utf8_lossy(&said()).to_string();
+        if volume.base_point().lsn != before || !moved(&text) {
+            continue;
+        }
+        struck += 1;
+        // Others fill the disk.
+        disk.set_quota(Some(disk.used_bytes()));
+        upkeep_until_it_fails(&store, &clock, 60);
+        drop((store, volume));
+        let disk = disk.crash_process();
+        disk.set_quota(None);
+        let store = rig::open(&disk, &clock, &wrap::nothing()).unwrap();
+        let volume = store.volume(&rig::volume_name(0)).unwrap();
+        looks(&volume, count);
+    }
+    assert!(struck > 0, "no fault struck where it should");
 }

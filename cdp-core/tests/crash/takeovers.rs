@@ -388,3 +388,92 @@ fn who_is_fed_by_another_replica_shows_what_that_one_has() {
         assert_eq!(volume.coalesced().is_some(), has_it);
     }
 }
+
+/// The first site comes back, gets half of the difference, and is gone again. The second one's journal reaches its cap meanwhile, and
+/// its oldest history goes, up to what the first one has. Then the second one is restarted. Nobody may see half of the state.
+#[test]
+fn half_of_a_state_stays_hidden_when_its_epoch_is_folded() {
+    let (_disk, store) = fresh(7, &["disk"]);
+    let primary = store.volume("disk").unwrap();
+    primary.grow(640 * BLOCK_BYTES).unwrap();
+    fill(&primary, 1, 0, 4);
+    fill(&primary, 2, 2, 4);
+    let from = primary.tip_lsn();
+    for round in 0..30 {
+        fill(&primary, 7, round * 10, 9);
+    }
+    let outage = Outage { to: primary.tip_lsn(), store, primary, from };
+    let (disk, store, volume) = shows_newest(&outage, 37, outage.from);
+    let segment = outage.origin().segment_bytes;
+    promote(&store, &outage).unwrap();
+    let gap = volume.course().gaps()[0];
+    let (end, newest) = (gap.end.unwrap().0, outage.content(outage.to));
+    // What the first site has acknowledged: three quarters of the records of the gap.
+    let acknowledged = Lsn(gap.behind.0 + (end.0 - gap.behind.0) * 3 / 4);
+    volume.add_replica("first:1", 0, false).unwrap();
+    volume.hold_replica("first:1", acknowledged).unwrap();
+    let text = format!("every-write 1h, at most {}B, at cap drop-oldest", 12 * segment);
+    volume.set_retention(retention::parse(&text).unwrap()).unwrap();
+    for round in 0..400u64 {
+        let data = vec![9; 4096];
+        let mut results = Vec::new();
+        let change = cdp_core::device::Change::Write { offset: (600 + round % 8) * BLOCK_BYTES, data: &data };
+        volume.apply(SessionId(1), &[change], &mut results);
+        if results.remove(0).is_err() {
+            break;
+        }
+        store.tick();
+        store.maintain();
+    }
+    for _ in 0..100 {
+        store.tick();
+        store.maintain();
+    }
+    let hidden = |volume: &Arc<Volume>| -> Vec<u64> {
+        let shows = |lsn: &u64| match View::open(volume.clone(), Lsn(*lsn), "a test") {
+            Ok(view) => content(&view).is_ok_and(|found| found != newest),
+            Err(_) => false,
+        };
+        (gap.behind.0 + 1..end.0).filter(shows).collect()
+    };
+    assert_eq!(hidden(&volume), Vec::<u64>::new(), "before the restart");
+    volume.flush().unwrap();
+    drop((volume, store));
+    let store = open(&disk.crash_process(), 5);
+    let volume = store.volume("disk").unwrap();
+    let seen = hidden(&volume);
+    let begin = volume.lsn_at(volume.oldest().1);
+    assert!(seen.is_empty(), "half of the newest state is shown at {seen:?}; `start` is {begin:?}");
+}
+
+/// There is no room for it. "Nothing was done": neither is the disk full of empty segments now, which no other volume has.
+#[test]
+fn what_was_refused_for_room_takes_none() {
+    let (_disk, store) = fresh(7, &["disk"]);
+    let primary = store.volume("disk").unwrap();
+    fill(&primary, 1, 0, 4);
+    fill(&primary, 2, 2, 4);
+    let from = primary.tip_lsn();
+    for round in 0..12 {
+        fill(&primary, 7, round * 10, 9);
+    }
+    let outage = Outage { to: primary.tip_lsn(), store, primary, from };
+    let (disk, store, volume) = shows_newest(&outage, 37, outage.from);
+    let segment = outage.origin().segment_bytes;
+    let cap = volume.journal_bytes() / segment + 4;
+    let text = format!("at most {}, at cap block", cap * segment);
+    volume.set_retention(retention::parse(&text).unwrap()).unwrap();
+    // What upkeep makes ahead of its use anyway.
+    store.maintain();
+    let before = (volume.journal_bytes() / segment, disk.used_bytes() / segment);
+    let refused = store
+        .promote("disk", &[(volume.clone(), outage.to)], EpochNumber(0), "the newest state")
+        .expect_err("there is no room");
+    assert_eq!(refused.kind(), Kind::NoSpace, "{refused}");
+    for _ in 0..50 {
+        store.tick();
+        store.maintain();
+    }
+    let after = (volume.journal_bytes() / segment, disk.used_bytes() / segment);
+    assert_eq!(before, after, "segments of the journal, and of the disk");
+}

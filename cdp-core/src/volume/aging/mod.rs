@@ -277,8 +277,7 @@ impl<'a> Scene<'a> {
             freed += brick.bytes()?;
             // Where the base could rest if this were the horizon: not on a branch that was left.
             let last = brick.lsns().1;
-            let at_last = self.volume.visible(last);
-            if self.keeps(last) && retention::may_rest(last, &at_last, &self.shapes(last)) {
+            if self.keeps(last) && self.may_rest(last, &self.shapes(last)) {
                 end = Some(last);
                 if freed >= bytes {
                     break;
@@ -357,14 +356,14 @@ impl<'a> Scene<'a> {
         let near = self.fitting_in_base(below.min(FOLD_SEGMENTS_MAX))?;
         let shapes = self.shapes(self.horizon);
         // A branch that was left by a rollback goes as a whole, however long it is.
-        let rest = (0..near).rev().chain(near..below).find(|at| self.may_rest(*at, &shapes));
+        let rest = (0..near).rev().chain(near..below).find(|at| self.may_rest(self.last_of(*at), &shapes));
         Ok(rest.map(|at| at + 1))
     }
 
     /// How many of the oldest bricks no retained state needs, whether they fit or not.
     pub(super) fn rest_of_all(&self) -> Option<usize> {
         let shapes = self.shapes(self.horizon);
-        (0..self.below_horizon()).rev().find(|at| self.may_rest(*at, &shapes)).map(|at| at + 1)
+        (0..self.below_horizon()).rev().find(|at| self.may_rest(self.last_of(*at), &shapes)).map(|at| at + 1)
     }
 
     fn below_horizon(&self) -> usize {
@@ -372,10 +371,15 @@ impl<'a> Scene<'a> {
         self.bricks.iter().take_while(below).count()
     }
 
-    /// Whether the base may stand at the end of this brick.
-    fn may_rest(&self, at: usize, shapes: &[Visible]) -> bool {
-        let last = self.bricks[at].lsns().1;
-        retention::may_rest(last, &self.volume.visible(last), shapes)
+    fn last_of(&self, at: usize) -> Lsn {
+        self.bricks[at].lsns().1
+    }
+
+    /// Whether the base may stand at this record: not in a gap, whose epoch record says that what follows shows no state, and would
+    /// go with the rest.
+    fn may_rest(&self, at: Lsn, shapes: &[Visible]) -> bool {
+        let is_hidden = self.volume.course.read().expect("no panics under this lock").gap_of(at).is_some();
+        !is_hidden && retention::may_rest(at, &self.volume.visible(at), shapes)
     }
 
     /// How many of the `count` oldest bricks find room in the base, whatever is in them: one at least, because what goes behind it

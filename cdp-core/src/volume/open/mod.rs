@@ -237,6 +237,7 @@ pub fn open_on(
             lost_sync: None,
         }),
         refused_for_room: AtomicBool::new(false),
+        awaits_group: AtomicBool::new(false),
         tip: AtomicU64::new(position.lsn.0),
         commit: Commit::new(position.lsn),
         mark: Mutex::new(MarkState { file: mark_file, written: position.lsn }),
