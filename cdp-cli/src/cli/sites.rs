@@ -111,8 +111,11 @@ promoted; then it is called VOL-until-LSN, with every instant it had, until some
         /// Compare with a volume, a point of it, or a file (its name has a slash) [default: the volume as it is here]
         #[arg(long, value_name = "VOL[@POINT]|FILE", requires = "volume")]
         from: Option<String>,
+        /// The site that sends it, as its certificate calls it [default: the one whose replica it is, or where it went on]
+        #[arg(long, requires = "volume")]
+        site: Option<String>,
         /// Take it back
-        #[arg(long, requires = "volume", conflicts_with = "from")]
+        #[arg(long, requires = "volume", conflicts_with_all = ["from", "site"])]
         cancel: bool,
     },
     /// Send no more to a replica, and keep nothing for it; what it has stays there (`replica copies` there for half a copy)

@@ -34,7 +34,9 @@ pub fn run(context: &Context, command: ReplicaCommand) -> Result<u8> {
         }
         ReplicaCommand::List { volume } => Request::Replicas { volume },
         ReplicaCommand::Copies { drop } => return copies(context, drop),
-        ReplicaCommand::Reseed { volume, from, cancel } => return reseed(context, volume, from, cancel),
+        ReplicaCommand::Reseed { volume, from, site, cancel } => {
+            return reseed(context, Reseed { volume, from, site, cancel });
+        }
         ReplicaCommand::Remove { volume, address } => Request::RemoveReplica { volume, address },
     };
     let answer = Door::ask_once(&context.config, false, request, &mut |_| Ok(()))?;
@@ -111,8 +113,8 @@ fn newest(context: &Context, volume: Option<String>, drop: bool) -> Result<u8> {
     Ok(report::DONE)
 }
 
-fn reseed(context: &Context, volume: Option<String>, from: Option<String>, cancel: bool) -> Result<u8> {
-    let from = match from {
+fn reseed(context: &Context, mut request: Reseed) -> Result<u8> {
+    request.from = match request.from {
         // The server has a working directory of its own.
         Some(path) if path.contains('/') => {
             let full = Path::new(&path).canonicalize().at(|| format!("finding {path}"))?;
@@ -120,7 +122,7 @@ fn reseed(context: &Context, volume: Option<String>, from: Option<String>, cance
         }
         other => other,
     };
-    let request = Request::Reseed(Reseed { volume, from, cancel });
+    let request = Request::Reseed(request);
     let answer = Door::ask_once(&context.config, false, request, &mut |_| Ok(()))?;
     let Response::Reseeds(lines) = &answer else { return Err(unexpected()) };
     let line = |line: &ReseedLine| {

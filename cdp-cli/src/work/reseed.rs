@@ -19,6 +19,9 @@ pub struct Reseed {
     pub volume: Option<String>,
     /// A volume, `VOL@POINT`, or the whole path of a file; without one, what is here of the volume.
     pub from: Option<String>,
+    /// The site that sends it; without one, the one whose records are taken here, or where the volume is believed to have gone on.
+    #[serde(default)]
+    pub site: Option<String>,
     /// Take it back.
     #[serde(default)]
     pub cancel: bool,
@@ -63,6 +66,7 @@ pub fn of_volume(store: &Store, volume: &Volume) -> Option<ReseedStatus> {
 
 /// Asks for one or takes one back; gives all that are not done.
 pub fn reseed(store: &Store, request: &Reseed, zone: &Zone) -> Result<Vec<ReseedLine>> {
+    let site = request.site.as_deref();
     match &request.volume {
         None => {}
         Some(name) if request.cancel => {
@@ -78,7 +82,7 @@ pub fn reseed(store: &Store, request: &Reseed, zone: &Zone) -> Result<Vec<Reseed
         Some(name) if request.from.is_none() => {
             let mut planned: Vec<String> = Vec::new();
             for member in names(store, name) {
-                if let Err(error) = store.plan_reseed(&member, None) {
+                if let Err(error) = store.plan_reseed(&member, None, site) {
                     // All members or none.
                     for member in planned {
                         store.withdraw_reseed(&member)?;
@@ -90,7 +94,7 @@ pub fn reseed(store: &Store, request: &Reseed, zone: &Zone) -> Result<Vec<Reseed
         }
         Some(name) => {
             let from = request.from.as_deref().map(|from| parse(store, from, zone)).transpose()?;
-            store.plan_reseed(name, from)?;
+            store.plan_reseed(name, from, site)?;
         }
     }
     let lines = store.seed_plans()?.into_iter().map(|(name, plan)| match plan {

@@ -50,6 +50,8 @@ pub struct SeedPlan {
     pub from: SeedFrom,
     /// The volume whose place the copy takes.
     pub replaces: Option<VolumeId>,
+    // The site whose records the volume took when another one was named for the copy.
+    pub(super) source_before: Option<String>,
     // Decided: the id and the name that the old copy gets.
     pub(super) aside: Option<(VolumeId, String)>,
 }
@@ -68,6 +70,9 @@ impl SeedPlan {
         }
         if let Some(id) = self.replaces {
             manifest.set("replaces", id);
+        }
+        if let Some(site) = &self.source_before {
+            manifest.set("source_before", site);
         }
         if let Some((id, name)) = &self.aside {
             manifest.set("aside_id", id);
@@ -90,7 +95,8 @@ impl SeedPlan {
             None => None,
         };
         let replaces = manifest.get_hex("replaces").map(VolumeId);
-        Some(SeedPlan { name: name.to_owned(), from, replaces, aside })
+        let source_before = manifest.get("source_before");
+        Some(SeedPlan { name: name.to_owned(), from, replaces, source_before, aside })
     }
 }
 
@@ -192,12 +198,17 @@ impl Store {
     }
 
     /// The next copy of a volume of this name that another site sends is compared with `from`, or with what is here of it
-    /// where that is nothing; a volume of this name gives its place to it when it is whole. Durable when this returns.
+    /// where that is nothing; a volume of this name gives its place to it when it is whole. `site` sends it: without a name the
+    /// one whose records the volume takes, or where it went on, if that is one that it believes. Durable when this returns.
+    ///
+    /// Legal states after a crash: no reseed; or one, with the site that sends it named or not yet: then its link is refused
+    /// until somebody asks again.
     ///
     /// # Errors
-    /// `Refused` for a primary, for an old copy, and where clones read from what would step aside; `NotFound` if nothing is
-    /// there to compare with; `Exists` if a group has this name.
-    pub fn plan_reseed(&self, name: &str, from: Option<SeedFrom>) -> Result<SeedPlan> {
+    /// `Refused` for a primary, for an old copy, where clones read from what would step aside, and where a site that the volume
+    /// does not believe says that it went on there; `NotFound` if nothing is there to compare with, or nothing was heard of
+    /// the site; `Exists` if a group has this name.
+    pub fn plan_reseed(&self, name: &str, from: Option<SeedFrom>, site: Option<&str>) -> Result<SeedPlan> {
         let _changing = self.changing.lock().expect("no panics under this lock");
         validate_volume_name(name)?;
         if self.groups().contains_key(name) {
@@ -206,7 +217,8 @@ impl Store {
                 format!("{name} is a group: reseed its members one by one"),
             ));
         }
-        if self.seed_plan(name)?.is_some_and(|plan| plan.aside.is_some()) {
+        let planned = self.seed_plan(name)?;
+        if planned.as_ref().is_some_and(|plan| plan.aside.is_some()) {
             return Err(Error::new(Kind::Busy, format!("the new copy of volume {name} is taking its place")));
         }
         let old = match self.volume(name) {
@@ -223,17 +235,18 @@ impl Store {
             (None, Some(id)) => SeedFrom::Volume { id, at: None },
             (None, None) => return Err(Error::new(Kind::NotFound, format!("there is no volume {name:?}"))),
         };
-        let plan = SeedPlan { name: name.to_owned(), from, replaces, aside: None };
+        let source = old.as_ref().map(|volume| volume.source_of_copy(site)).transpose()?.flatten();
+        let source_before = match (planned.and_then(|plan| plan.source_before), &source, &old) {
+            (None, Some(_), Some(volume)) => volume.source().map(|source| source.peer),
+            (before, ..) => before,
+        };
+        let plan = SeedPlan { name: name.to_owned(), from, replaces, source_before, aside: None };
         // Whether it is there at all.
         self.open_seed(&plan)?;
-        if let Some(volume) = &old
-            && let Ok(other) = volume.other_site(None)
-            && other.epochs.newest().number > volume.epochs().newest().number
-        {
-            // The copy comes from where the volume went on.
-            volume.set_source(&other.site)?;
-        }
         self.write_seed(&plan)?;
+        if let (Some(volume), Some(source)) = (&old, &source) {
+            volume.set_source(source)?;
+        }
         Ok(plan)
     }
 
@@ -246,7 +259,14 @@ impl Store {
             Ok(Some(plan)) if plan.aside.is_some() => {
                 Err(Error::new(Kind::Busy, format!("the new copy of volume {name} is taking its place")))
             }
-            Ok(Some(_)) => self.remove_seed(name).map(|()| true),
+            Ok(Some(plan)) => {
+                if let (Some(before), Ok(volume)) = (&plan.source_before, self.volume(name))
+                    && plan.replaces == Some(volume.identity().id)
+                {
+                    volume.set_source(before)?;
+                }
+                self.remove_seed(name).map(|()| true)
+            }
             Err(error) if error.kind() == Kind::Damaged => self.settle_without_file(name).map(|()| true),
             Err(error) => Err(error),
         }

@@ -245,6 +245,7 @@ impl Store {
             name: name.to_owned(),
             from: SeedFrom::Volume { id, at: None },
             replaces: Some(id),
+            source_before: None,
             aside: Some(aside),
         };
         if self.is_there(&place)? {

@@ -57,6 +57,39 @@ impl Volume {
         source.peer == site || stepped_down && self.feeds(site)
     }
 
+    /// The site that a new copy of this volume comes from, if that is another one than now: the one that is named, or the one that
+    /// it believes to have gone on.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] if the named one has not said anything yet; [`Kind::Refused`] without a name where one that is not believed
+    /// says that it went on there.
+    pub fn source_of_copy(&self, named: Option<&str>) -> Result<Option<String>> {
+        let now = self.source().map(|source| source.peer);
+        if let Some(named) = named {
+            return match now.as_deref() == Some(named) {
+                true => Ok(None),
+                false => self.other_site(Some(named)).map(|other| Some(other.site)),
+            };
+        }
+        let number = |other: &Elsewhere| other.epochs.newest().number;
+        let ours = self.epochs().newest().number;
+        let believed = self.elsewhere().filter(|other| number(other) > ours);
+        let known = believed.as_ref().map_or(ours, number);
+        if let Some(claim) = self.all_claims().iter().find(|claim| self.is_replica() && number(claim) > known)
+        {
+            let context = format!(
+                "the site {} says that volume {} goes on there in epoch {}, and is none that it believes",
+                claim.site,
+                self.name(),
+                number(claim).0
+            );
+            let stay = now.map(|site| format!(", or --site {site} to stay with that")).unwrap_or_default();
+            let hint = format!("say whose copy it is to be: --site {}{stay}; nothing was done", claim.site);
+            return Err(Error::new(Kind::Refused, context).hint(hint));
+        }
+        Ok(believed.map(|other| other.site).filter(|site| Some(site) != now.as_ref()))
+    }
+
     /// Whether what this site says of its epochs is believed.
     pub fn believes(&self, site: &str) -> bool {
         self.concerns(site) || self.is_replica() && self.may_be_fed_by(site)

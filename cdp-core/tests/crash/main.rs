@@ -24,6 +24,7 @@ mod reopened;
 mod restart;
 mod resyncs;
 mod rewind;
+mod rights;
 mod room;
 mod simulates;
 mod table;

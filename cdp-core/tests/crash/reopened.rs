@@ -240,7 +240,7 @@ fn nobody_reads_on_in_a_copy_that_stepped_aside() {
             let volume = scene.volume();
             let words = |error: Error| format!("{error:?}");
             volume.demote().map_err(words)?;
-            scene.store.plan_reseed("disk", None).map_err(words)?;
+            scene.store.plan_reseed("disk", None, None).map_err(words)?;
             let identity = volume.identity();
             let stands = volume.stands_at(volume.tip_lsn()).map_err(words)?;
             let copied = Copied {

@@ -47,7 +47,7 @@ impl World {
             return Ok(false);
         }
         self.say(|| format!("{} wants {name} to be copied anew", self.sites[site].name));
-        let planned = store.plan_reseed(name, None);
+        let planned = store.plan_reseed(name, None, None);
         drop(store);
         self.met.reseeds += u64::from(planned.is_ok());
         if let Err(error) = &planned {

@@ -67,7 +67,7 @@ fn only_what_differs_is_sent() {
         pair.b.store().promote(&name, &[(aside.clone(), aside.tip_lsn())], EpochNumber(0), "a test");
     assert_eq!(refused.err().map(|error| error.kind()), Some(Kind::Refused));
     assert_eq!(aside.add_replica("d:1", 0, false).unwrap_err().kind(), Kind::Refused);
-    assert_eq!(pair.b.store().plan_reseed(&name, None).unwrap_err().kind(), Kind::Refused);
+    assert_eq!(pair.b.store().plan_reseed(&name, None, None).unwrap_err().kind(), Kind::Refused);
     let clone = pair.b.store().clone_volume(&aside, old[0].0, "trial").unwrap();
     assert!(content(&clone, Lsn::ZERO) == old[0].1);
     // And goes when somebody says so.
@@ -249,7 +249,7 @@ fn an_image_that_was_carried_there() {
     // It lacks its last blocks.
     file.write_at(0, &[IoSlice::new(&bytes[..bytes.len() - 9000])]).unwrap();
     assert_eq!(
-        pair.b.store().plan_reseed(NAME, Some(SeedFrom::File("/missing".into()))).unwrap_err().kind(),
+        pair.b.store().plan_reseed(NAME, Some(SeedFrom::File("/missing".into())), None).unwrap_err().kind(),
         Kind::NotFound
     );
     pair.ask(Some(SeedFrom::File(path.to_owned())));
@@ -301,7 +301,7 @@ fn a_promotion_ends_it() {
         pair.connect(Trouble::Nothing, &mut |_| {}).fault.map(|fault| fault.kind),
         Some(FaultKind::Fenced)
     );
-    assert_eq!(pair.b.store().plan_reseed(NAME, None).unwrap_err().kind(), Kind::Refused);
+    assert_eq!(pair.b.store().plan_reseed(NAME, None, None).unwrap_err().kind(), Kind::Refused);
 }
 
 /// The site that lost cannot cut its journal back to the fork, or nobody wants to wait for that: it is made anew from the
@@ -421,7 +421,7 @@ fn what_stands_in_the_way() {
     pair.change(67, 10);
     let store = pair.b.store().clone();
     let clone = store.clone_volume(&pair.b.volume(), pair.b.volume().tip_lsn(), "work").unwrap();
-    let refused = store.plan_reseed(NAME, None).unwrap_err();
+    let refused = store.plan_reseed(NAME, None, None).unwrap_err();
     assert_eq!(refused.kind(), Kind::Refused, "{refused}");
     store.hydrate_volume("work", &mut |_, _| Ok(())).unwrap();
     pair.ask(None);

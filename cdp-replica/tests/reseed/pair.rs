@@ -149,7 +149,7 @@ impl Pair {
 
     /// Somebody at the second site asks for a reseed.
     pub fn ask(&self, from: Option<SeedFrom>) {
-        self.b.store().plan_reseed(NAME, from).unwrap();
+        self.b.store().plan_reseed(NAME, from, None).unwrap();
     }
 
     /// One connection, until everything is there and acknowledged, or it ends. `look` is called at each turn.

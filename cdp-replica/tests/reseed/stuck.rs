@@ -131,7 +131,7 @@ fn a_damaged_file_withholds_one_volume() {
         let options = CreateOptions::new(1 << 20);
         assert_eq!(site.store().create_volume(NAME, &options, None).err().unwrap().kind(), Kind::Damaged);
         assert_eq!(site.store().delete_volume(NAME).unwrap_err().kind(), Kind::Damaged);
-        assert_eq!(site.store().plan_reseed(NAME, None).unwrap_err().kind(), Kind::Damaged);
+        assert_eq!(site.store().plan_reseed(NAME, None, None).unwrap_err().kind(), Kind::Damaged);
         for copy in site.store().copies().unwrap() {
             let is_whole = is_a_copy_whole(&site);
             let dropped = site.store().drop_copy(copy.volume);

@@ -231,7 +231,7 @@ impl World {
         }
         if self.plan.reseeds && self.chance.percent(4) {
             let store = self.b.store.as_ref().unwrap();
-            self.met.asked += u64::from(store.plan_reseed(NAME, None).is_ok());
+            self.met.asked += u64::from(store.plan_reseed(NAME, None, None).is_ok());
             if self.chance.percent(20) {
                 let _ = store.withdraw_reseed(NAME);
             }
