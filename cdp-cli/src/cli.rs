@@ -158,8 +158,9 @@ else: it can neither shorten nor delete what another site has, nor promote it.")
     /// Let a named marker go
     #[command(after_help = "Example:\n  cdp unmark vm1 before-upgrade")]
     Unmark {
-        /// Which volume
-        volume: String,
+        /// Which volume or group
+        #[arg(value_name = "VOL|GROUP")]
+        target: String,
         /// Which marker
         name: String,
     },
@@ -171,8 +172,9 @@ else: it can neither shorten nor delete what another site has, nor promote it.")
         after_help = "Example:\n  cdp status || page-somebody\n\nThe exit code is 3 when somebody should act."
     )]
     Status {
-        /// Only this volume
-        volume: Option<String>,
+        /// Only this volume, or the members of this group
+        #[arg(value_name = "VOL|GROUP")]
+        target: Option<String>,
     },
     /// Make groups of volumes that are marked and looked at as of one instant
     #[command(
@@ -426,8 +428,9 @@ Clients see the new size when they connect again; the filesystem on it has to be
     /// Read everything back and check it
     #[command(after_help = "Example:\n  cdp verify disk\n\nThe exit code is 3 when something is damaged.")]
     Verify {
-        /// Only this volume
-        volume: Option<String>,
+        /// Only this volume, or the members of this group
+        #[arg(value_name = "VOL|GROUP")]
+        target: Option<String>,
     },
     /// List the choices for a volume that takes no writes, or carry one out
     #[command(after_help = "\

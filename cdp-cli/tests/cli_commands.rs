@@ -259,74 +259,6 @@ fn thaw_runs_whatever_happens() {
     assert_eq!(home.run(&["restore", "disk@stands", "x.img"]).code, 0);
 }
 
-/// A database on two volumes: marks, restores and relative points are one instant for both.
-#[test]
-fn a_group_is_one_instant() {
-    let home = Home::new();
-    for name in ["data", "wal", "other"] {
-        home.json(&["create", name, "--size", "64M"]);
-    }
-    home.json(&["group", "create", "db", "data"]);
-    home.json(&["group", "add", "db", "wal"]);
-    assert_eq!(home.json(&["group", "list"])[0]["members"], serde_json::json!(["data", "wal"]));
-    let served = home.serve(&[]);
-    let mut data = served.connect("data").unwrap();
-    let mut wal = served.connect("wal").unwrap();
-    put(&mut wal, 0, b"1").unwrap();
-    put(&mut data, 0, b"1").unwrap();
-    let marked = home.json(&["mark", "db", "one"]);
-    assert_eq!(marked.as_array().unwrap().len(), 2);
-    put(&mut wal, 0, b"2").unwrap();
-    for (point, wal_byte, data_byte) in
-        [("one", b'1', b'1'), ("latest", b'2', b'1'), ("before:one", b'1', b'1'), ("start", 0, 0)]
-    {
-        let target = format!("db@{point}");
-        let restored = home.json(&["restore", &target, "out", "--force"]);
-        assert_eq!(restored[0]["point"]["ns"], restored[1]["point"]["ns"], "{point}");
-        let byte = |name: &str| std::fs::read(home.path("out").join(name)).unwrap()[0];
-        assert_eq!((byte("wal.img"), byte("data.img")), (wal_byte, data_byte), "{point}");
-    }
-    assert_eq!(home.run(&["restore", "db@lsn:1", "out", "--force"]).code, 2);
-    // A marker that only one member has, or that they got one after the other, is no marker of the group.
-    home.json(&["mark", "data", "alone"]);
-    let refused = home.run(&["restore", "db@alone", "out", "--force"]);
-    assert!(refused.code == 5 && refused.err.contains("wal, a member of the group"), "{refused:?}");
-    put(&mut data, 4096, b"x").unwrap();
-    home.json(&["mark", "wal", "alone"]);
-    assert_eq!(home.run(&["restore", "db@alone", "out", "--force"]).code, 2);
-
-    // What is about one volume says that this is none; and a group is no road without an end.
-    for arguments in [
-        &["unmark", "db", "one"][..],
-        &["retention", "show", "db"],
-        &["status", "db"],
-        &["verify", "db"],
-        &["delete", "db", "--yes"],
-        &["grow", "db", "128M"],
-    ] {
-        let refused = home.run(arguments);
-        let is_told =
-            refused.err.contains("db is a group of data, wal") && refused.err.contains("say one of them");
-        assert!(refused.code == 5 && is_told, "{arguments:?}: {refused:?}");
-    }
-    home.json(&["group", "add", "db", "other"]);
-    home.json(&["group", "create", "second", "other"]);
-    let refused = home.run(&["delete", "other", "--yes"]);
-    assert!(refused.code == 4 && refused.err.contains("cdp group remove db other"), "{refused:?}");
-    let deleted = home.json(&["delete", "other", "--yes", "--force"]);
-    assert_eq!(deleted["why"], "taken out of the group db, second");
-    assert_eq!(home.json(&["mark", "db", "after"]).as_array().unwrap().len(), 2);
-    assert_eq!(home.run(&["group", "remove", "db", "data", "other"]).code, 5, "not a member");
-    let left = home.json(&["group", "remove", "db", "data"]);
-    assert_eq!(left[0]["members"], serde_json::json!(["wal"]));
-    assert_eq!(home.run(&["group", "delete", "db"]).code, 0);
-    assert_eq!(home.json(&["group", "list"]), serde_json::json!([]));
-    assert_eq!(home.run(&["group", "delete", "db"]).code, 5);
-    drop((data, wal));
-    served.stop();
-    assert_eq!(home.json(&["group", "list"]), serde_json::json!([]));
-}
-
 /// Who zooms to an instant must not read that nothing was written in the hours behind it, nor what happened then.
 #[test]
 fn a_zoomed_log_ends_where_its_window_ends() {
@@ -498,6 +430,16 @@ fn a_deleted_volume_comes_back() {
     home.json(&["undelete", "disk"]);
     assert_eq!(get(&mut served.connect("disk").unwrap(), 0, 4).unwrap(), b"mine");
     assert_eq!(home.run(&["delete", "disk", "--yes", "--force"]).code, 0);
+    // One name never means two things.
+    home.json(&["create", "member", "--size", "16M"]);
+    home.json(&["group", "create", "disk", "member"]);
+    let taken = home.run(&["undelete", "disk"]);
+    assert!(taken.code != 0 && taken.err.contains("there is a group named \"disk\""), "{taken:?}");
+    home.json(&["group", "delete", "disk"]);
+    home.json(&["undelete", "disk"]);
+    home.json(&["delete", "disk", "--yes"]);
+    home.json(&["delete", "member", "--yes"]);
+    home.json(&["delete", "member", "--purge", "--yes"]);
     // For good, at once.
     let unasked = home.run(&["delete", "disk", "--purge"]);
     assert!(unasked.code != 0 && unasked.err.contains("--yes"), "{unasked:?}");

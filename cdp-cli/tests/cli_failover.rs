@@ -277,8 +277,9 @@ fn an_open_view_ends_with_a_resync() {
     });
     drop(server_b);
     write(&server_a, 9, 3);
-    let server_b = serve(&b, &address_b);
+    // Before the link finds it again, and sends what was written meanwhile.
     assert_eq!(b.json(&["failover", "disk"])[0]["done"], true);
+    let server_b = serve(&b, &address_b);
     wait_until("the old primary is fenced", || role(&a) == "fenced");
     assert_eq!(b.run(&["replica", "add", "disk", &address_a, "--limit", "none"]).code, 0);
     wait_until("it knows what the other site has", || a.run(&["resync", "disk", "--dry-run"]).code == 0);
@@ -294,11 +295,11 @@ fn an_open_view_ends_with_a_resync() {
             assert!(bytes == before, "an open view reads what was written later");
         }
         // Segments that are sealed can be folded.
-        write(&server_b, block % 16, 4);
+        write(&server_b, 8 + block % 8, 4);
         block += 1;
         let history = std::fs::read_to_string(&history).unwrap_or_default();
         history.lines().any(|line| line.strip_prefix("base_lsn = ").is_some_and(|lsn| lsn != "0"))
     });
     assert!(get(&mut view, 0, 16 * 4096).is_err(), "it still answers");
-    assert_eq!(&bytes(&server_a, "disk")[7 * 4096..8 * 4096], [2; 4096]);
+    assert!(bytes(&server_a, "disk")[7 * 4096..8 * 4096] == [2; 4096]);
 }

@@ -99,8 +99,9 @@ pub enum RetentionCommand {
     /// Say how far back a volume goes, what holds it, and what it takes
     #[command(after_help = "Example:\n  cdp retention show vm1 --json")]
     Show {
-        /// Which volume
-        volume: String,
+        /// A volume, or a group: each of its members
+        #[arg(value_name = "VOL|GROUP")]
+        target: String,
     },
     /// Say what a policy would make of the history that there is: what stays, what goes, how far the space reaches
     #[command(after_help = "\
@@ -112,8 +113,9 @@ Nothing is changed. Without a policy it is the one that is set. What would stay 
 more were written, with what is held now, and at the cap; the space is measured, compression on samples. How far the
 space reaches is reckoned at the rate of this journal.")]
     Simulate {
-        /// Which volume
-        volume: String,
+        /// A volume, or a group: each of its members
+        #[arg(value_name = "VOL|GROUP")]
+        target: String,
         /// The policy; see `cdp retention --help`
         policy: Option<String>,
     },
@@ -122,8 +124,9 @@ space reaches is reckoned at the rate of this journal.")]
         after_help = "Examples:\n  cdp retention set vm1 'every-write 24h, at most 200GiB, at cap drop-oldest'\n  cdp retention set vm1 'every-write 24h, hourly 7d' --codec zstd"
     )]
     Set {
-        /// Which volume
-        volume: String,
+        /// A volume, or a group: each of its members
+        #[arg(value_name = "VOL|GROUP")]
+        target: String,
         /// The policy; see `cdp retention --help`
         policy: String,
         /// How history that is thinned is compressed: lz4, zstd or none; the same as a clause `codec zstd`

@@ -7,7 +7,7 @@ use crate::cli::RetentionCommand;
 use crate::door::{Door, unexpected};
 use crate::report;
 use crate::units::size;
-use crate::work::retention::{Retention, Simulated, Sizes};
+use crate::work::retention::{Retention, Simulated, Sizes, Unmarked};
 
 use crate::work::{Request, Response};
 
@@ -16,31 +16,45 @@ const NAMES_SHOWN: usize = 8;
 
 /// Shows or sets what is kept.
 pub fn run(context: &Context, command: RetentionCommand) -> Result<u8> {
-    let request = match command {
-        RetentionCommand::Show { volume } => Request::Retention { volume },
-        RetentionCommand::Simulate { volume, policy } => return simulate(context, volume, policy),
-        RetentionCommand::Set { volume, policy, codec } => {
+    let (target, request) = match command {
+        RetentionCommand::Show { target } => (target.clone(), Request::Retention { target }),
+        RetentionCommand::Simulate { target, policy } => return simulate(context, target, policy),
+        RetentionCommand::Set { target, policy, codec } => {
             if policy.trim().is_empty() {
                 let error = Error::new(Kind::Invalid, "an empty policy");
                 return Err(error.hint("`every-write forever` keeps everything; nothing was changed"));
             }
             let codec = codec.map(|codec| format!(", codec {codec}")).unwrap_or_default();
-            Request::SetRetention { volume, policy: format!("{policy}{codec}") }
+            (target.clone(), Request::SetRetention { target, policy: format!("{policy}{codec}") })
         }
     };
     let answer = Door::ask_once(&context.config, false, request, &mut |_| Ok(()))?;
-    let Response::Retention(retention) = &answer else { return Err(unexpected()) };
-    context.show(&answer.json(), || text(retention));
+    let Response::Retention(all) = &answer else { return Err(unexpected()) };
+    let is_group = !matches!(&all[..], [one] if one.volume == target);
+    context.show(&one_or_all(answer.json(), is_group), || lines_of(all, text));
     Ok(report::DONE)
 }
 
 /// Says what a policy would do.
-fn simulate(context: &Context, volume: String, policy: Option<String>) -> Result<u8> {
-    let request = Request::SimulateRetention { volume, policy };
+fn simulate(context: &Context, target: String, policy: Option<String>) -> Result<u8> {
+    let request = Request::SimulateRetention { target: target.clone(), policy };
     let answer = Door::ask_once(&context.config, false, request, &mut |_| Ok(()))?;
-    let Response::Simulated(simulated) = &answer else { return Err(unexpected()) };
-    context.show(&answer.json(), || simulated_text(simulated));
+    let Response::Simulated(all) = &answer else { return Err(unexpected()) };
+    let is_group = !matches!(&all[..], [one] if one.volume == target);
+    context.show(&one_or_all(answer.json(), is_group), || lines_of(all, simulated_text));
     Ok(report::DONE)
+}
+
+/// What scripts get: of a volume an object, of a group a list of them.
+fn one_or_all(answer: serde_json::Value, is_group: bool) -> serde_json::Value {
+    match answer {
+        serde_json::Value::Array(mut all) if !is_group && all.len() == 1 => all.remove(0),
+        all => all,
+    }
+}
+
+fn lines_of<T>(all: &[T], text: impl Fn(&T) -> String) -> String {
+    all.iter().map(text).collect::<Vec<_>>().join("\n")
 }
 
 fn simulated_text(found: &Simulated) -> String {
@@ -90,12 +104,15 @@ fn span(seconds: u64) -> String {
 }
 
 /// Lets a marker go.
-pub fn unmark(context: &Context, volume: String, name: String) -> Result<u8> {
-    let answer = Door::ask_once(&context.config, false, Request::Unmark { volume, name }, &mut |_| Ok(()))?;
-    let Response::Unmarked(gone) = &answer else { return Err(unexpected()) };
-    context.show(&answer.json(), || {
+pub fn unmark(context: &Context, target: String, name: String) -> Result<u8> {
+    let request = Request::Unmark { target: target.clone(), name };
+    let answer = Door::ask_once(&context.config, false, request, &mut |_| Ok(()))?;
+    let Response::Unmarked(all) = &answer else { return Err(unexpected()) };
+    let is_group = !matches!(&all[..], [one] if one.volume == target);
+    let line = |gone: &Unmarked| {
         format!("{}: the marker {} at lsn:{}, {}, is let go", gone.volume, gone.name, gone.lsn, gone.utc)
-    });
+    };
+    context.show(&one_or_all(answer.json(), is_group), || lines_of(all, line));
     Ok(report::DONE)
 }
 

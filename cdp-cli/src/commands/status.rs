@@ -17,8 +17,8 @@ use crate::work::status::{LatencyStatus, ServerStatus, Status, VolumeStatus};
 use crate::work::{Request, Response};
 
 /// Says how the store is doing.
-pub fn run(context: &Context, volume: Option<String>) -> Result<u8> {
-    let answer = Door::ask_once(&context.config, false, Request::Status { volume }, &mut |_| Ok(()))?;
+pub fn run(context: &Context, target: Option<String>) -> Result<u8> {
+    let answer = Door::ask_once(&context.config, false, Request::Status { target }, &mut |_| Ok(()))?;
     let Response::Status(status) = &answer else { return Err(unexpected()) };
     context.show(&answer.json(), || text(status));
     Ok(if status.act { report::ACT } else { report::DONE })

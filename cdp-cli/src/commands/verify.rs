@@ -10,9 +10,9 @@ use crate::units::size;
 use crate::work::{Request, Response, Verified};
 
 /// Reads everything back.
-pub fn run(context: &Context, volume: Option<String>) -> Result<u8> {
+pub fn run(context: &Context, target: Option<String>) -> Result<u8> {
     let bar = Bar::default();
-    let answer = Door::ask_once(&context.config, false, Request::Verify { volume }, &mut |progress| {
+    let answer = Door::ask_once(&context.config, false, Request::Verify { target }, &mut |progress| {
         bar.show(progress);
         Ok(())
     });

@@ -25,7 +25,7 @@ const BURST_NS: u64 = 600 * 1_000_000_000;
 const LITTLE_PARTS: u64 = 2;
 /// Where writes will be refused it is a reason to act so long before, in hours.
 const ACT_HOURS: f64 = 1.0;
-/// Beyond that nothing is said, in hours: a year.
+/// Beyond that nothing is said, in hours: a year; of a burst, [`FORESIGHT`] times its own length.
 const TELL_HOURS: f64 = 24.0 * 365.0;
 
 /// What becomes of a journal that grows on as it does.
@@ -86,7 +86,12 @@ pub fn of(volume: &Volume, now: Timestamp) -> Result<Forecast> {
         alarm: None,
         words: None,
     };
-    let Some(hours) = hours.filter(|hours| *hours < TELL_HOURS) else { return Ok(forecast) };
+    // A month's forecast from a second of a new volume would be a joke.
+    let tell_hours = match looked_ns < BURST_NS {
+        true => FORESIGHT * looked_ns as f64 / 3600e9,
+        false => TELL_HOURS,
+    };
+    let Some(hours) = hours.filter(|hours| *hours <= 0.0 || *hours < tell_hours) else { return Ok(forecast) };
     let name = volume.name();
     let cap = size(cap_bytes);
     let when = match hours {

@@ -18,6 +18,11 @@ pub fn list(store: &Store) -> Vec<Group> {
     store.groups().into_iter().map(|(name, members)| Group { name, members }).collect()
 }
 
+/// The names that a name stands for: those of a group's members, or itself, whether there is such a volume or not.
+pub fn names(store: &Store, name: &str) -> Vec<String> {
+    store.groups().remove(name).unwrap_or_else(|| vec![name.to_owned()])
+}
+
 /// Takes volumes out of a group, or with `None` forgets it; gives it as it is now, if it is still there.
 pub fn remove(store: &Store, name: &str, members: Option<&[String]>) -> Result<Vec<Group>> {
     match members {

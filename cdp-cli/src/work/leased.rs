@@ -151,7 +151,7 @@ mod tests {
         // What nobody votes on, and what is about the history that is kept here.
         asked(&rig, &mark("free", "before-upgrade")).unwrap();
         let policy = "every-write 12h".to_owned();
-        asked(&rig, &Request::SetRetention { volume: "data".to_owned(), policy }).unwrap();
+        asked(&rig, &Request::SetRetention { target: "data".to_owned(), policy }).unwrap();
         rig.lease.set(Some((1, u64::MAX)), "");
         asked(&rig, &requests[0]).unwrap();
     }

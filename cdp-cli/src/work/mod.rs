@@ -131,10 +131,10 @@ pub enum Request {
     Create(Create),
     /// All volumes, and the trash.
     List,
-    /// How it is doing; of one volume or of all.
+    /// How it is doing: of one volume, of a group, or of all.
     Status {
-        /// Which volume.
-        volume: Option<String>,
+        /// Which volume or group.
+        target: Option<String>,
     },
     /// Set a marker.
     Mark(Mark),
@@ -145,10 +145,10 @@ pub enum Request {
     },
     /// Write a view out.
     Restore(Restore),
-    /// Read everything back, of one volume or of all.
+    /// Read everything back, of one volume, of a group, or of all.
     Verify {
-        /// Which volume.
-        volume: Option<String>,
+        /// Which volume or group.
+        target: Option<String>,
     },
     /// What happened when.
     Log(Log),
@@ -233,20 +233,20 @@ pub enum Request {
     },
     /// How far back a volume goes.
     Retention {
-        /// Which volume.
-        volume: String,
+        /// Which volume or group.
+        target: String,
     },
     /// What a policy would make of its history.
     SimulateRetention {
-        /// Which volume.
-        volume: String,
+        /// Which volume or group.
+        target: String,
         /// In words; without one, the policy that is set.
         policy: Option<String>,
     },
     /// Change what is kept of it.
     SetRetention {
-        /// Which volume.
-        volume: String,
+        /// Which volume or group.
+        target: String,
         /// In words.
         policy: String,
     },
@@ -302,8 +302,8 @@ pub enum Request {
     },
     /// Let a named marker go.
     Unmark {
-        /// Which volume.
-        volume: String,
+        /// Which volume or group.
+        target: String,
         /// Which marker.
         name: String,
     },
@@ -354,7 +354,7 @@ pub enum Response {
     /// To `Close`.
     Closed(CloneStatus),
     /// To `Retention` and `SetRetention`.
-    Retention(Box<retention::Retention>),
+    Retention(Vec<retention::Retention>),
     /// To `AddReplica`, `Replicas`, `LimitReplica` and `RemoveReplica`: those that there are now.
     Replicas(Vec<replicas::ReplicaStatus>),
     /// To `Newest`: those that there are now.
@@ -364,9 +364,9 @@ pub enum Response {
     /// To `Reseed`: those that are not done.
     Reseeds(Vec<reseed::ReseedLine>),
     /// To `SimulateRetention`.
-    Simulated(Box<retention::Simulated>),
+    Simulated(Vec<retention::Simulated>),
     /// To `Unmark`.
-    Unmarked(retention::Unmarked),
+    Unmarked(Vec<retention::Unmarked>),
     /// To `Group…`.
     Groups(Vec<Group>),
     /// To `Clone`.
@@ -452,11 +452,11 @@ fn carry_out(site: &Site, tz: Option<&str>, request: &Request, watch: &mut Watch
         }),
         Request::Create(create) => Response::Created(volumes::create(store, create, watch)?),
         Request::List => Response::Volumes(volumes::list(store)?),
-        Request::Status { volume } => Response::Status(Box::new(status::status(site, volume.as_deref())?)),
+        Request::Status { target } => Response::Status(Box::new(status::status(site, target.as_deref())?)),
         Request::Mark(mark) => Response::Marked(mark::mark(store, mark)?),
         Request::Resolve { target } => Response::Points(points::infos(store, target, &zone(tz)?)?),
         Request::Restore(restore) => Response::Restored(restore::restore(store, restore, &zone(tz)?, watch)?),
-        Request::Verify { volume } => Response::Verified(verify::verify(store, volume.as_deref(), watch)?),
+        Request::Verify { target } => Response::Verified(verify::verify(store, target.as_deref(), watch)?),
         Request::Log(log) => Response::Timelines(timeline::timelines(store, log, &zone(tz)?, watch)?),
         Request::Records(log) => Response::Records(timeline::records(store, log, &zone(tz)?)?),
         Request::Marks(of) => Response::Marks(stretch::marks(store, of)?),
@@ -487,12 +487,12 @@ fn carry_out(site: &Site, tz: Option<&str>, request: &Request, watch: &mut Watch
         Request::Resync(of) => Response::Resynced(failover::resync(site, of)?),
         Request::State(of) => Response::State(follow::state(store, of)?),
         Request::Delta(of) => Response::Delta(follow::delta(store, of)?),
-        Request::Retention { volume } => Response::Retention(Box::new(retention::show(store, volume)?)),
-        Request::SimulateRetention { volume, policy } => {
-            Response::Simulated(Box::new(retention::simulate(store, volume, policy.as_deref())?))
+        Request::Retention { target } => Response::Retention(retention::show(store, target)?),
+        Request::SimulateRetention { target, policy } => {
+            Response::Simulated(retention::simulate(store, target, policy.as_deref())?)
         }
-        Request::SetRetention { volume, policy } => {
-            Response::Retention(Box::new(retention::set(store, volume, policy)?))
+        Request::SetRetention { target, policy } => {
+            Response::Retention(retention::set(store, target, policy)?)
         }
         Request::AddReplica(add) => Response::Replicas(replicas::add(site, add)?),
         Request::Replicas { volume } => Response::Replicas(replicas::list(site, volume.as_deref())?),
@@ -511,7 +511,7 @@ fn carry_out(site: &Site, tz: Option<&str>, request: &Request, watch: &mut Watch
         Request::RemoveReplica { volume, address } => {
             Response::Replicas(replicas::remove(site, volume, address)?)
         }
-        Request::Unmark { volume, name } => Response::Unmarked(retention::unmark(store, volume, name)?),
+        Request::Unmark { target, name } => Response::Unmarked(retention::unmark(store, target, name)?),
         Request::Undelete { volume } => Response::Volume(volumes::undelete(store, volume)?),
         Request::Purge { volume } => Response::Purged(volumes::purge(store, volume)?),
     })

@@ -217,7 +217,7 @@ fn of_group(
 }
 
 /// Says which member of a group has no such point: others may have it.
-fn of_member(error: Error, group: &str, member: &str) -> Error {
+pub fn of_member(error: Error, group: &str, member: &str) -> Error {
     let report = Report::of(&error);
     let named =
         Error::new(error.kind(), format!("{member}, a member of the group {group:?}: {}", report.message));

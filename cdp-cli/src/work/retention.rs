@@ -2,18 +2,19 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
 
 use cdp_core::device::Device;
-use cdp_core::error::Result;
+use cdp_core::error::{Error, Kind, Result};
 use cdp_core::history::point::{Timeline, format_utc};
-use cdp_core::history::retention;
+use cdp_core::history::retention::{self, Policy};
 use cdp_core::store::Store;
 use cdp_core::volume::Volume;
 use cdp_core::volume::coalesced::COALESCED_DIR;
 use serde::{Deserialize, Serialize};
 
 use super::forecast::{self, Forecast};
-use super::points::Place;
+use super::points::{self, Place};
 
 /// Unit of `st_blocks`.
 const STAT_BLOCK_BYTES: u64 = 512;
@@ -128,9 +129,12 @@ pub struct Unmarked {
     pub utc: String,
 }
 
-/// How far back it goes, and why.
-pub fn show(store: &Store, name: &str) -> Result<Retention> {
-    let volume = store.volume(name)?;
+/// How far back a volume goes, or each member of a group, and why.
+pub fn show(store: &Store, target: &str) -> Result<Vec<Retention>> {
+    store.members(target)?.iter().map(|volume| of_volume(store, volume)).collect()
+}
+
+fn of_volume(store: &Store, volume: &Volume) -> Result<Retention> {
     let ((horizon, horizon_at), (tip, tip_at)) = (volume.horizon(), volume.tip());
     Ok(Retention {
         volume: volume.name().to_owned(),
@@ -139,9 +143,9 @@ pub fn show(store: &Store, name: &str) -> Result<Retention> {
         tip: Place::new(tip, tip_at),
         base_lsn: volume.base_point().lsn.0,
         journal_cap_bytes: volume.journal_cap_bytes()?,
-        forecast: forecast::of(&volume, store.clock().now())?,
-        sizes: Sizes::of(&volume),
-        pins: pins(&volume),
+        forecast: forecast::of(volume, store.clock().now())?,
+        sizes: Sizes::of(volume),
+        pins: pins(volume),
     })
 }
 
@@ -182,11 +186,19 @@ pub struct Simulated {
     pub policy_seconds: Option<u64>,
 }
 
-/// What a policy would make of the history that there is.
-pub fn simulate(store: &Store, name: &str, policy: Option<&str>) -> Result<Simulated> {
-    let volume = store.volume(name)?;
-    let policy = policy.map_or_else(|| Ok(volume.retention()), retention::parse)?;
-    let found = volume.simulate_retention(&policy)?;
+/// What a policy would make of the history that there is, of a volume or of each member of a group; without one, the policy
+/// that is set.
+pub fn simulate(store: &Store, target: &str, policy: Option<&str>) -> Result<Vec<Simulated>> {
+    let policy = policy.map(retention::parse).transpose()?;
+    let members = store.members(target)?;
+    members
+        .iter()
+        .map(|volume| simulate_one(volume, &policy.clone().unwrap_or_else(|| volume.retention())))
+        .collect()
+}
+
+fn simulate_one(volume: &Volume, policy: &Policy) -> Result<Simulated> {
+    let found = volume.simulate_retention(policy)?;
     let before = |lsn: &&cdp_core::ids::Lsn| **lsn >= found.horizon.0 && **lsn < found.window.0;
     let kept = found.stretches.iter().map(|(_, _, kept)| kept.iter().filter(before).count() as u64).sum();
     let seconds = |ns: Option<u64>| ns.map(|ns| ns / 1_000_000_000);
@@ -210,21 +222,67 @@ pub fn simulate(store: &Store, name: &str, policy: Option<&str>) -> Result<Simul
     })
 }
 
-/// Sets a policy.
-pub fn set(store: &Store, name: &str, policy: &str) -> Result<Retention> {
+/// Sets a policy of a volume, or of all members of a group: of none, if one of them cannot keep it.
+pub fn set(store: &Store, target: &str, policy: &str) -> Result<Vec<Retention>> {
     let policy = retention::parse(policy)?;
-    store.volume(name)?.set_retention(policy)?;
-    show(store, name)
+    let members = store.members(target)?;
+    for volume in &members {
+        volume.check_retention(&policy).map_err(|error| of_one(target, volume, error))?;
+    }
+    let set = |volume: &Arc<Volume>| volume.set_retention(policy.clone());
+    each(target, &members, "have the policy already", set)?;
+    show(store, target)
 }
 
-/// Lets a named marker go.
-pub fn unmark(store: &Store, name: &str, marker: &str) -> Result<Unmarked> {
-    let volume = store.volume(name)?;
-    let (lsn, at) = volume.unmark(marker)?;
-    Ok(Unmarked {
-        volume: volume.name().to_owned(),
-        name: marker.to_owned(),
-        lsn: lsn.0,
-        utc: format_utc(at),
-    })
+/// Lets a named marker go, of a volume or of all members of a group that have it.
+pub fn unmark(store: &Store, target: &str, marker: &str) -> Result<Vec<Unmarked>> {
+    let members = store.members(target)?;
+    let mut having = Vec::new();
+    for volume in &members {
+        if Timeline::marker(&**volume, marker)?.is_some() {
+            having.push(volume.clone());
+        }
+    }
+    if having.is_empty() && members.len() > 1 {
+        let context = format!("no member of the group {target:?} has a marker `{marker}`");
+        return Err(Error::new(Kind::NotFound, context));
+    }
+    // One volume says so itself.
+    let those = if having.is_empty() { members } else { having };
+    let mut gone = Vec::new();
+    each(target, &those, "let it go already", |volume| {
+        let (lsn, at) = volume.unmark(marker)?;
+        let volume = volume.name().to_owned();
+        gone.push(Unmarked { volume, name: marker.to_owned(), lsn: lsn.0, utc: format_utc(at) });
+        Ok(())
+    })?;
+    Ok(gone)
+}
+
+/// Does it to one after the other; an error says for which ones it is done.
+fn each(
+    target: &str,
+    volumes: &[Arc<Volume>],
+    done: &str,
+    mut act: impl FnMut(&Arc<Volume>) -> Result<()>,
+) -> Result<()> {
+    for (at, volume) in volumes.iter().enumerate() {
+        act(volume).map_err(|error| {
+            let error = of_one(target, volume, error);
+            let before: Vec<&str> = volumes[..at].iter().map(|volume| volume.name()).collect();
+            match before.is_empty() {
+                true => error,
+                false => error.hint(format!("{} {done}; once it is mended, say it again", before.join(", "))),
+            }
+        })?;
+    }
+    Ok(())
+}
+
+/// Says which member of a group it is.
+fn of_one(target: &str, volume: &Volume, error: Error) -> Error {
+    match volume.name() == target {
+        true => error,
+        false => points::of_member(error, target, volume.name()),
+    }
 }

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::claims::Claim;
 use super::clones::CloneStatus;
 use super::forecast::{self, Forecast};
+use super::groups;
 use super::memory::MemoryStatus;
 use super::newest::{self, NewestLine};
 use super::points::Place;
@@ -233,23 +234,22 @@ pub struct DamageStatus {
     pub blocks: u64,
 }
 
-/// Looks at the store; `volume` picks one.
-pub fn status(site: &Site, volume: Option<&str>) -> Result<Status> {
+/// Looks at the store; `target` picks one volume, or the members of a group.
+pub fn status(site: &Site, target: Option<&str>) -> Result<Status> {
     let store = &*site.store;
-    let mut volumes: Vec<VolumeStatus> = match volume {
-        Some(name) => match store.volume(name) {
-            Ok(volume) => vec![of_volume(site, &volume)?],
-            // One that could not be opened has a status, one that is not there has none.
-            Err(error) => match failed(store).into_iter().find(|line| line.name == name) {
-                Some(line) => vec![line],
-                None => return Err(error),
-            },
-        },
-        None => store.volumes().iter().map(|volume| of_volume(site, volume)).collect::<Result<_>>()?,
+    let one = |name: &String| match store.volume(name) {
+        Ok(volume) => of_volume(site, &volume),
+        // One that could not be opened has a status, one that is not there has none.
+        Err(error) => failed(store).into_iter().find(|line| line.name == *name).ok_or(error),
     };
-    if volume.is_none() {
-        volumes.extend(failed(store));
-    }
+    let volumes: Vec<VolumeStatus> = match target {
+        Some(target) => groups::names(store, target).iter().map(one).collect::<Result<_>>()?,
+        None => {
+            let opened = store.volumes();
+            let opened = opened.iter().map(|volume| of_volume(site, volume));
+            opened.chain(failed(store).into_iter().map(Ok)).collect::<Result<_>>()?
+        }
+    };
     let verdict: Vec<String> = volumes.iter().flat_map(reasons).collect();
     let votes = site.server.as_ref().map(|_| site.votes.status()).unwrap_or_default();
     let verdict: Vec<String> = verdict.into_iter().chain(votes.iter().filter_map(vote_reason)).collect();

@@ -2,12 +2,12 @@
 
 use std::time::Instant;
 
-use cdp_core::error::{Error, Kind, Result};
+use cdp_core::error::{Kind, Result};
 use cdp_core::store::Store;
 use cdp_core::volume::verify::{self, Damage};
 use serde::{Deserialize, Serialize};
 
-use super::{Progress, Watch};
+use super::{Progress, Watch, groups};
 
 /// What was found on a volume.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -63,13 +63,15 @@ impl From<Damage> for Place {
 /// How many places go into an answer.
 const PLACES_MAX: usize = 200;
 
-/// Verifies one volume, or all; one that cannot be opened counts as damaged.
-pub fn verify(store: &Store, volume: Option<&str>, watch: &mut Watch<'_>) -> Result<Vec<Verified>> {
-    let failed: Vec<(String, Error)> =
-        store.failed().into_iter().filter(|(name, _)| volume.is_none_or(|volume| volume == name)).collect();
-    let volumes = match volume {
-        Some(_) if !failed.is_empty() => Vec::new(),
-        Some(name) => vec![store.volume(name)?],
+/// Verifies one volume, all members of a group, or all there are; one that cannot be opened counts as damaged.
+pub fn verify(store: &Store, target: Option<&str>, watch: &mut Watch<'_>) -> Result<Vec<Verified>> {
+    let mut failed = store.failed();
+    let volumes = match target.map(|target| groups::names(store, target)) {
+        Some(names) => {
+            failed.retain(|(name, _)| names.contains(name));
+            let opened = names.iter().filter(|name| failed.iter().all(|(failed, _)| failed != *name));
+            opened.map(|name| store.volume(name)).collect::<Result<_>>()?
+        }
         None => store.volumes(),
     };
     let mut results = Vec::new();

@@ -128,14 +128,21 @@ impl Store {
         Ok(volume)
     }
 
+    /// One name never means two things.
+    pub(super) fn refuse_if_group(&self, name: &str) -> Result<()> {
+        match self.groups.lock().expect("no panics under this lock").contains_key(name) {
+            true => Err(Error::new(Kind::Exists, format!("there is a group named {name:?}"))
+                .hint(format!("take another name, or forget the group: `cdp group delete {name}`"))),
+            false => Ok(()),
+        }
+    }
+
     /// Where a volume of this name would stand, if the name is legal and nobody has it.
     pub(super) fn free_dir(&self, name: &str) -> Result<PathBuf> {
         validate_volume_name(name)?;
         self.refuse_if_withheld(name)?;
         self.refuse_if_decided(name)?;
-        if self.groups.lock().expect("no panics under this lock").contains_key(name) {
-            return Err(Error::new(Kind::Exists, format!("there is a group named {name:?}")));
-        }
+        self.refuse_if_group(name)?;
         let dir = self.path.join(VOLUMES_DIR).join(name);
         if self.shared.files.list(&dir).is_ok() {
             return Err(Error::new(Kind::Exists, format!("there is a volume {name:?} already")));

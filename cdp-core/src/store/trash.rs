@@ -104,6 +104,7 @@ impl Store {
         let _changing = self.changing.lock().expect("no panics under this lock");
         self.refuse_if_withheld(name)?;
         self.refuse_if_decided(name)?;
+        self.refuse_if_group(name)?;
         let trash = self.path.join(TRASH_DIR);
         let from = trash.join(&trashed.dir);
         let hidden = self.take_hidden(&from);
