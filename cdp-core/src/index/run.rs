@@ -124,14 +124,17 @@ impl Run {
             true => self.rows(self.layout.sources_page, 0, self.header.sources)?,
             false => Vec::new(),
         };
+        let gap = || at_path(damaged("its segments do not follow each other"), &self.path);
+        let behind = |lsn: Lsn| lsn.0.checked_add(1).map(Lsn).ok_or_else(gap);
         let mut next = self.header.first_lsn;
         for source in &sources {
-            if source.first_lsn != next || source.last_lsn.next() < next {
-                return Err(at_path(damaged("its segments do not follow each other"), &self.path));
+            let end = behind(source.last_lsn)?;
+            if source.first_lsn != next || end < next {
+                return Err(gap());
             }
-            next = source.last_lsn.next();
+            next = end;
         }
-        if self.is_merged() && next != self.header.last_lsn.next() {
+        if self.is_merged() && next != behind(self.header.last_lsn)? {
             return Err(at_path(damaged("its segments do not have its LSNs"), &self.path));
         }
         Ok(sources)
