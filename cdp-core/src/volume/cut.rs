@@ -197,7 +197,10 @@ impl Volume {
                 candidates.extend([to, turn.lsn, turn.lsn.previous()]);
             }
         }
-        candidates.retain(|lsn| (oldest..=fork).contains(lsn) && self.keeps(*lsn));
+        // A fork may lie in a gap, whose records are no state to stand on: the orphan has all of the gap then.
+        candidates.extend(course.gaps().iter().map(|gap| gap.behind));
+        let is_state = |lsn: Lsn| course.gap_of(lsn).is_none() && self.keeps(lsn);
+        candidates.retain(|lsn| (oldest..=fork).contains(lsn) && is_state(*lsn));
         candidates.sort();
         let rests = |lsn: &Lsn| {
             // Between the candidate and the fork as well: rollbacks there are records of the orphan, too.

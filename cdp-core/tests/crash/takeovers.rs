@@ -286,6 +286,46 @@ fn who_has_half_of_it_goes_back_to_before() {
     assert_eq!(content(&*first).unwrap()[..4096], [0x77; 4096]);
 }
 
+/// The second site, which took over with a newest state, is lost before the first has all of it; that goes back to before the gap. The
+/// second one comes back: what only it had is kept beside, and it follows.
+#[test]
+fn who_took_over_follows_who_went_back_to_before() {
+    let outage = Outage::new(11, false);
+    let end = Lsn(outage.from.0 + 2);
+    let (before, newest) = (outage.content(end), outage.content(outage.to));
+    let (_disk, store, second) = shows_newest(&outage, 51, end);
+    promote(&store, &outage).unwrap();
+    fill(&second, 0x66, 30, 4);
+    let tail = content(&*second).unwrap();
+    let whole = whole_at(&second);
+    let other = Elsewhere { site: "site-b".to_owned(), epochs: second.epochs(), tip: second.tip_lsn() };
+    outage.primary.hear_of(&other.epochs.newest(), "the second site").unwrap();
+    outage.store.resync("disk", &other).unwrap();
+    let first = outage.store.volume("disk").unwrap();
+    let mut reader = LogReader::behind(&second, end).unwrap();
+    first.append_foreign(&reader.read(1 << 20, 3).unwrap()).unwrap();
+    first.flush().unwrap();
+    outage.store.promote("disk", &[(first.clone(), end)], EpochNumber(0), "lsn").unwrap();
+    fill(&first, 0x77, 0, 1);
+    let other = Elsewhere { site: "site-a".to_owned(), epochs: first.epochs(), tip: first.tip_lsn() };
+    second.hear_of(&other.epochs.newest(), "the first site").unwrap();
+    drop(second);
+    let done = store.resync("disk", &other).expect("the second site cannot follow");
+    let orphan = done.orphan.expect("the second site had more");
+    assert_eq!(content(&*orphan).unwrap(), tail);
+    // It has the gap as its volume had it.
+    assert_eq!((whole_at(&orphan), orphan.oldest().0), (whole, end));
+    assert_eq!(shown(&orphan, end).unwrap(), before);
+    assert!((end.0 + 1..whole.0).all(|lsn| shown(&orphan, Lsn(lsn)).is_err()), "the gap is shown");
+    assert_eq!(shown(&orphan, whole).unwrap(), newest);
+    let second = store.volume("disk").unwrap();
+    let mut reader = LogReader::behind(&first, second.tip_lsn()).unwrap();
+    while second.tip_lsn() < first.tip_lsn() {
+        second.append_foreign(&reader.read(1 << 20, 16).unwrap()).unwrap();
+    }
+    assert_eq!(content(&*second).unwrap(), content(&*first).unwrap());
+}
+
 /// A database on three disks, two of which show newest states: all of them go on, or none, also where the power fails when one has
 /// its epoch and the others have not.
 #[test]
