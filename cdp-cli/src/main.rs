@@ -20,7 +20,7 @@ fn main() -> ExitCode {
         && let Some(page) = words.next().as_deref().and_then(|topic| cli::help_page(topic.to_str()?))
     {
         report::print(page);
-        return ExitCode::from(report::DONE);
+        return ExitCode::from(report::ended(report::DONE));
     }
     let cli = match cli::Cli::try_parse() {
         Ok(cli) => cli,
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
         .with_target(false)
         .with_ansi(false)
         .init();
-    ExitCode::from(commands::run(cli))
+    ExitCode::from(report::ended(commands::run(cli)))
 }
 
 /// CDP_LOG: error, warn, info (also without it), debug, trace.

@@ -1,6 +1,7 @@
 //! How the command ends: exit codes, and errors as people and as programs read them.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
+use std::sync::OnceLock;
 
 use cdp_core::error::{Error, Kind};
 use serde::{Deserialize, Serialize};
@@ -106,17 +107,32 @@ pub fn print_error(error: &Error, json: bool) -> u8 {
     code_of(error.kind())
 }
 
-/// Prints a value as JSON on stdout. A reader that has gone is no reason to complain.
+/// Why stdout could not be written, the first time.
+static LOST: OnceLock<String> = OnceLock::new();
+
+/// Prints a value as JSON on stdout, as [`print()`] does.
 pub fn print_json(value: &impl Serialize) {
-    let mut out = std::io::stdout().lock();
     if let Ok(text) = serde_json::to_string_pretty(value) {
-        let _ = writeln!(out, "{text}");
+        print(&text);
     }
 }
 
-/// Prints lines on stdout; like `print_json`, without a panic when nobody reads.
+/// Prints lines on stdout. A reader that has gone is no reason to complain; what could not be written for another reason
+/// is one, at the end: see [`ended`].
 pub fn print(text: &str) {
-    let _ = writeln!(std::io::stdout().lock(), "{text}");
+    let mut out = std::io::stdout().lock();
+    if let Err(error) = writeln!(out, "{text}").and_then(|()| out.flush())
+        && error.kind() != ErrorKind::BrokenPipe
+    {
+        let _ = LOST.set(error.to_string());
+    }
+}
+
+/// The exit code of a command that came to this: half of an answer, say a list of what changed on a full disk, is none.
+pub fn ended(code: u8) -> u8 {
+    let Some(error) = LOST.get() else { return code };
+    say(&format!("cdp: writing the answer to standard output: {error}; what is there of it is not whole"));
+    if code == DONE { FAILED } else { code }
 }
 
 /// Says something to the person, on stderr: never data.

@@ -21,6 +21,33 @@ fn read(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_default()
 }
 
+/// A list of what changed goes to a full disk, and a backup is made by it: half of a list must not look like one.
+#[test]
+fn what_could_not_be_written_is_no_success() {
+    let home = Home::new();
+    home.json(&["create", "disk", "--size", "64M"]);
+    for arguments in [
+        &["list"][..],
+        &["log", "disk"],
+        &["verify", "disk"],
+        &["diff", "disk", "start", "latest"],
+        &["--json", "list"],
+        &["--json", "diff", "disk", "start", "latest"],
+        &["help", "exit-codes"],
+    ] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let out = home.command(arguments).stdout(full).output().unwrap();
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.code() == Some(1) && said.contains("No space left"), "{arguments:?}: {said}");
+        // Who has read enough is nobody's failure.
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let out = home.command(arguments).stdout(writer).output().unwrap();
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.success() && !said.contains("standard output"), "{arguments:?}: {said}");
+    }
+}
+
 /// Scripts branch on exit codes: each kind of trouble has its own, with and without a server.
 #[test]
 fn exit_codes_say_what_kind_of_trouble_it_is() {

@@ -137,8 +137,23 @@ fn there_and_back_again() {
     let held = server_b.connect("disk").unwrap();
     assert_ne!(b.run(&["demote", "disk"]).code, 0, "somebody has it open");
     drop(held);
-    wait_until("nobody has it open", || b.run(&["demote", "disk", "--drain", "20"]).code == 0);
+    // Another replica is behind: a site that is promoted by "no write is lost" must not be that one.
+    assert_eq!(b.run(&["replica", "add", "disk", "127.0.0.1:1"]).code, 0);
+    let unknown = b.run(&["demote", "disk", "--drain", "9", "--to", "127.0.0.1:2"]);
+    assert!(unknown.code == 5 && role(&b) == "primary", "{unknown:?}");
+    wait_until("nobody has it open", || {
+        let ran = b.run(&["demote", "disk", "--drain", "3"]);
+        let told = ran.err.contains("127.0.0.1:1 has not acknowledged") && ran.err.contains("go on at ");
+        assert!(ran.code == 4 && (told || ran.err.contains("in use")), "{ran:?}");
+        told
+    });
+    let demoted = b.json(&["demote", "disk", "--drain", "20", "--to", &address_a]);
+    assert_eq!(
+        (&demoted[0]["drained_to"], &demoted[0]["lacking"][0]),
+        (&address_a.clone().into(), &"127.0.0.1:1".into())
+    );
     assert_eq!(tip(&a), tip(&b), "no write is lost");
+    assert_eq!(b.run(&["replica", "remove", "disk", "127.0.0.1:1"]).code, 0);
     let done = a.json(&["failover", "disk"]);
     assert_eq!(done[0]["epoch"], 3, "{done}");
     write(&server_a, 15, 4);

@@ -175,6 +175,35 @@ fn named_states_outlive_a_full_journal() {
     served.stop();
 }
 
+/// The same where history is thinned for room, and nothing is left to thin.
+#[test]
+fn a_journal_with_nothing_left_to_thin_is_called_full() {
+    let home = Home::new();
+    home.json(&["create", "small", "--size", "32M"]);
+    let served = home.serve(&[]);
+    home.json(&["retention", "set", "small", "at most 384MiB, at cap thin"]);
+    let mut disk = served.connect("small").unwrap();
+    // Named states of what does not compress, each of the whole disk: none of them may go.
+    let refused = (0..800u64).find(|number| {
+        let mut bytes = vec![0; MIB];
+        let mut word = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        for part in bytes.chunks_exact_mut(8) {
+            word ^= word << 13;
+            word ^= word >> 7;
+            word ^= word << 17;
+            part.copy_from_slice(&word.to_le_bytes());
+        }
+        if number % 32 == 31 {
+            home.run(&["mark", "small", &format!("n{number}")]);
+        }
+        put(&mut disk, number % 32 * MIB as u64, &bytes).is_err()
+    });
+    assert!(refused.is_some(), "a journal of 384 MiB took 25 states of 32 MiB");
+    let ran = home.run(&["status"]);
+    assert!(ran.code == 3 && ran.out.contains("nothing of it can be thinned: writes are refused"), "{ran:?}");
+    served.stop();
+}
+
 /// Somebody gets ENOSPC for every write, looks at the status, and must not read that there are minutes left.
 #[test]
 fn a_full_journal_is_called_full() {

@@ -195,9 +195,12 @@ pub struct Demote {
     /// Close its clients' connections
     #[arg(long)]
     pub force: bool,
-    /// Wait until a replica has everything, at most so many seconds
+    /// Wait until every replica has everything, or the one that --to names; at most so many seconds
     #[arg(long, value_name = "SECONDS")]
     pub drain: Option<u64>,
+    /// The replica that goes on
+    #[arg(long, value_name = "HOST:PORT", requires = "drain")]
+    pub to: Option<String>,
 }
 
 /// `cdp resync`.

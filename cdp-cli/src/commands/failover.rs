@@ -95,8 +95,12 @@ fn done<'a>(hooks: impl Iterator<Item = &'a HookRun>) -> Result<u8> {
 
 /// Steps down.
 pub fn demote(context: &Context, arguments: &cli::Demote) -> Result<u8> {
-    let request =
-        Demote { target: arguments.target.clone(), force: arguments.force, drain_s: arguments.drain };
+    let request = Demote {
+        target: arguments.target.clone(),
+        force: arguments.force,
+        drain_s: arguments.drain,
+        to: arguments.to.clone(),
+    };
     let answer = Door::ask_once(&context.config, false, Request::Demote(request), &mut |_| Ok(()))?;
     let Response::Demoted(volumes) = &answer else { return Err(unexpected()) };
     context.show(&answer.json(), || {
@@ -105,8 +109,12 @@ pub fn demote(context: &Context, arguments: &cli::Demote) -> Result<u8> {
                 Some(address) => format!("; the replica at {address} has all of it"),
                 None => String::new(),
             };
+            let lacking = match &line.lacking[..] {
+                [] => String::new(),
+                all => format!("; NOT all of it has {}", all.join(", ")),
+            };
             format!(
-                "{} takes no more writes; its last record is lsn:{} ({}){drained}",
+                "{} takes no more writes; its last record is lsn:{} ({}){drained}{lacking}",
                 line.volume, line.lsn, line.utc
             )
         };

@@ -7,6 +7,7 @@ use cdp_core::error::{Error, Kind, Result};
 use cdp_core::history::point::{Timeline, Zone, format_utc};
 use cdp_core::ids::{EpochNumber, Lsn, Timestamp};
 use cdp_core::volume::Volume;
+use cdp_core::volume::replicas::Replica;
 use cdp_core::volume::role::Role;
 use cdp_core::volume::together::{at_common, instants_of_all};
 use serde::{Deserialize, Serialize};
@@ -14,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::leaving::is_export_of;
 use super::points::{self, Place};
 use super::rewind::{LEAVE_TIME, clients, clients_of, in_use};
-use super::{Progress, Site, Watch, newest};
+use super::{Progress, Site, Watch, newest, replicas};
 use crate::serve::roles::HookRun;
 
 /// How often it is looked whether the replicas have everything.
@@ -255,8 +256,11 @@ pub struct Demote {
     pub target: String,
     /// Close the connections of its clients.
     pub force: bool,
-    /// Wait so many seconds until each has a replica that has everything.
+    /// Wait so many seconds until the replicas have everything.
     pub drain_s: Option<u64>,
+    /// Only until the one at this address has.
+    #[serde(default)]
+    pub to: Option<String>,
 }
 
 /// A volume that was demoted.
@@ -270,6 +274,9 @@ pub struct Demoted {
     pub utc: String,
     /// A replica that has all of it.
     pub drained_to: Option<String>,
+    /// Replicas that have not: with one of them going on, writes are lost.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lacking: Vec<String>,
     /// Of the first volume: the programs that were told.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hooks: Vec<HookRun>,
@@ -279,6 +286,11 @@ pub struct Demoted {
 pub fn demote(site: &Site, request: &Demote, watch: &mut Watch<'_>) -> Result<Vec<Demoted>> {
     let told = told_so_far(site);
     let volumes = site.store.members(&request.target)?;
+    if let Some(to) = &request.to {
+        for volume in &volumes {
+            replicas::refuse_unless_fed(volume, to)?;
+        }
+    }
     // Nobody comes in while we look who is there.
     let bars: Vec<_> = volumes.iter().map(|volume| volume.bar()).collect();
     let using: Vec<Vec<String>> = volumes.iter().map(|volume| clients(site, volume)).collect();
@@ -301,23 +313,36 @@ pub fn demote(site: &Site, request: &Demote, watch: &mut Watch<'_>) -> Result<Ve
     let mut hooks = tell(site, told);
     let mut demoted = Vec::with_capacity(volumes.len());
     for (volume, (lsn, at)) in volumes.iter().zip(ends) {
-        let has_all = || {
-            let replicas = volume.replicas().into_iter();
-            replicas
-                // Also of the instant: a group is promoted at one that is complete for all its members.
-                .filter(|replica| {
-                    replica.is_acknowledged && replica.held >= lsn && replica.complete >= through
-                })
-                .map(|r| r.address)
-                .next()
+        let look = || -> (Vec<String>, Vec<String>) {
+            // Also of the instant: a group is promoted at one that is complete for all its members.
+            let (having, lacking): (Vec<_>, Vec<_>) = volume.replicas().into_iter().partition(|replica| {
+                replica.is_acknowledged && replica.held >= lsn && replica.complete >= through
+            });
+            let addresses = |all: Vec<Replica>| all.into_iter().map(|replica| replica.address).collect();
+            (addresses(having), addresses(lacking))
         };
-        let mut drained_to = has_all();
-        while let (None, Some(until)) = (&drained_to, until) {
+        let is_drained = |having: &[String], lacking: &[String]| match &request.to {
+            Some(to) => having.contains(to),
+            // The one that votes goes on when it has everything, and not before.
+            None => !having.is_empty() && (is_automatic || lacking.is_empty()),
+        };
+        let (mut having, mut lacking) = look();
+        while let (false, Some(until)) = (is_drained(&having, &lacking), until) {
             if Instant::now() >= until {
-                let context = format!(
-                    "volume {} takes no more writes, and no replica has acknowledged {lsn:?} yet",
-                    volume.name()
-                );
+                let name = volume.name();
+                if request.to.is_none() && !having.is_empty() {
+                    let (with, without) = (having.join(", "), lacking.join(", "));
+                    let context = format!(
+                        "volume {name} takes no more writes, and {without} has not acknowledged {lsn:?} yet"
+                    );
+                    return Err(Error::new(Kind::Busy, context).hint(format!(
+                        "go on at {with}, which has all of it; `cdp demote --drain SECONDS --to {}` waits for that one alone",
+                        having[0]
+                    )));
+                }
+                let who = request.to.as_deref().unwrap_or("no replica");
+                let not = if request.to.is_some() { "has not acknowledged" } else { "has acknowledged" };
+                let context = format!("volume {name} takes no more writes, and {who} {not} {lsn:?} yet");
                 return Err(Error::new(Kind::Busy, context).hint(match is_automatic {
                     true => "the other site goes on within seconds, with what it has, if that is not older than its loss_max; `cdp demote --drain SECONDS` again makes it wait, `cdp failover` here goes on with all of it",
                     false => "look at `cdp replica list`, and wait before the other site is promoted; or `cdp failover` here goes on with it",
@@ -325,13 +350,16 @@ pub fn demote(site: &Site, request: &Demote, watch: &mut Watch<'_>) -> Result<Ve
             }
             watch(Progress { what: format!("draining {}", volume.name()), done: 0, total: 0 })?;
             std::thread::sleep(DRAIN_POLL);
-            drained_to = has_all();
+            (having, lacking) = look();
         }
+        let drained_to =
+            request.to.clone().filter(|to| having.contains(to)).or_else(|| having.first().cloned());
         demoted.push(Demoted {
             volume: volume.name().to_owned(),
             lsn: lsn.0,
             utc: format_utc(at),
             drained_to,
+            lacking,
             hooks: std::mem::take(&mut hooks),
         });
     }

@@ -68,7 +68,7 @@ pub fn of(volume: &Volume, now: Timestamp) -> Result<Forecast> {
     let is_refusing = volume.refuses_for_room();
     let hours = match left.saturating_sub(ahead) {
         0 => Some(0.0),
-        _ if is_refusing && policy.at_cap == AtCap::Block => Some(0.0),
+        _ if is_refusing => Some(0.0),
         room if bytes_per_s > 0.0 => Some(room as f64 / bytes_per_s / 3600.0),
         _ => None,
     };
@@ -127,8 +127,8 @@ pub fn of(volume: &Volume, now: Timestamp) -> Result<Forecast> {
                 "ACT: the journal of volume {name} is full: writes are refused{small}; free space on the filesystem, or raise its cap."
             ))
         }
-        (AtCap::Thin, _) if left == 0 => Some(format!(
-            "ACT: the journal of volume {name} is full, and nothing of it can be thinned; raise its cap, or keep less."
+        (AtCap::Thin, _) if left == 0 || is_refusing => Some(format!(
+            "ACT: the journal of volume {name} is full, and nothing of it can be thinned: writes are refused; raise its cap, or keep less."
         )),
         (AtCap::Block, _) if hours < ACT_HOURS && forecast.is_soon => Some(format!(
             "ACT: the journal of volume {name} is full in {}; free space on the filesystem, or raise its cap.",
@@ -138,6 +138,9 @@ pub fn of(volume: &Volume, now: Timestamp) -> Result<Forecast> {
         (AtCap::DropOldest, Some(pin)) if hours <= 0.0 => Some(format!(
             "ACT: the journal of volume {name} is full, and its oldest history is held: lsn:{} by {}; close that, or raise its cap.",
             pin.lsn, pin.holder
+        )),
+        (AtCap::DropOldest, None) if is_refusing => Some(format!(
+            "ACT: the journal of volume {name} is full, and its oldest history could not go: writes are refused; raise its cap."
         )),
         _ => None,
     };

@@ -20,6 +20,18 @@ use super::Site;
 use super::points::Place;
 use crate::{rates, units};
 
+/// That a volume has a replica at this address; [`Kind::NotFound`] if not.
+pub fn refuse_unless_fed(volume: &Volume, address: &str) -> Result<()> {
+    let fed: Vec<String> = volume.replicas().into_iter().map(|replica| replica.address).collect();
+    match fed.iter().any(|known| known == address) {
+        true => Ok(()),
+        false => {
+            let context = format!("volume {} has no replica at {address}", volume.name());
+            Err(Error::new(Kind::NotFound, context).hint(format!("those are: {}", fed.join(", "))))
+        }
+    }
+}
+
 /// A replica that is connected and no more than so far behind is up to date, in nanoseconds: what is written is on its
 /// way.
 const NEAR_NS: u64 = 2_000_000_000;
