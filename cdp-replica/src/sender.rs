@@ -304,9 +304,12 @@ impl Sender {
 
     /// Where the two histories join, if they do.
     fn join(&mut self, state: State) -> Result<(), Fault> {
-        let mut there = None;
+        let (mut there, mut is_absent) = (None, false);
         let (lsn, chain) = match state {
-            State::Absent if self.volume.is_whole() => (Lsn::ZERO, Chain::default()),
+            State::Absent if self.volume.is_whole() => {
+                is_absent = true;
+                (Lsn::ZERO, Chain::default())
+            }
             State::Here { durable_lsn, chain, epochs, .. } => {
                 self.check_epochs(Lsn(durable_lsn), &epochs)?;
                 (Lsn(durable_lsn), Chain(chain))
@@ -358,7 +361,9 @@ impl Sender {
         }
         // Held from where the replica really is, before anything moves on.
         self.volume.hold_replica(&self.address, lsn)?;
-        match self.ahead_of(reader.position(), there)? {
+        // Where there is no volume yet a newest state has nothing to lie over.
+        let ahead = if is_absent { None } else { self.ahead_of(reader.position(), there)? };
+        match ahead {
             Some(teller) => self.phase = Phase::Weighing(Box::new(teller)),
             None => self.start_log(reader),
         }

@@ -157,6 +157,19 @@ fn what_does_not_pay_goes_in_its_order() {
     assert!(read(&*pair.replica(), 0, 16) == read(&*volume, 0, 16));
 }
 
+/// A second site is added to a volume that was written to for an hour: there is nothing there yet that a newest state could lie over,
+/// and a link that offers one again and again never sends anything.
+#[test]
+fn a_new_replica_begins_with_history() {
+    let (mut pair, volume) = Pair::new(1 << 20);
+    for round in 0..200u8 {
+        write(&volume, round | 1, 5, 2);
+    }
+    let (_, states) = pair.connect(Some(1), false);
+    assert!(!was_ahead(&states), "{states:?}");
+    assert!(read(&*pair.replica(), 0, 16) == read(&*volume, 0, 16));
+}
+
 /// The volume grew, was set back to before the outage, and written to again: what is shown is that, with the size it has then.
 /// A link that has not the option goes on with the history behind it as if nothing stood beside it.
 #[test]

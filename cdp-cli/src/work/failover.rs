@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use cdp_core::error::{Error, Kind, Result};
 use cdp_core::history::point::{Timeline, Zone, format_utc};
-use cdp_core::ids::{EpochNumber, Lsn, Timestamp};
+use cdp_core::ids::{EpochNumber, Lsn};
 use cdp_core::volume::Volume;
 use cdp_core::volume::replicas::Replica;
 use cdp_core::volume::role::Role;
-use cdp_core::volume::together::{at_common, instants_of_all};
+use cdp_core::volume::together::newest_of_all;
 use serde::{Deserialize, Serialize};
 
 use super::leaving::is_export_of;
@@ -81,37 +81,6 @@ pub struct AheadOf {
     /// The record here whose state it is, once that is done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub here_lsn: Option<u64>,
-}
-
-/// Members with the record whose state each goes on from.
-pub type Parts = Vec<(Arc<Volume>, Lsn)>;
-
-/// From where all members of `name` go on, if nobody names a point: the newest instant that all have completely, or that of a
-/// newest state which is shown ahead of the history.
-pub fn newest_of_all(name: &str, members: &[Arc<Volume>], gives_up: bool) -> Result<(Timestamp, Parts)> {
-    // A member that had nothing to send holds nobody back: its source says up to when that is so.
-    let complete = members.iter().map(|volume| volume.complete_through().1).min().unwrap_or_default();
-    // One from before what the volume has completely is of a site that it does not follow any more.
-    let is_ahead = |volume: &Volume, at: Timestamp| volume.complete_through().1 < at;
-    let shown = |volume: &Volume| {
-        volume.coalesced().filter(|newest| !gives_up && is_ahead(volume, newest.state().at))
-    };
-    let Some(at) = members.iter().find_map(|volume| shown(volume)).map(|newest| newest.state().at) else {
-        return Ok((complete, at_common(members, complete)?));
-    };
-    if instants_of_all(members, at).iter().any(|instant| *instant != at) {
-        return Err(newest::has_no_instant(name, members, complete));
-    }
-    let mut parts = Vec::with_capacity(members.len());
-    for volume in members {
-        let to = match shown(volume) {
-            Some(newest) if newest.state().at == at => newest.state().lsn,
-            None if volume.complete_through().1 >= at => volume.lsn_at_common(at)?,
-            _ => return Err(newest::has_no_instant(name, members, complete)),
-        };
-        parts.push((volume.clone(), to));
-    }
-    Ok((at, parts))
 }
 
 /// Promotes a volume, or all members of a group, at one instant, and tells the programs that want to know of it.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cdp_core::error::{Error, Kind, Result};
 use cdp_core::history::point::{Timeline, format_utc};
-use cdp_core::ids::{Lsn, Timestamp};
+use cdp_core::ids::Lsn;
 use cdp_core::store::Store;
 use cdp_core::volume::Volume;
 use cdp_core::volume::coalesced::Progress;
@@ -123,20 +123,4 @@ pub fn refuse_where_shown(name: &str, members: &[(Arc<Volume>, Lsn)]) -> Result<
         )));
     }
     Ok(())
-}
-
-/// Members show newest states, and not all of them have the same instant: `complete` is the newest one that all of them have.
-pub fn has_no_instant(name: &str, members: &[Arc<Volume>], complete: Timestamp) -> Error {
-    let of_each = members.iter().map(|volume| match volume.coalesced() {
-        Some(newest) => format!("{} shows the state of {}", volume.name(), format_utc(newest.state().at)),
-        None => format!("{} is complete through {}", volume.name(), format_utc(volume.complete_through().1)),
-    });
-    let context = format!(
-        "the members of {name} have no newest state of one instant: {}",
-        of_each.collect::<Vec<_>>().join(", ")
-    );
-    Error::new(Kind::Refused, context).hint(format!(
-        "wait until history is filled in (`cdp replica newest {name}` says how far it is); or `cdp failover {name} --give-up-newest` goes on from {}, which all of them have; or fail over single volumes",
-        format_utc(complete)
-    ))
 }

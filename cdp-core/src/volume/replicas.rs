@@ -142,7 +142,12 @@ impl Volume {
     pub(super) fn load_replicas(&self) -> Result<()> {
         let replicas = read_replicas(&*self.shared.files, &self.dir)?;
         let mut list = self.replicas.lock().expect("no panics under this lock");
-        for replica in replicas {
+        // A journal that was cut, or a copy in another one's place: whoever had more has all of this, and what comes behind it
+        // may be other records.
+        let tip = self.tip_lsn();
+        let is_above = replicas.iter().any(|replica| replica.held > tip);
+        for mut replica in replicas {
+            replica.held = replica.held.min(tip);
             // It may have acknowledged more than was written down, and history may have gone up to there: what it really
             // has, it says when it is met.
             let held = replica.held.max(self.oldest().0);
@@ -151,6 +156,9 @@ impl Volume {
                 None => Some(self.pin_all_above(held, &holder(&replica.address))?),
             };
             list.fed.push(Fed { replica, pin });
+        }
+        if is_above && let Err(error) = self.write_replicas(&list) {
+            self.note_error(format!("what is held for replicas cannot be written down: {error}"));
         }
         Ok(())
     }
@@ -254,7 +262,7 @@ impl Volume {
         };
         if !fed.replica.is_acknowledged
             && fed.replica.gave_up.is_none()
-            && fed.replica.held >= self.base_point().lsn
+            && self.can_be_copied(fed.replica.held)
             // Its state may be kept, and what follows it be gone: the log goes on from the end of the copy.
             && let Ok(pin) = self.pin_all_above(fed.replica.held, &holder(address))
         {
@@ -274,7 +282,7 @@ impl Volume {
                 && !replica.is_acknowledged
                 && replica.gave_up.is_none()
                 && Some(replica.held) == begun
-                && replica.held >= self.base_point().lsn
+                && self.can_be_copied(replica.held)
         };
         if let Some(fed) = list.fed.iter_mut().find(is_held)
             && let Ok(pin) = self.pin_all_above(fed.replica.held, &holder(address))
@@ -283,6 +291,12 @@ impl Volume {
             return Ok(fed.replica.held);
         }
         self.hold_newest(&mut list, address)
+    }
+
+    /// Whether a copy may begin with the state after this record. What was held may be gone: the journal was cut below it when
+    /// another site went on, and what stands there by now may be no state.
+    fn can_be_copied(&self, lsn: Lsn) -> bool {
+        (self.base_point().lsn..=self.durable_lsn()).contains(&lsn) && self.course().gap_of(lsn).is_none()
     }
 
     fn hold_newest(&self, list: &mut ReplicaList, address: &str) -> Result<Lsn> {

@@ -386,8 +386,13 @@ impl Volume {
                     };
                     if let Turn::Rollback { to, .. } = turn {
                         // Held until the record says that it is needed. This site's retention is its own: the state
-                        // may be gone here that the other site still had.
-                        let pin = self.pin(to, "a rollback of the other site").map_err(|error| {
+                        // may be gone here that the other site still had. What is one is told by the records in front
+                        // of it, of which some may have come together with it.
+                        let pin = match course.gap_of(to) {
+                            None => self.pin_what_is_there(to, "a rollback of the other site"),
+                            Some(_) => Err(self.is_gone(to)),
+                        };
+                        let pin = pin.map_err(|error| {
                             let context = format!(
                                 "{:?} sets volume {} back to {to:?}, which is not here any more",
                                 header.lsn,

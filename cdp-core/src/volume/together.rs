@@ -14,6 +14,9 @@ use crate::format::turn::Turn;
 use crate::history::point::{Timeline, format_utc};
 use crate::ids::{Lsn, Timestamp};
 
+/// Members with the record whose state each goes on from.
+pub type Parts = Vec<(Arc<Volume>, Lsn)>;
+
 /// The instant of each of these volumes at which they stand as one at `at`: that, for all of them; where it lies between the
 /// records of one rollback of their group, the instant of the last of those, or as far towards it as a replica is complete.
 pub fn instants_of_all(volumes: &[Arc<Volume>], at: Timestamp) -> Vec<Timestamp> {
@@ -29,9 +32,53 @@ pub fn instants_of_all(volumes: &[Arc<Volume>], at: Timestamp) -> Vec<Timestamp>
 ///
 /// # Errors
 /// As of [`Volume::lsn_at_common`].
-pub fn at_common(members: &[Arc<Volume>], at: Timestamp) -> Result<Vec<(Arc<Volume>, Lsn)>> {
+pub fn at_common(members: &[Arc<Volume>], at: Timestamp) -> Result<Parts> {
     let instants = instants_of_all(members, at);
     members.iter().zip(instants).map(|(volume, at)| Ok((volume.clone(), volume.lsn_at_common(at)?))).collect()
+}
+
+/// From where all members of `name` go on, if nobody names a point: the newest instant that all have completely, or that of a
+/// newest state that is shown ahead of the history.
+pub fn newest_of_all(name: &str, members: &[Arc<Volume>], gives_up: bool) -> Result<(Timestamp, Parts)> {
+    // A member that had nothing to send holds nobody back: its source says up to when that is so.
+    let complete = members.iter().map(|volume| volume.complete_through().1).min().unwrap_or_default();
+    // One from before what the volume has completely is of a site that it does not follow any more.
+    let is_ahead = |volume: &Volume, at: Timestamp| volume.complete_through().1 < at;
+    let shown = |volume: &Volume| {
+        volume.coalesced().filter(|newest| !gives_up && is_ahead(volume, newest.state().at))
+    };
+    let Some(at) = members.iter().find_map(|volume| shown(volume)).map(|newest| newest.state().at) else {
+        return Ok((complete, at_common(members, complete)?));
+    };
+    if instants_of_all(members, at).iter().any(|instant| *instant != at) {
+        return Err(has_no_instant(name, members, complete));
+    }
+    let mut parts = Vec::with_capacity(members.len());
+    for volume in members {
+        let to = match shown(volume) {
+            Some(newest) if newest.state().at == at => newest.state().lsn,
+            None if volume.complete_through().1 >= at => volume.lsn_at_common(at)?,
+            _ => return Err(has_no_instant(name, members, complete)),
+        };
+        parts.push((volume.clone(), to));
+    }
+    Ok((at, parts))
+}
+
+/// Members show newest states, and not all of them have the same instant: `complete` is the newest one that all of them have.
+fn has_no_instant(name: &str, members: &[Arc<Volume>], complete: Timestamp) -> Error {
+    let of_each = members.iter().map(|volume| match volume.coalesced() {
+        Some(newest) => format!("{} shows the state of {}", volume.name(), format_utc(newest.state().at)),
+        None => format!("{} is complete through {}", volume.name(), format_utc(volume.complete_through().1)),
+    });
+    let context = format!(
+        "the members of {name} have no newest state of one instant: {}",
+        of_each.collect::<Vec<_>>().join(", ")
+    );
+    Error::new(Kind::Refused, context).hint(format!(
+        "wait until history is filled in (`cdp replica newest {name}` says how far it is); or `cdp failover {name} --give-up-newest` goes on from {}, which all of them have; or fail over single volumes",
+        format_utc(complete)
+    ))
 }
 
 fn whole_instant(volumes: &[Arc<Volume>], at: Timestamp) -> Timestamp {

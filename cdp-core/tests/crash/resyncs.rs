@@ -269,3 +269,40 @@ fn a_resync_that_would_lose_something_is_refused() {
     volume.apply(SessionId(1), &[Change::Trim { offset: 0, len: 4096 }], &mut results);
     assert!(results[0].is_err());
 }
+
+/// What was held for others was a record that only the losing site had. Once that is cut away nothing above it is held: a copy begins
+/// with a state that is there, and of what comes instead nothing goes before whoever had acknowledged the old one has it.
+#[test]
+fn nothing_is_held_above_a_cut() {
+    let (disk, store) = fresh(8, &["disk"]);
+    let volume = store.volume("disk").unwrap();
+    for byte in 1..9 {
+        fill(&volume, byte, byte as u64, 2);
+    }
+    let address = "site-c:1";
+    volume.add_replica(address, 0, false).unwrap();
+    // It had something, and lost it.
+    volume.hold_replica(address, Lsn(2)).unwrap();
+    assert_eq!(volume.hold_for_copy(address).unwrap(), volume.tip_lsn());
+    volume.add_replica("site-d:1", 0, false).unwrap();
+    volume.hold_replica("site-d:1", Lsn(7)).unwrap();
+    let other = elsewhere(&volume, 5, 2);
+    drop(volume);
+    store.resync("disk", &other).unwrap();
+    let held = |store: &Store| -> Vec<Lsn> {
+        store.volume("disk").unwrap().replicas().iter().map(|replica| replica.held).collect()
+    };
+    assert_eq!(held(&store), [Lsn(5), Lsn(5)]);
+    let volume = store.volume("disk").unwrap();
+    assert_eq!(volume.tip_lsn(), Lsn(5));
+    store.promote("disk", &[(volume.clone(), Lsn(5))], EpochNumber(2), "a test").unwrap();
+    for byte in 1..9 {
+        fill(&volume, byte, byte as u64, 2);
+    }
+    drop((volume, store));
+    let store = open(&disk.crash_process(), 8);
+    assert_eq!(held(&store), [Lsn(5), Lsn(5)], "of another history");
+    let volume = store.volume("disk").unwrap();
+    assert_eq!(volume.hold_for_copy(address).unwrap(), Lsn(5));
+    assert_eq!(volume.hold_for_reseed(address, Some(Lsn(5))).unwrap(), Lsn(5));
+}

@@ -14,6 +14,7 @@ use cdp_core::volume::Volume;
 use cdp_core::volume::coalesced::COALESCED_DIR;
 use cdp_core::volume::epoch::Elsewhere;
 use cdp_core::volume::role::Role;
+use cdp_core::volume::rollback::Back;
 use cdp_core::volume::shown::Shown;
 use cdp_core::volume::stream::LogReader;
 
@@ -258,6 +259,33 @@ fn the_first_site_comes_back_and_follows() {
         let whole_view = View::open(first.clone(), whole, "a test").unwrap();
         let whole_there = View::open(second.clone(), whole, "a test").unwrap();
         assert_eq!(content(&whole_view).unwrap(), content(&whole_there).unwrap());
+    }
+}
+
+/// Right after the second site took over somebody set it back to the state that it went on from. The first site gets the end of that
+/// state and the rollback to it at once, and must not take the target for half of a state.
+#[test]
+fn the_end_of_the_gap_and_a_rollback_to_it_come_together() {
+    // Where a segment ends between the two they come one after the other: that is different for each of these.
+    for pieces in 1..12 {
+        let outage = Outage::new(14, false);
+        let end = Lsn(outage.to.0 - 2);
+        let (_disk, store, second) = shows_newest(&outage, 54, end);
+        promote(&store, &outage).unwrap();
+        let whole = second.tip_lsn();
+        second.rollback(Back::To(whole), "a test").unwrap();
+        let other = Elsewhere { site: "site-b".to_owned(), epochs: second.epochs(), tip: second.tip_lsn() };
+        outage.primary.hear_of(&other.epochs.newest(), "the second site").unwrap();
+        outage.store.resync("disk", &other).unwrap();
+        let first = outage.store.volume("disk").unwrap();
+        let records = LogReader::behind(&second, end).unwrap().read(1 << 20, 1000).unwrap();
+        let ends = records.iter().position(|record| record.header.lsn == whole).unwrap();
+        records[..ends].chunks(pieces).for_each(|piece| first.append_foreign(piece).unwrap());
+        first.append_foreign(&records[ends..]).unwrap();
+        assert_eq!(first.tip_lsn(), second.tip_lsn());
+        assert_eq!(content(&*first).unwrap(), content(&*second).unwrap());
+        assert_eq!(shown(&first, whole).unwrap(), shown(&second, whole).unwrap());
+        assert!(shown(&first, whole.previous()).is_err_and(|says| says.contains("gap")));
     }
 }
 

@@ -6,7 +6,7 @@ use cdp_core::history::point::Timeline;
 use cdp_core::ids::*;
 use cdp_core::volume::Volume;
 
-use crate::wire::{Wire, address};
+use crate::wire::address;
 use crate::world::{Keeping, Outcome, World};
 
 impl World {
@@ -133,7 +133,7 @@ impl World {
 
     /// One connection, for two seconds.
     pub fn converse(&mut self, from: usize, name: &'static str) -> Outcome<Option<String>> {
-        let Some(mut wire) = Wire::connect(&self.sites, from, name, self.now_ns) else { return Ok(None) };
+        let Some(mut wire) = self.connect(from, name) else { return Ok(None) };
         for _ in 0..40 {
             self.now_ns += 50_000_000;
             self.sites.iter().for_each(|site| site.clock.advance(50_000_000));
@@ -160,8 +160,8 @@ impl World {
             };
             let site = usize::from(standing(&volumes[1]) > standing(&volumes[0]));
             if let Some(volume) = &volumes[site] {
-                let members = [(volume.clone(), volume.tip_lsn())];
-                self.promote(site, &members)?;
+                let to = volume.coalesced().map_or(volume.tip_lsn(), |newest| newest.state().lsn);
+                self.promote(site, &[(volume.clone(), to)])?;
             }
         }
         Ok(())
@@ -187,6 +187,10 @@ impl World {
             for name in self.names {
                 self.met.states += self.sites[site].check(name, &mut self.chance, true)?;
                 let volume = self.sites[site].volume(name).expect("it is there");
+                let _ = volume.maintain();
+                if let Some(state) = volume.coalesced_state() {
+                    broken!("{}: {name} has {state:?} beside its history", self.sites[site].name);
+                }
                 self.met.bases_moved += u64::from(volume.base_point().lsn > Lsn::ZERO);
                 self.met.folds +=
                     volume.part_list().iter().filter(|part| part.segment.fold.is_some()).count() as u64;

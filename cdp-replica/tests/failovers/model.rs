@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use cdp_core::ids::Lsn;
+use cdp_core::ids::{Lsn, Timestamp};
 
 /// Clients write to so many blocks at the front.
 pub const BLOCKS: u64 = 24;
@@ -18,6 +18,33 @@ pub struct Entry {
     pub sectors: Rc<[u32]>,
     /// The volume's size in bytes.
     pub size: u64,
+    /// It shows no state: it is one of those that make the state of `gap` whole.
+    pub hidden: bool,
+    /// Here the state is whole with which somebody went on whose history of it was not there.
+    pub gap: Option<Gap>,
+}
+
+/// What is not known of the time before a state with which somebody went on.
+#[derive(Clone, Copy, Debug)]
+pub struct Gap {
+    /// Up to then it is.
+    pub complete: Timestamp,
+    /// From then on, too: it is the instant of that state.
+    pub at: Timestamp,
+    /// Its record at the site that it came from.
+    pub id: u64,
+}
+
+impl Entry {
+    /// The record that made this state what it is.
+    pub fn written(&self) -> u64 {
+        self.gap.map_or(self.id, |gap| gap.id)
+    }
+
+    /// The same state after another record.
+    pub fn again(&self, id: u64) -> Entry {
+        Entry { id, gap: None, ..self.clone() }
+    }
 }
 
 /// All states of one copy of a volume; the place is the LSN.
@@ -27,7 +54,8 @@ pub struct Log(Vec<Entry>);
 impl Log {
     /// A volume of this size, filled with zeros.
     pub fn new(size: u64) -> Log {
-        Log(vec![Entry { id: 0, sectors: vec![0; SECTORS as usize].into(), size }])
+        let sectors = vec![0; SECTORS as usize].into();
+        Log(vec![Entry { id: 0, sectors, size, hidden: false, gap: None }])
     }
 
     pub fn tip(&self) -> Lsn {
@@ -44,6 +72,16 @@ impl Log {
 
     pub fn get(&self, lsn: Lsn) -> Option<&Entry> {
         self.0.get(lsn.0 as usize)
+    }
+
+    /// The states with which somebody went on whose history of them was not there; each with the newest state before it.
+    pub fn gaps(&self) -> impl Iterator<Item = (Lsn, Lsn, Gap)> {
+        let at = |place: usize| Lsn(place as u64);
+        self.0.iter().enumerate().filter_map(move |(place, entry)| {
+            let gap = entry.gap?;
+            let behind = self.0[..place].iter().rposition(|entry| !entry.hidden).expect("the first is not");
+            Some((at(behind), at(place), gap))
+        })
     }
 
     pub fn push(&mut self, entry: Entry) {

@@ -1,6 +1,7 @@
 //! What people do at the two sites, wise or not: promote, step down, resync, begin a replica anew.
 
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use cdp_core::error::Error;
@@ -9,7 +10,8 @@ use cdp_core::history::point::Timeline;
 use cdp_core::ids::*;
 use cdp_core::io::Files;
 use cdp_core::volume::Volume;
-use cdp_core::volume::together::at_common;
+use cdp_core::volume::role::Role;
+use cdp_core::volume::together::{at_common, newest_of_all};
 
 use crate::model::Entry;
 use crate::site::Orphan;
@@ -20,6 +22,7 @@ impl World {
     pub fn begin_anew(&mut self) -> Outcome {
         for site in std::mem::take(&mut self.read_from) {
             if self.is_up(site) {
+                self.find_orphans(site)?;
                 self.make_independent(site);
             }
         }
@@ -134,26 +137,38 @@ impl World {
         if volumes.len() < self.names.len() || volumes.iter().any(|volume| volume.is_primary()) {
             return Ok(());
         }
-        let complete: Vec<Timestamp> = volumes.iter().map(|volume| volume.complete_through().1).collect();
-        let newest = complete.iter().copied().min().expect("there is one");
-        let how = self.chance.below(4);
-        let instant = match how {
+        let is_ahead = volumes.iter().any(|volume| volume.coalesced().is_some());
+        let how = self.chance.below(if is_ahead { 12 } else { 4 });
+        let members = match how {
             // Some instant that somebody picks.
             0 => {
                 let (oldest, tip) = (volumes[0].oldest().0, volumes[0].tip_lsn());
                 let lsn = Lsn(oldest.0 + self.chance.below(tip.0 + 1 - oldest.0));
-                volumes[0].timestamp_of(lsn).ok()
+                volumes[0].timestamp_of(lsn).and_then(|instant| at_common(&volumes, instant))
             }
-            _ => Some(newest),
+            _ => {
+                let gives_up = self.gives_newest_up(&volumes);
+                newest_of_all("all", &volumes, gives_up).map(|(_, members)| members)
+            }
         };
-        let Some(instant) = instant else { return Ok(()) };
-        let Ok(members) = at_common(&volumes, instant) else { return Ok(()) };
+        let Ok(members) = members else {
+            self.met.no_instant += u64::from(volumes.iter().any(|volume| volume.coalesced().is_some()));
+            return Ok(());
+        };
         // What is refused is shown to nobody: members that are fenced have no instant with those that go on.
         let store = self.sites[site].store.clone().expect("it is up");
         if store.plan_promotion(&members, EpochNumber(0)).is_ok() {
             self.is_consistent(site, &members)?;
+            // What is given up goes before: no crash leaves both.
+            for (volume, _) in members.iter().filter(|(volume, to)| *to <= volume.tip_lsn()) {
+                self.let_newest_go(site, volume.name())?;
+            }
         }
         drop(store);
+        if !self.is_up(site) {
+            drop((members, volumes));
+            return self.restart();
+        }
         let done = self.promote(site, &members)?;
         self.met.to_points += u64::from(done && how == 0);
         Ok(())
@@ -162,7 +177,8 @@ impl World {
     /// Of two writes, one of which was begun when the other was answered, no instant shows only the later one.
     pub fn is_consistent(&self, site: usize, members: &[(Arc<Volume>, Lsn)]) -> Outcome {
         let (here, there) = (&self.sites[site], &self.sites[1 - site]);
-        let newest = members.iter().map(|(volume, lsn)| here.copies[volume.name()].log.at(*lsn).id).max();
+        let newest =
+            members.iter().map(|(volume, lsn)| here.copies[volume.name()].goes_on_from(*lsn).written()).max();
         for (volume, lsn) in members {
             let Some(whole) = there.copies.get(volume.name()) else { return Ok(()) };
             if !here.copies[volume.name()].log.is_prefix_of(&whole.log) {
@@ -189,12 +205,19 @@ impl World {
     /// Whether it was done.
     pub fn promote(&mut self, site: usize, members: &[(Arc<Volume>, Lsn)]) -> Outcome<bool> {
         let store = self.sites[site].store.clone().expect("it is up");
+        let (mut targets, mut takes_over) = (Vec::new(), false);
         for (volume, to) in members {
-            let name = volume.name();
+            let name = *self.names.iter().find(|name| **name == volume.name()).expect("one of them");
+            targets.push((name, self.sites[site].copies[name].goes_on_from(*to).sectors.clone()));
+            if *to > volume.tip_lsn() {
+                takes_over = true;
+                self.expect_takeover(site, volume)?;
+                continue;
+            }
             let (epoch, marker) = (self.idle(site, name), self.idle(site, name));
             let id = self.next_id();
             let copy = self.sites[site].copy(name);
-            let target = Entry { id, ..copy.log.at(*to).clone() };
+            let target = copy.log.at(*to).again(id);
             copy.pending = match *to == copy.log.tip() {
                 true => vec![epoch],
                 false => vec![epoch, marker, target],
@@ -220,24 +243,22 @@ impl World {
             self.sites[site].absorb()?;
             if half {
                 // What is missing follows at the next try, or the next opening.
-                let Ok(()) = self.finish_half(site, members, &pending) else {
-                    broken!("a promotion stays half done")
-                };
+                self.met.half_taken += u64::from(takes_over);
+                let is_done = takes_over && self.say_it_again(site, members)?;
+                self.sites[site].copies.values_mut().for_each(|copy| copy.promoting &= !is_done);
+                if !is_done {
+                    drop(store);
+                    self.finish_half(site, members, &pending)
+                        .map_err(|what| format!("a promotion stays half done: {what}"))?;
+                }
                 return Ok(false);
             }
         }
         match &done {
             Ok(_) => {
                 self.met.failovers += 1;
-                for (volume, to) in members {
-                    let log = &self.sites[site].copies[volume.name()].log;
-                    if !volume.is_primary() || log.newest().sectors != log.at(*to).sectors {
-                        broken!(
-                            "{}: {} is promoted and shows another state",
-                            self.sites[site].name,
-                            volume.name()
-                        );
-                    }
+                self.met.takeovers += u64::from(takes_over);
+                for (volume, _) in members {
                     let address = address(&self.sites[1 - site]);
                     let _ = volume.add_replica(&address, 0, self.gives_way());
                 }
@@ -252,13 +273,25 @@ impl World {
                     );
                 }
                 self.say(|| format!("it failed: {:?}", done.as_ref().err()));
+                if self.is_up(site) {
+                    self.still_show(site, members)?;
+                }
             }
         }
         let is_done = done.is_ok();
         drop((done, store));
         self.restart()?;
-        self.sites[site].copies.values_mut().for_each(|copy| copy.promoting = false);
-        if !is_done && self.sites[site].store.is_some() {
+        if self.sites[site].store.is_none() {
+            // Whoever starts it later finishes it.
+            return Ok(is_done);
+        }
+        for copy in self.sites[site].copies.values_mut() {
+            copy.promoting = false;
+            copy.taking.clear();
+        }
+        if is_done {
+            self.is_promoted(site, &targets)?;
+        } else {
             let primaries = self.sites[site].volumes().iter().filter(|volume| volume.is_primary()).count();
             if primaries != 0 && primaries != self.names.len() {
                 broken!(
@@ -269,6 +302,21 @@ impl World {
             }
         }
         Ok(is_done)
+    }
+
+    /// Whoever was told that it is done finds these states, also after a crash.
+    fn is_promoted(&self, site: usize, targets: &[(&'static str, Rc<[u32]>)]) -> Outcome {
+        let site = &self.sites[site];
+        for (name, target) in targets {
+            let Some(volume) = site.volume(name) else {
+                broken!("{}: {name} is promoted and gone", site.name)
+            };
+            let (role, newest) = (volume.role(), site.copies[name].log.newest());
+            if role != Role::Primary || newest.sectors != *target || newest.hidden {
+                broken!("{}: {name} is promoted, a {}, and shows another state", site.name, role.word());
+            }
+        }
+        Ok(())
     }
 
     /// A full disk stopped it between two members: with room, and a restart, it is finished.
@@ -355,6 +403,9 @@ impl World {
 
     /// A site that lost sets aside what only it has.
     pub fn resync(&mut self, site: usize) -> Outcome {
+        if self.is_up(site) {
+            self.find_orphans(site)?;
+        }
         for name in self.names {
             if !self.is_up(site) {
                 return Ok(());
@@ -397,8 +448,9 @@ impl World {
             });
             self.sites[site].note_durable();
             self.sites[site].copy(name).cut = Some(fork);
+            // It is no replica for a moment.
+            self.sites[site].copy(name).newest_may_go();
             drop(volume);
-            let known: Vec<String> = store.volumes().iter().map(|volume| volume.name().to_owned()).collect();
             let done = store.resync(name, &other);
             drop(store);
             let failed = match done {
@@ -415,9 +467,13 @@ impl World {
             if self.is_up(site) {
                 // One that was cut, and found no room to be opened again, is there after a restart.
                 let is_closed = self.sites[site].volume(name).is_none();
+                // Closing the old one may have failed, and all the rest was done.
+                let is_cut = self.sites[site]
+                    .volume(name)
+                    .is_some_and(|volume| volume.is_replica() && volume.tip_lsn() == fork);
                 let copy = self.sites[site].copy(name);
                 copy.cut = is_closed.then_some(fork);
-                if failed.is_none() {
+                if failed.is_none() || is_cut {
                     copy.log.cut(fork);
                     copy.durable = copy.durable.min(fork);
                 }
@@ -427,7 +483,7 @@ impl World {
                 self.sites[site].open(&mut self.chance)?;
             }
             self.sites[site].parting.insert(name, (before, fork));
-            self.find_orphans(site, &known)?;
+            self.find_orphans(site)?;
             if let Some(error) = failed {
                 self.say(|| format!("it failed: {error:?}"));
                 if is_to_be_copied(&error) {
@@ -440,10 +496,11 @@ impl World {
         Ok(())
     }
 
-    pub fn find_orphans(&mut self, site: usize, known: &[String]) -> Outcome {
-        let store = self.sites[site].store.clone().expect("it is up");
+    /// Also one that could not be opened when it was made, for want of room.
+    pub fn find_orphans(&mut self, site: usize) -> Outcome {
+        let Some(store) = self.sites[site].store.clone() else { return Ok(()) };
         for volume in store.volumes() {
-            let is_old = known.iter().any(|known| known == volume.name());
+            let is_old = self.sites[site].orphans.iter().any(|known| known.name == volume.name());
             // A member that was closed for want of room, and is open again after a crash.
             let is_aside = self.sites[site].asides.iter().any(|aside| aside.name == volume.name());
             if is_old || is_aside || self.names.contains(&volume.name()) {

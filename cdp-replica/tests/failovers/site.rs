@@ -14,6 +14,7 @@ use cdp_replica::receiver::Feeding;
 
 use crate::model::{BLOCKS, Entry, Log, bytes_of};
 use crate::onlookers::Onlooker;
+use crate::takeovers::Newest;
 
 const STORE: &str = "/store";
 
@@ -32,6 +33,12 @@ pub struct Copy {
     pub leaving: bool,
     /// A promotion was broken off: whoever finishes it may mark the state before its rollback again.
     pub promoting: bool,
+    /// A newest state ahead of the history, of which something is here.
+    pub newest: Option<Newest>,
+    /// The history at whoever may send one.
+    pub bringing: Option<Log>,
+    /// The records of a promotion that goes on from it: of those between the first and the last some may not be needed.
+    pub taking: Vec<Entry>,
 }
 
 impl Copy {
@@ -44,7 +51,16 @@ impl Copy {
             cut: None,
             leaving: false,
             promoting: false,
+            newest: None,
+            bringing: None,
+            taking: Vec::new(),
         }
+    }
+
+    /// The state that a promotion goes on from.
+    pub fn goes_on_from(&self, lsn: Lsn) -> &Entry {
+        let newest = self.newest.as_ref().filter(|newest| newest.lsn == lsn && lsn > self.log.tip());
+        newest.map_or_else(|| self.log.at(lsn), |newest| &newest.entry)
     }
 }
 
@@ -225,7 +241,8 @@ impl Site {
                     copy.pending.insert(1, copy.pending[1 - usize::from(copy.pending.len() < 3)].clone());
                 }
             }
-            take_pending(copy, tip).map_err(|error| format!("{site}: {name} after a crash: {error}"))?;
+            take_pending(copy, volume).map_err(|error| format!("{site}: {name} after a crash: {error}"))?;
+            copy.notice_newest(volume).map_err(|error| format!("{site}: {name} after a crash: {error}"))?;
         }
         Ok(())
     }
@@ -254,7 +271,7 @@ impl Site {
             if tip < least {
                 return Err(format!("{site}: {} has {tip:?} of {least:?}", aside.name()));
             }
-            take_pending(copy, tip).map_err(|error| format!("{site}: {}: {error}", aside.name()))?;
+            take_pending(copy, &aside).map_err(|error| format!("{site}: {}: {error}", aside.name()))?;
             copy.log.cut(tip);
             let mut fresh = Copy::new(source.at(Lsn::ZERO).size);
             fresh.log.follow(&source, volume.tip_lsn());
@@ -296,7 +313,8 @@ impl Site {
             if tip < copy.log.tip() {
                 return Err(format!("{site}: {name} went back to {tip:?} from {:?}", copy.log.tip()));
             }
-            take_pending(copy, tip).map_err(|error| format!("{site}: {name}: {error}"))?;
+            take_pending(copy, &volume).map_err(|error| format!("{site}: {name}: {error}"))?;
+            copy.notice_newest(&volume).map_err(|error| format!("{site}: {name}: {error}"))?;
         }
         Ok(())
     }
@@ -337,8 +355,10 @@ impl Site {
                 })?;
             }
         }
+        let in_time = copy.checks_instants(&volume).and_then(|()| copy.checks_newest(&volume, chance));
+        in_time.map_err(|what| format!("{}: {name}, {what}", self.name))?;
         let size = volume.size_bytes();
-        if size != copy.log.newest().size {
+        if size != copy.log.newest().size && !copy.log.newest().hidden {
             return Err(format!("{}: {name} has {size} bytes", self.name));
         }
         Ok(seen)
@@ -368,13 +388,22 @@ impl Site {
     }
 }
 
-fn take_pending(copy: &mut Copy, tip: Lsn) -> Result<(), String> {
+fn take_pending(copy: &mut Copy, volume: &Volume) -> Result<(), String> {
+    let tip = volume.tip_lsn();
     let mut pending = std::mem::take(&mut copy.pending).into_iter();
     while copy.log.tip() < tip {
-        let Some(entry) = pending.next() else {
-            return Err(format!("nobody wrote {:?}", copy.log.tip().next()));
+        let next = copy.log.tip().next();
+        let entry = match copy.taking.is_empty() {
+            true => pending.next(),
+            false => copy.taken_next(volume),
+        };
+        let Some(entry) = entry else {
+            return Err(format!("nobody wrote {next:?}"));
         };
         copy.log.push(entry);
+    }
+    if !copy.log.newest().hidden {
+        copy.taking.clear();
     }
     Ok(())
 }
@@ -382,7 +411,21 @@ fn take_pending(copy: &mut Copy, tip: Lsn) -> Result<(), String> {
 /// Whether the state after a record is the one it should be.
 pub fn shows(volume: &Arc<Volume>, lsn: Lsn, entry: &Entry) -> Result<(), String> {
     let name = volume.name();
-    let view = View::open(volume.clone(), lsn, "a check").map_err(|error| format!("{name}: {error:?}"))?;
+    let opened = View::open(volume.clone(), lsn, "a check");
+    if entry.hidden {
+        return match opened {
+            Err(error) if error.to_string().contains("lies in a gap") => Ok(()),
+            Err(error) => Err(format!("{name} at {lsn:?}, of which there is no state: {error:?}")),
+            Ok(_) => Err(format!("{name} shows {lsn:?}, which is half of a state")),
+        };
+    }
+    let view = opened.map_err(|error| format!("{name}: {error:?}"))?;
+    is_state(&view, name, entry)
+}
+
+/// Whether somebody who opened it is shown this state.
+pub fn is_state(view: &View, name: &str, entry: &Entry) -> Result<(), String> {
+    let lsn = view.lsn();
     let mut bytes = vec![0; (BLOCKS * BLOCK_BYTES) as usize];
     let mut reads = [Read { offset: 0, buffer: &mut bytes, result: Ok(()) }];
     view.read(&mut reads);
@@ -395,8 +438,8 @@ pub fn shows(volume: &Arc<Volume>, lsn: Lsn, entry: &Entry) -> Result<(), String
         let wanted = entry.sectors[sector];
         return Err(format!("{name} at {lsn:?}: sector {sector} holds {there}, not {wanted}"));
     }
-    if volume.size_at(lsn) != entry.size {
-        return Err(format!("{name} at {lsn:?} has {} bytes, not {}", volume.size_at(lsn), entry.size));
+    if view.size_bytes() != entry.size {
+        return Err(format!("{name} at {lsn:?} has {} bytes, not {}", view.size_bytes(), entry.size));
     }
     Ok(())
 }

@@ -19,6 +19,8 @@ pub struct Wire {
     pub sender: Option<Sender>,
     pub receiver: Option<Receiver>,
     pub stalled: bool,
+    /// A newest state may come first on it.
+    pub is_thin: bool,
     there: VecDeque<u8>,
     back: VecDeque<u8>,
     // What the sender may have sent.
@@ -51,6 +53,7 @@ impl Wire {
             sender: Some(Sender::new(volume, &to, now_ns)),
             receiver: Some(Receiver::new(store, Arc::clone(&receiving.feeding), sending.name, now_ns)),
             stalled: false,
+            is_thin: false,
             there: VecDeque::new(),
             back: VecDeque::new(),
             source: sending.copies[name].log.clone(),
@@ -103,6 +106,9 @@ impl Wire {
             if known && !site.disk.is_crashed() {
                 // Whatever it appends is what the sender had.
                 let copy = site.copy(self.name);
+                if self.is_thin {
+                    copy.bringing = Some(self.source.clone());
+                }
                 if copy.log.is_prefix_of(&self.source) {
                     let rest = (copy.log.tip().0 + 1..=self.source.tip().0)
                         .map(|lsn| self.source.at(Lsn(lsn)).clone());

@@ -15,6 +15,7 @@ use cdp_replica::fault::FaultKind;
 
 use crate::model::{Edit, Entry, SECTOR, SECTORS, bytes_of};
 use crate::site::{Copy, Site};
+use crate::takeovers::ThinLine;
 use crate::wire::{End, Wire, address};
 
 const NAMES: [&str; 2] = ["x", "y"];
@@ -56,6 +57,15 @@ pub struct Met {
     pub views: u64,
     pub looks: u64,
     pub over: u64,
+    pub outages: u64,
+    pub shown: u64,
+    pub filled: u64,
+    pub takeovers: u64,
+    pub half_taken: u64,
+    pub closed: u64,
+    pub no_instant: u64,
+    pub let_go: u64,
+    pub given_up: u64,
 }
 
 macro_rules! add {
@@ -67,7 +77,25 @@ impl Met {
         add!(self, other; writes rollbacks cuts half_open stalls flips doubled crashes full refused_full failovers
             failed_failovers to_points planned drained split_brains resyncs orphans refused_resyncs first_copies reseeds
             withdrawn asides
-            fenced_writes bases_moved folds states views looks over);
+            fenced_writes bases_moved folds states views looks over outages shown filled takeovers half_taken closed
+            no_instant let_go given_up);
+    }
+}
+
+/// What is special about a history.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Story {
+    Plain,
+    /// See [`ThinLine`].
+    ThinLine,
+}
+
+impl Story {
+    pub fn of(seed: u64) -> Story {
+        match seed / 4 % 3 {
+            2 => Story::ThinLine,
+            _ => Story::Plain,
+        }
     }
 }
 
@@ -96,6 +124,8 @@ pub struct World {
     pub read_from: Vec<usize>,
     /// Draws what those do who have something open, in every other history.
     pub onlookers: Option<Chance>,
+    /// The line is thin and often down, and the newest state goes first where that pays.
+    pub thin_line: Option<ThinLine>,
     pub trace: bool,
     pub met: Met,
 }
@@ -108,7 +138,12 @@ impl World {
         let sites = [Site::new("site-a", seed * 2 + 1), Site::new("site-b", seed * 2 + 2)];
         // No two machines agree on the time.
         sites[1].clock.step_wall(chance.below(4_000_000_000) as i64 - 2_000_000_000);
-        let names = &NAMES[..1 + chance.below(2) as usize];
+        let story = Story::of(seed);
+        let mut names = &NAMES[..1 + chance.below(2) as usize];
+        if story == Story::ThinLine && !seed.is_multiple_of(3) {
+            // Newest states of many volumes are seldom of one instant.
+            names = &NAMES[..1];
+        }
         let keeping = match seed % 4 {
             0 => Keeping::Everything,
             1 => Keeping::Window,
@@ -129,6 +164,7 @@ impl World {
             behind: Vec::new(),
             read_from: Vec::new(),
             onlookers: (seed % 2 == 1).then(|| Chance::new(seed ^ 0x100c)),
+            thin_line: (story == Story::ThinLine).then(|| ThinLine::new(seed)),
             trace: std::env::var_os("CDP_SIM_TRACE").is_some(),
             met: Met::default(),
         };
@@ -176,7 +212,7 @@ impl World {
     /// A record that changes nothing to be seen.
     pub fn idle(&mut self, site: usize, name: &str) -> Entry {
         let id = self.next_id();
-        Entry { id, ..self.sites[site].copy(name).log.newest().clone() }
+        self.sites[site].copy(name).log.newest().again(id)
     }
 
     /// Records that upkeep may write: periodic markers, steps of the clock.
@@ -199,6 +235,7 @@ impl World {
             if self.chance.below(1000) < 40 {
                 self.somebody_acts()?;
             }
+            self.somebody_takes_over()?;
             if step % 9 == 0 {
                 self.check()?;
             }
@@ -211,6 +248,7 @@ impl World {
         self.sites.iter().for_each(|site| site.clock.advance(self.step_ns));
         if self.faults {
             self.misfortune();
+            self.line_fails();
         }
         self.restart()?;
         self.work()?;
@@ -374,7 +412,7 @@ impl World {
         };
         let newest = self.sites[site].copy(name).log.newest().clone();
         let sectors = edit.apply(&newest.sectors);
-        self.sites[site].copy(name).pending = vec![Entry { id, sectors, size: newest.size }];
+        self.sites[site].copy(name).pending = vec![Entry { sectors, ..newest.again(id) }];
         let data = bytes_of(std::iter::repeat_n(id as u32, count as usize));
         let (offset, len) = (sector * SECTOR, count * SECTOR);
         let change = match edit {
@@ -417,8 +455,7 @@ impl World {
         let marker = self.idle(site, name);
         let id = self.next_id();
         let copy = self.sites[site].copy(name);
-        let target = Entry { id, ..copy.log.at(to).clone() };
-        copy.pending = vec![marker, target];
+        copy.pending = vec![marker, copy.log.at(to).again(id)];
         self.met.rollbacks += u64::from(volume.rollback(Back::To(to), "a test").is_ok());
         self.settle(site)
     }
@@ -456,13 +493,16 @@ impl World {
     }
 
     pub fn talk(&mut self) -> Outcome {
+        if self.is_line_down() {
+            return self.begin_anew();
+        }
         for from in 0..2 {
             for name in self.names {
                 let there = self.wires.iter().filter(|wire| wire.from == from && wire.name == *name).count();
                 // A sender that believes its connection dead makes another; the old one may still be under way.
                 let percent = if there == 0 { 35 } else { 2 };
                 if there < WIRES_MAX && self.chance.percent(percent) && self.is_up(0) && self.is_up(1) {
-                    let wire = Wire::connect(&self.sites, from, name, self.now_ns);
+                    let wire = self.connect(from, name);
                     self.met.doubled += u64::from(there > 0 && wire.is_some());
                     self.wires.extend(wire);
                 }
@@ -472,7 +512,7 @@ impl World {
             let mut wires = std::mem::take(&mut self.wires);
             let mut kept = Vec::new();
             for mut wire in wires.drain(..) {
-                let most = (self.chance.below(40_000) as usize, self.chance.below(300) as usize);
+                let most = (self.chance.below(self.line_bytes()) as usize, self.chance.below(300) as usize);
                 let most = if self.faults { most } else { (usize::MAX, usize::MAX) };
                 match wire.exchange(&mut self.sites, self.now_ns, most)? {
                     None => kept.push(wire),
@@ -492,6 +532,10 @@ impl World {
             if volume.is_some_and(|volume| volume.is_primary()) {
                 broken!("{}: {} is fenced and a primary", self.sites[wire.from].name, wire.name);
             }
+        }
+        // What it shows is of a history that did not go on.
+        if fault.text.contains("--drop`") && self.is_up(1 - wire.from) {
+            self.let_newest_go(1 - wire.from, wire.name)?;
         }
         if fault.kind == FaultKind::Behind {
             self.behind.push((1 - wire.from, wire.name));

@@ -12,6 +12,7 @@ use cdp_core::history::point::{Zone, format_duration, format_utc};
 use cdp_core::ids::{EpochNumber, VolumeId};
 use cdp_core::io::{Clock, SystemClock};
 use cdp_core::volume::role::Role;
+use cdp_core::volume::together::newest_of_all;
 use cdp_core::volume::{Health, Volume};
 use cdp_replica::limits::LEASE_NS;
 use cdp_replica::net::votes::Line;
@@ -213,7 +214,7 @@ impl Sitter {
                 ));
             }
         }
-        let newest = failover::newest_of_all(&self.place.plan.target, members, false);
+        let newest = newest_of_all(&self.place.plan.target, members, false);
         let (complete, parts) = newest.map_err(|error| error.to_string())?;
         let age_ns = SystemClock.wall_ns().saturating_sub(complete.0);
         if age_ns > self.place.plan.loss_max_ns {
