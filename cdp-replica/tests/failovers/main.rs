@@ -91,6 +91,7 @@ fn no_failover_loses_or_mixes_anything() {
     if seeds.len() as u64 >= SEEDS {
         assert!(met.failovers >= 200 && met.drained > 20 && met.resyncs > 80 && met.orphans > 50, "{met:?}");
         assert!(met.reseeds > 100 && met.asides > 50 && met.withdrawn > 0, "{met:?}");
+        assert!(met.outages > 50 && met.shown > 200 && met.takeovers > 2, "{met:?}");
         assert!(met.views > 100 && met.looks > 500 && met.over > 3, "{met:?}");
         assert!(met.to_points > 10 && met.crashes > 500 && met.cuts > 100 && met.flips > 20, "{met:?}");
         assert!(
