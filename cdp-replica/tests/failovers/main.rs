@@ -88,7 +88,7 @@ fn no_failover_loses_or_mixes_anything() {
     let (met, broken) = told.into_inner().unwrap();
     println!("{met:#?}");
     assert!(broken.is_empty(), "broken with seeds {broken:?}: CDP_SIM_SEED=N repeats one");
-    if seeds.len() as u64 >= SEEDS {
+    if seeds.len() as u64 >= SEEDS && number("CDP_SEEDS_STORY").is_none() {
         assert!(met.failovers >= 200 && met.drained > 20 && met.resyncs > 80 && met.orphans > 50, "{met:?}");
         assert!(met.reseeds > 100 && met.asides > 50 && met.withdrawn > 0, "{met:?}");
         assert!(met.outages > 50 && met.shown > 200 && met.takeovers > 2, "{met:?}");
