@@ -1,17 +1,37 @@
-//! ext2, ext3 and ext4, by the crate `ext4-view`, which replays a journal that was in use in memory.
+//! ext2, ext3 and ext4: names and attributes by the crate `ext4-view`, contents and the journal by our own
+//! `ext4_blocks`.
 
 use cdp_core::error::{Error, Kind, Result};
 use ext4_view::{Ext4, Ext4Error, Ext4Read, FileType, Metadata, PathBuf};
 
 use super::disk::Disk;
+use super::ext4_blocks::{Blocks, Stretch, damaged};
 use super::{ByteSink, Entry, EntryKind, EntrySink, Names, Tree, not_found, shown};
 
 /// Read at a time, in bytes.
 const STEP_BYTES: usize = 256 << 10;
 
-struct Blocks(Disk);
+struct Replayed(Blocks);
 
-impl Ext4Read for Blocks {
+impl Ext4Read for Replayed {
+    fn read(
+        &mut self,
+        start: u64,
+        buffer: &mut [u8],
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync + 'static>> {
+        Ok(self.0.read(start, buffer)?)
+    }
+}
+
+/// An opened filesystem.
+pub struct Ext4Tree {
+    fs: Ext4,
+    blocks: Blocks,
+}
+
+struct AsItLies(Disk);
+
+impl Ext4Read for AsItLies {
     fn read(
         &mut self,
         start: u64,
@@ -21,16 +41,15 @@ impl Ext4Read for Blocks {
     }
 }
 
-/// An opened filesystem.
-pub struct Ext4Tree {
-    fs: Ext4,
-}
-
 impl Ext4Tree {
     /// Reads superblock and journal.
     pub fn open(disk: Disk) -> Result<Ext4Tree> {
-        let fs = Ext4::load(Box::new(Blocks(disk))).map_err(|error| translate(error, &[]))?;
-        Ok(Ext4Tree { fs })
+        let wrong = |error| translate(error, &[]);
+        // What the crate cannot read is refused by its words: features, checksums, kinds of journals.
+        Ext4::load(Box::new(AsItLies(disk.clone()))).map_err(wrong)?;
+        let blocks = Blocks::open(disk)?;
+        let fs = Ext4::load(Box::new(Replayed(blocks.clone()))).map_err(wrong)?;
+        Ok(Ext4Tree { fs, blocks })
     }
 
     fn path(path: &Names) -> Result<PathBuf> {
@@ -89,22 +108,99 @@ impl Tree for Ext4Tree {
     }
 
     fn read(&mut self, path: &Names, take: &mut ByteSink<'_>) -> Result<()> {
-        let mut file = self.fs.open(&Self::path(path)?).map_err(|error| translate(error, path))?;
-        let mut buffer = vec![0; STEP_BYTES];
-        loop {
-            // The crate gives a block at a time; fewer and larger pieces go on.
-            let mut filled = 0;
-            while filled < buffer.len() {
-                match file.read_bytes(&mut buffer[filled..]).map_err(|error| translate(error, path))? {
-                    0 => break,
-                    count => filled += count,
-                }
+        let file = self.fs.open(&Self::path(path)?).map_err(|error| translate(error, path))?;
+        let bytes = file.metadata().len();
+        let mut content =
+            Content { blocks: &self.blocks, left: bytes, next: 0, buffer: Vec::new(), take, refused: false };
+        let mut read = || {
+            let inode = self.blocks.inode(inode_number(&file)?)?;
+            if inode.bytes != bytes {
+                return Err(damaged("its inode is another one"));
             }
-            if filled == 0 {
-                return Ok(());
-            }
-            take(&buffer[..filled])?;
+            self.blocks.stretches(&inode, &mut |stretch| content.stretch(&stretch))?;
+            content.zeros(u64::MAX)
+        };
+        let done = read();
+        done.map_err(|error| match content.refused {
+            true => error,
+            false => named(&error, path),
+        })
+    }
+}
+
+fn named(error: &Error, path: &Names) -> Error {
+    let named = Error::new(error.kind(), format!("{}: {error}", shown(path)));
+    match error.hint_text() {
+        Some(hint) => named.hint(hint),
+        None => named,
+    }
+}
+
+/// The crate tells the number of an inode to those only who print it.
+fn inode_number(file: &ext4_view::File) -> Result<u32> {
+    let text = format!("{file:?}");
+    let number = text.split_once("inode: ").and_then(|(_, rest)| rest.split(',').next()?.parse().ok());
+    number.ok_or_else(|| Error::new(Kind::Invalid, "the number of its inode cannot be found out"))
+}
+
+/// The content of a file on its way out.
+struct Content<'a, 'b> {
+    blocks: &'a Blocks,
+    /// Bytes that are still to come.
+    left: u64,
+    /// The next block, counted in the file.
+    next: u64,
+    buffer: Vec<u8>,
+    take: &'a mut ByteSink<'b>,
+    /// What went wrong went wrong where the bytes go.
+    refused: bool,
+}
+
+impl Content<'_, '_> {
+    /// Takes the next stretch and what is missing before it; false once the file is at its end.
+    fn stretch(&mut self, stretch: &Stretch) -> Result<bool> {
+        self.zeros(stretch.first.saturating_sub(self.next))?;
+        match stretch.place {
+            None => self.zeros(stretch.count)?,
+            Some(place) => self.data(place, stretch.count)?,
         }
+        Ok(self.left > 0)
+    }
+
+    fn give(&mut self, bytes: usize) -> Result<()> {
+        let taken = (self.take)(&self.buffer[..bytes]);
+        self.refused = taken.is_err();
+        taken
+    }
+
+    fn zeros(&mut self, count: u64) -> Result<()> {
+        let mut bytes = count.saturating_mul(self.blocks.block_bytes).min(self.left);
+        self.next = self.next.saturating_add(count);
+        self.buffer.clear();
+        self.buffer.resize(bytes.min(STEP_BYTES as u64) as usize, 0);
+        while bytes > 0 {
+            let part = bytes.min(STEP_BYTES as u64);
+            self.give(part as usize)?;
+            bytes -= part;
+            self.left -= part;
+        }
+        Ok(())
+    }
+
+    fn data(&mut self, place: u64, count: u64) -> Result<()> {
+        let mut bytes = count.saturating_mul(self.blocks.block_bytes).min(self.left);
+        self.next += count;
+        let mut place = place;
+        while bytes > 0 {
+            let part = bytes.min(STEP_BYTES as u64);
+            self.buffer.resize(part as usize, 0);
+            self.blocks.read_block(place, &mut self.buffer)?;
+            self.give(part as usize)?;
+            place = place.saturating_add(part / self.blocks.block_bytes);
+            bytes -= part;
+            self.left -= part;
+        }
+        Ok(())
     }
 }
 

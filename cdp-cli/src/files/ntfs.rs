@@ -1,15 +1,14 @@
-//! NTFS, by the crate `ntfs`. Its log is not replayed: what Windows had not written out yet is not seen.
+//! NTFS, by the crate `ntfs`; contents by `ntfs_stream`. Its log is not replayed: what Windows had not written out yet is not seen.
 
 use cdp_core::error::{Error, Kind, Result};
 use ntfs::indexes::NtfsFileNameIndex;
 use ntfs::structured_values::{NtfsFileName, NtfsFileNamespace};
-use ntfs::{Ntfs, NtfsAttributeFlags, NtfsAttributeType, NtfsError, NtfsFile, NtfsReadSeek};
+use ntfs::{Ntfs, NtfsAttributeType, NtfsError, NtfsFile, NtfsReadSeek};
 
 use super::disk::Disk;
+use super::ntfs_stream::Stream;
 use super::{ByteSink, Entry, EntryKind, EntrySink, Names, Tree, not_found, shown};
 
-/// Read at a time, in bytes.
-const STEP_BYTES: usize = 256 << 10;
 /// Files below belong to the filesystem itself: `$MFT` and others.
 const FIRST_USER_RECORD: u64 = 24;
 /// The root directory's record.
@@ -66,8 +65,8 @@ fn nanoseconds(time: ntfs::NtfsTime) -> Option<i128> {
     Some((i128::from(time.nt_timestamp()) - UNIX_EPOCH) * 100)
 }
 
-fn describe(file: &NtfsFile<'_>, disk: &mut Disk, name: &[u8]) -> Result<Entry, NtfsError> {
-    let (bytes, reparse) = content(file, disk)?;
+fn describe(ntfs: &Ntfs, file: &NtfsFile<'_>, disk: &mut Disk, name: &[u8]) -> Result<Entry, NtfsError> {
+    let (bytes, reparse) = (Stream::of(ntfs, file, disk)?.bytes, reparse(file, disk)?);
     let kind = match (reparse, file.is_directory()) {
         (Some(target), _) => target,
         (None, true) => EntryKind::Directory,
@@ -77,31 +76,27 @@ fn describe(file: &NtfsFile<'_>, disk: &mut Disk, name: &[u8]) -> Result<Entry, 
     Ok(Entry { name: name.to_vec(), kind, bytes, mode: None, owner: None, modified_ns })
 }
 
-/// Length of the unnamed stream, and what a reparse point makes of the file.
-fn content(file: &NtfsFile<'_>, disk: &mut Disk) -> Result<(u64, Option<EntryKind>), NtfsError> {
-    let (mut bytes, mut reparse) = (0, None);
+/// What a reparse point makes of the file.
+fn reparse(file: &NtfsFile<'_>, disk: &mut Disk) -> Result<Option<EntryKind>, NtfsError> {
+    let mut reparse = None;
     let mut attributes = file.attributes();
     while let Some(item) = attributes.next(disk) {
         let item = item?;
         let attribute = item.to_attribute()?;
-        match attribute.ty() {
-            Ok(NtfsAttributeType::Data) if attribute.name()?.is_empty() => bytes = attribute.value_length(),
-            Ok(NtfsAttributeType::ReparsePoint) => {
-                let mut value = attribute.value(disk)?;
-                let mut data = vec![0; value.len().min(REPARSE_BYTES_MAX as u64) as usize];
-                let mut filled = 0;
-                while filled < data.len() {
-                    match value.read(disk, &mut data[filled..])? {
-                        0 => break,
-                        count => filled += count,
-                    }
+        if let Ok(NtfsAttributeType::ReparsePoint) = attribute.ty() {
+            let mut value = attribute.value(disk)?;
+            let mut data = vec![0; value.len().min(REPARSE_BYTES_MAX as u64) as usize];
+            let mut filled = 0;
+            while filled < data.len() {
+                match value.read(disk, &mut data[filled..])? {
+                    0 => break,
+                    count => filled += count,
                 }
-                reparse = Some(reparse_kind(&data));
             }
-            _ => {}
+            reparse = Some(reparse_kind(&data));
         }
     }
-    Ok((bytes, reparse))
+    Ok(reparse)
 }
 
 /// A symbolic link or junction by its printable target; anything else is special.
@@ -129,7 +124,7 @@ impl Tree for NtfsTree {
         let NtfsTree { ntfs, disk } = self;
         let file = find(ntfs, disk, path)?;
         let name = path.last().map_or(&[][..], Vec::as_slice);
-        describe(&file, disk, name).map_err(|error| translate(error, path))
+        describe(ntfs, &file, disk, name).map_err(|error| translate(error, path))
     }
 
     fn list(&mut self, path: &Names, take: &mut EntrySink<'_>) -> Result<()> {
@@ -153,7 +148,7 @@ impl Tree for NtfsTree {
             }
             let name = key.name().to_string_lossy().into_bytes();
             let file = item.to_file(ntfs, disk).map_err(wrong)?;
-            take(describe(&file, disk, &name).map_err(wrong)?)?;
+            take(describe(ntfs, &file, disk, &name).map_err(wrong)?)?;
         }
         Ok(())
     }
@@ -165,23 +160,17 @@ impl Tree for NtfsTree {
         if file.is_directory() {
             return Err(Error::new(Kind::Invalid, format!("{} is a directory", shown(path))));
         }
-        let Some(item) = file.data(disk, "") else { return Ok(()) };
-        let item = item.map_err(wrong)?;
-        let attribute = item.to_attribute().map_err(wrong)?;
-        let flags = attribute.flags();
-        if flags.intersects(NtfsAttributeFlags::COMPRESSED | NtfsAttributeFlags::ENCRYPTED) {
-            let how = if flags.contains(NtfsAttributeFlags::COMPRESSED) { "compressed" } else { "encrypted" };
+        if reparse(&file, disk).map_err(wrong)?.is_some() {
+            // Windows keeps the content of some elsewhere, and zeros here.
+            return Err(Error::new(Kind::Invalid, format!("{} is a reparse point", shown(path)))
+                .hint("the kernel may read it: cdp mount"));
+        }
+        let stream = Stream::of(ntfs, &file, disk).map_err(wrong)?;
+        if let Some(how) = stream.obstacle() {
             return Err(Error::new(Kind::Invalid, format!("{} is {how} by NTFS", shown(path)))
                 .hint("the kernel may read it: cdp mount"));
         }
-        let mut value = attribute.value(disk).map_err(wrong)?;
-        let mut buffer = vec![0; STEP_BYTES];
-        loop {
-            match value.read(disk, &mut buffer).map_err(wrong)? {
-                0 => return Ok(()),
-                count => take(&buffer[..count])?,
-            }
-        }
+        stream.read(disk, take, &wrong)
     }
 }
 
