@@ -252,8 +252,15 @@ fn take_store(config: &Config, socket: &Path, news: &mut Vec<String>) -> Result<
             }
             Err(error) if error.kind() != Kind::Busy => return Err(error),
             Err(error) => {
-                if let Some(mut talk) = Talk::connect(&config.store)? {
-                    let hello = talk.hello()?;
+                // One that is being killed may take the question with it: then the store is free in a moment.
+                let hello = match Talk::connect(&config.store)? {
+                    Some(mut talk) => match talk.hello() {
+                        Err(_) if Instant::now() < until => None,
+                        told => Some(told?),
+                    },
+                    None => None,
+                };
+                if let Some(hello) = hello {
                     let place = hello.endpoints.uri("").map(|uri| format!(" at {uri}")).unwrap_or_default();
                     let context = format!(
                         "the store {} is being served already, by pid {}{place}",

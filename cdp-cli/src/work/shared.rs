@@ -34,6 +34,8 @@ struct Shared {
     key: Key,
     /// The point it is a clone of, as a text that means it for ever.
     point: String,
+    /// The same as somebody typed it.
+    asked: String,
     since: SystemTime,
     used: Mutex<Used>,
 }
@@ -79,10 +81,11 @@ impl Shared {
         format!("{}@{}+rw:{}", self.key.0, self.point, self.key.1)
     }
 
-    /// Whether somebody who asks for a clone of `target` means this one. A relative point means another state by now;
-    /// the name is what tells then.
+    /// Whether somebody who asks for a clone of `target` means this one: one of that state; or of a relative point that means
+    /// another state by now, and is called as it was when the clone was made.
     fn check(&self, target: &Target) -> Result<()> {
-        if target.resolved.relative || target.resolved.lsn == self.device.view().lsn() {
+        let is_same_words = target.resolved.relative && target.asked == self.asked;
+        if is_same_words || target.resolved.lsn == self.device.view().lsn() {
             return Ok(());
         }
         let (volume, name) = &self.key;
@@ -148,6 +151,7 @@ impl SharedClones {
                     device: Arc::new(device),
                     key: key.clone(),
                     point: target.resolved.absolute_name,
+                    asked: target.asked,
                     since: SystemTime::now(),
                     used: Mutex::new(Used { connections: 0, left: Instant::now() }),
                 });
