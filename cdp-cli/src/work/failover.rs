@@ -113,9 +113,12 @@ pub fn failover_above(
             error.hint("`--partial` promotes those that are here, and leaves the others to the other site")
         })?;
     }
-    if !request.dry_run {
-        // One that was cut off, where the disk was full, say.
-        store.settle_promotion()?;
+    // One that was cut off, where the disk was full, say. What keeps it from being done is said of its members.
+    let unsettled = if request.dry_run { None } else { store.settle_promotion().err() };
+    if let Some(why) = unsettled.filter(|_| !request.give_up_newest)
+        && store.members(name)?.iter().any(|volume| volume.is_being_promoted())
+    {
+        return Err(why);
     }
     let complete: Vec<_> =
         store.members(name)?.into_iter().map(|volume| (volume.complete_through().1, volume)).collect();
@@ -133,7 +136,9 @@ pub fn failover_above(
         }
     };
     if !request.force {
-        members.iter().try_for_each(|(volume, _)| refuse_where_fenced(name, volume))?;
+        let is_fenced = |volume: &Arc<Volume>| !volume.is_being_promoted();
+        let mut fenced = members.iter().map(|(volume, _)| volume).filter(|volume| is_fenced(volume));
+        fenced.try_for_each(|volume| refuse_where_fenced(name, volume))?;
     }
     let planned = store.plan_promotion(&members, heard)?;
     if !request.dry_run && !request.give_up_newest && request.to.is_some() {
@@ -179,7 +184,10 @@ pub fn failover_above(
     }
     // What is given up, before the promotion, so that no crash leaves both.
     for (volume, _) in members.iter().filter(|(volume, to)| *to <= volume.tip_lsn()) {
-        volume.drop_coalesced()?;
+        // Of which half is written, that ends with the promotion itself.
+        if !volume.is_half_taken_over() {
+            volume.drop_coalesced()?;
+        }
     }
     let asked = request.to.as_deref().unwrap_or("the newest instant that is complete");
     let done = store.promote(name, &members, heard, asked)?;

@@ -207,16 +207,24 @@ impl Store {
     }
 
     /// Goes on with a promotion that an error cut off, if there is one.
+    ///
+    /// # Errors
+    /// Why it is not done yet.
     pub fn settle_promotion(&self) -> Result<()> {
         let _changing = self.changing.lock().expect("no panics under this lock");
-        self.finish_promotion()
+        self.go_on_with_promotion()?.map_or(Ok(()), Err)
     }
 
-    /// Settles what a crash, or an error, left of a promotion. Before anything is served.
+    /// Settles what a crash, or an error, left of a promotion, or stops its members. Before anything is served.
     pub(super) fn finish_promotion(&self) -> Result<()> {
+        self.go_on_with_promotion().map(drop)
+    }
+
+    /// What keeps it from being done, with its members stopped.
+    fn go_on_with_promotion(&self) -> Result<Option<Error>> {
         let path = self.path.join(PROMOTION_FILE);
         let bytes = match read_file(&*self.shared.files, &path, MANIFEST_BYTES_MAX) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             other => other.at(|| format!("reading {}", path.display()))?,
         };
         let promotion = Manifest::decode(&bytes).as_ref().and_then(Promotion::from_manifest);
@@ -228,16 +236,16 @@ impl Store {
         let (members, is_all) = promotion.members(self);
         let has_begun = members.iter().any(|member| member.has_begun(promotion.id));
         if !has_begun && is_all {
-            return self.remove_promotion();
+            return self.remove_promotion().map(|()| None);
         }
         let why = match is_all {
-            false => "a member cannot be opened".to_owned(),
+            false => Error::new(Kind::Busy, "a member cannot be opened"),
             true => match promote_all(&members, promotion.id, &promotion.asked) {
                 Ok(_) => {
                     members.iter().for_each(|member| member.volume.end_takeover(true));
-                    return self.remove_promotion();
+                    return self.remove_promotion().map(|()| None);
                 }
-                Err(error) => error.to_string(),
+                Err(error) => error,
             },
         };
         // Not written down: whoever opens the store next is here before anybody is served.
@@ -245,6 +253,6 @@ impl Store {
             member
                 .stop(&format!("the promotion of {} is not done on all members yet: {why}", promotion.name));
         }
-        Ok(())
+        Ok(Some(why))
     }
 }

@@ -357,7 +357,8 @@ impl Volume {
         if slot.state.is_none() {
             return Ok(false);
         }
-        if slot.is_taken {
+        // Half of it in the journal is no state: only this makes it one.
+        if slot.is_taken || slot.state.as_ref().is_some_and(|state| self.is_half_written(state)) {
             return Err(self.is_taken_over());
         }
         slot.clear();
@@ -381,8 +382,11 @@ impl Volume {
     }
 
     fn is_taken_over(&self) -> Error {
-        let context = format!("volume {} is being promoted to the newest state", self.name());
-        Error::new(Kind::Busy, context)
+        let name = self.name();
+        let context = format!("volume {name} is being promoted to the newest state, or that is not done yet");
+        Error::new(Kind::Busy, context).hint(format!(
+            "`cdp failover {name}` goes on with that, or says why it cannot; with --give-up-newest it goes on from what history has"
+        ))
     }
 
     /// Why one that is here is not shown, where its files say that it should be.
@@ -401,6 +405,12 @@ impl Volume {
         let course = self.course.read().expect("no panics under this lock");
         let is_its_own = |gap: &Gap| gap.lsn == state.lsn && gap.at == state.at;
         state.progress == Progress::Whole && course.open_gap().is_some_and(is_its_own)
+    }
+
+    /// A promotion was begun here that goes on from a newest state, and its state is not whole: what is missing of it is there yet.
+    pub fn is_half_taken_over(&self) -> bool {
+        let slot = self.coalesced.lock().expect("no panics under this lock");
+        slot.state.as_ref().is_some_and(|state| self.is_half_written(state))
     }
 
     /// Keeps the newest state after this record, if it is shown, for a promotion that goes on from it. Whether it is.

@@ -142,6 +142,12 @@ impl Volume {
         self.role.changes.load(Ordering::Acquire)
     }
 
+    /// A promotion of it was begun here and is not done: it is closed for that, and no other site fenced it.
+    pub fn is_being_promoted(&self) -> bool {
+        let is_fenced = |role: &Role| matches!(role, Role::Fenced { .. });
+        is_fenced(&self.role()) && !is_fenced(&self.manifest.lock().expect("no panics under this lock").role)
+    }
+
     /// Whether records of its own may be appended.
     pub(super) fn refuse_unless_primary(&self) -> Result<()> {
         if self.is_primary() {

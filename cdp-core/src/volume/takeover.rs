@@ -10,22 +10,29 @@
 //! crash: a replica that shows t; the gap with any part of its records, which is gone on with behind the last of them before
 //! anything is served; t whole, with the overlay or without. The blocks are found anew each time: those that the overlay
 //! has, and those that changed between the record it lies over and e; there may be more of them than differ, never less.
+//!
+//! A few blocks of t that cannot be read are written all the same, as records that do not fit their checksum: reading them is
+//! an error from then on, and all others are what they were. So what a disk loses once the epoch has begun does not
+//! leave the volume between two states.
 
 use std::sync::{Arc, MutexGuard};
 
 use super::Volume;
 use super::coalesced::{Coalesced, CoalescedState};
-use super::stream::LogReader;
+use super::parts::part_of;
 use crate::base::Source;
 use crate::device::{Content, Device};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, IoContext, Kind, Result};
+use crate::format::bytes::crc32;
 use crate::format::epoch::Ahead;
 use crate::format::record::{RecordKind, flags};
 use crate::format::turn::Turn;
 use crate::history::course::Gap;
 use crate::history::retention::AtCap;
 use crate::ids::*;
+use crate::index;
 use crate::journal::append::{Appender, Draft};
+use crate::journal::scan;
 use crate::journal::segment::Fill;
 use crate::limits::UNSYNCED_BYTES_MAX;
 use crate::view::View;
@@ -36,6 +43,10 @@ const HOLDER: &str = "a promotion to the newest state";
 const RECORD_BLOCKS_MAX: u64 = 256;
 /// Stretches of the state that are looked at in one go.
 const STRETCHES_PER_LOOK: usize = 256;
+/// Changes between two states that are asked for at a time.
+const CHANGES_PER_LOOK: usize = 4096;
+/// Where more blocks of the state than this cannot be read, somebody has to choose, and may bring a file back before.
+const UNREADABLE_BLOCKS_MAX: u64 = 256;
 /// Of the journal's cap so many segments are left to what follows.
 const SEGMENTS_LEFT: u64 = 2;
 
@@ -69,6 +80,69 @@ impl Volume {
         Ok(difference)
     }
 
+    /// How many blocks of what would be written cannot be read, before any of it is; the first of them.
+    fn unreadable_in(
+        self: &Arc<Volume>,
+        newest: &Arc<Coalesced>,
+        behind: Lsn,
+        from: u64,
+    ) -> Result<(u64, Option<u64>)> {
+        let view = View::over(self.clone(), newest.clone(), HOLDER)?;
+        let mut buffer = vec![0; self.record_blocks() as usize * BLOCK];
+        let (mut count, mut first) = (0, None);
+        self.each_difference(newest, behind, from, &mut |extent, is_zeros| {
+            if is_zeros {
+                return Ok(());
+            }
+            each_read(&view, extent, &mut buffer, &mut |extent, content| {
+                if content.is_none() {
+                    first.get_or_insert(extent.start.0);
+                    count += extent.blocks;
+                }
+                Ok(())
+            })
+        })?;
+        Ok((count, first))
+    }
+
+    fn refuse_unless_readable(self: &Arc<Volume>, newest: &Arc<Coalesced>) -> Result<()> {
+        let (count, first) = self.unreadable_in(newest, self.tip_lsn(), 0)?;
+        let Some(first) = first else { return Ok(()) };
+        let what = format!(
+            "{count} blocks of the state of its newest record cannot be read, block {first} is the first of them"
+        );
+        if count <= UNREADABLE_BLOCKS_MAX {
+            self.note_error(format!("{what}: they stay unreadable, the others are what they were"));
+            return Ok(());
+        }
+        let context = format!("volume {}: {what}; nothing was done", self.name());
+        Err(Error::new(Kind::Damaged, context).hint(
+            "`cdp verify` names what is damaged: bring it back, and try again; or go on from what history has, with --give-up-newest",
+        ))
+    }
+
+    /// Before the first block that cannot be read is written as such: a disk that gives nothing for a while may give it later.
+    fn refuse_where_too_much_is_gone(
+        self: &Arc<Volume>,
+        newest: &Arc<Coalesced>,
+        gap: &Gap,
+        from: u64,
+    ) -> Result<()> {
+        let (count, _) = self.unreadable_in(newest, gap.behind, from)?;
+        if count <= UNREADABLE_BLOCKS_MAX {
+            return Ok(());
+        }
+        let name = self.name();
+        let context = format!(
+            "volume {name}: of the state of {:?}, from which it goes on, {count} blocks from block {from} on cannot be read",
+            gap.lsn
+        );
+        Err(Error::new(Kind::Damaged, context).hint(format!(
+            "bring back what is damaged or missing in `coalesced` of its directory, and `cdp failover {name}` again; with --give-up-newest it goes on from what history has, lsn:{}",
+            gap.behind
+        )))
+    }
+
     fn record_blocks(&self) -> u64 {
         (self.identity.segment_bytes / 8 / BLOCK_BYTES).clamp(1, RECORD_BLOCKS_MAX)
     }
@@ -77,14 +151,16 @@ impl Volume {
     /// Whether the history has not arrived there meanwhile.
     ///
     /// # Errors
-    /// `NoSpace`: nothing was done, and the volume shows what it showed.
+    /// `NoSpace`; `Damaged`, where too much of it cannot be read: nothing was done, and the volume shows what it showed.
     pub(crate) fn prepare_takeover(self: &Arc<Volume>, to: Lsn) -> Result<bool> {
         if !self.take_coalesced(to) {
             return Ok(false);
         }
         let Some(newest) = self.taken_coalesced() else { return Ok(false) };
-        let made =
-            self.difference_to(&newest).and_then(|difference| self.reserve(newest.state(), difference));
+        let made = self
+            .refuse_unless_readable(&newest)
+            .and_then(|()| self.difference_to(&newest))
+            .and_then(|difference| self.reserve(newest.state(), difference));
         made.inspect_err(|_| self.release_coalesced()).map(|()| true)
     }
 
@@ -162,7 +238,7 @@ impl Volume {
                 gap.lsn
             );
             Error::new(Kind::Damaged, context).hint(format!(
-                "`cdp failover {} --to lsn:{}` goes on from what history has",
+                "`cdp failover {} --give-up-newest` goes on from what history has, lsn:{}",
                 self.name(),
                 gap.behind
             ))
@@ -173,24 +249,28 @@ impl Volume {
         let record_blocks = self.record_blocks();
         let mut buffer = vec![0; record_blocks as usize * BLOCK];
         let mut unsynced = 0;
+        let mut is_looked_at = false;
         self.each_difference(&newest, gap.behind, done, &mut |extent, is_zeros| {
             if is_zeros {
                 return self.append_blocks(extent, &[]);
             }
-            let mut at = extent.start.0;
-            while at < extent.end() {
-                let blocks = record_blocks.min(extent.end() - at);
-                let content = &mut buffer[..blocks as usize * BLOCK];
-                view.read_blocks(at, content)?;
-                self.append_blocks(Extent { start: Lba(at), blocks }, content)?;
-                at += blocks;
-                unsynced += blocks * BLOCK_BYTES;
+            each_read(&view, extent, &mut buffer, &mut |extent, content| {
+                match content {
+                    Some(content) => self.append_blocks(extent, content)?,
+                    None => {
+                        if !std::mem::replace(&mut is_looked_at, true) {
+                            self.refuse_where_too_much_is_gone(&newest, &gap, extent.start.0)?;
+                        }
+                        self.append_unreadable(extent)?;
+                    }
+                }
+                unsynced += extent.blocks * BLOCK_BYTES;
                 if unsynced >= UNSYNCED_BYTES_MAX {
                     unsynced = 0;
                     self.sync_through(self.tip_lsn())?;
                 }
-            }
-            Ok(())
+                Ok(())
+            })
         })?;
         let whole = Turn::Resize { size_bytes: newest.state().size_bytes };
         let payload = whole.encode();
@@ -219,10 +299,17 @@ impl Volume {
         if tip <= gap.behind.next() {
             return Ok(0);
         }
-        let newest = LogReader::behind(self, tip.previous())?.read(1, 1)?;
-        let header =
-            newest.first().map(|record| &record.header).filter(|header| header.kind.changes_blocks());
-        Ok(header.map_or(0, |header| header.extent().end()))
+        // The header is enough: the content may be what could not be read.
+        let parts = self.part_list();
+        let part = part_of(&parts, tip)?;
+        let mut end = None;
+        scan::scan(&part.segment, part.before, tip, &mut |found| {
+            if found.header.lsn == tip && found.header.kind.changes_blocks() {
+                end = Some(found.header.extent().end());
+            }
+        })
+        .at(|| format!("reading {}", part.segment.path.display()))?;
+        Ok(end.unwrap_or(0))
     }
 
     /// Visits what tells the newest state apart from that after `behind`, in rising order, from the block `from` on.
@@ -236,8 +323,14 @@ impl Volume {
         let state = newest.state();
         let view = View::over(self.clone(), newest.clone(), HOLDER)?;
         let end = state.size_bytes.div_ceil(BLOCK_BYTES);
-        let changes = self.changed(state.from, behind)?;
-        let mut changed = changes.extents();
+        // Of records, not of views: those behind the older state may be the half of a gap, which shows none.
+        let blocks = self.size_at(state.from).max(self.size_at(behind)).div_ceil(BLOCK_BYTES);
+        let mut changed = Changed {
+            volume: self,
+            difference: index::Difference::between(&self.visible(state.from), &self.visible(behind)),
+            rest: Extent::new(0, blocks),
+            page: Vec::new().into_iter(),
+        };
         let mut next = changed.next().transpose()?;
         let mut at = from;
         while at < end {
@@ -286,6 +379,26 @@ impl Volume {
         self.append_draft(&draft.checksummed())
     }
 
+    /// What could not be read: no content fits these checksums. Durable when this returns, because behind what is durable a
+    /// record that does not fit is the end of the log.
+    fn append_unreadable(&self, extent: Extent) -> Result<()> {
+        let content = vec![0; extent.blocks as usize * BLOCK];
+        let wrong = !crc32(&content[..BLOCK]);
+        let draft = Draft {
+            kind: RecordKind::Write,
+            flags: 0,
+            session: SessionId::STORE,
+            lba: extent.start.0,
+            blocks: extent.blocks,
+            head_skip: 0,
+            tail_skip: 0,
+            parts: [&content, &[], &[]],
+            crcs: vec![wrong; extent.blocks as usize],
+        };
+        self.append_draft(&draft)?;
+        self.sync_through(self.tip_lsn())
+    }
+
     fn append_draft(&self, draft: &Draft<'_>) -> Result<()> {
         self.wait_for_write_out()?;
         let append_it = |append: &mut MutexGuard<'_, Option<Appender>>| {
@@ -293,6 +406,79 @@ impl Volume {
             self.append_in_any_role(append, std::slice::from_ref(draft), at).1
         };
         self.append_alone(append_it).map(drop)
+    }
+}
+
+/// Blocks that records between two states changed, in rising order.
+struct Changed<'a> {
+    volume: &'a Volume,
+    difference: index::Difference,
+    rest: Extent,
+    page: std::vec::IntoIter<Extent>,
+}
+
+impl Iterator for Changed<'_> {
+    type Item = Result<Extent>;
+
+    fn next(&mut self) -> Option<Result<Extent>> {
+        loop {
+            if let Some(extent) = self.page.next() {
+                return Some(Ok(extent));
+            }
+            if self.rest.blocks == 0 {
+                return None;
+            }
+            match self.volume.changed_page(&self.difference, self.rest, CHANGES_PER_LOOK) {
+                Ok(page) => {
+                    self.rest = Extent::new(page.end, self.rest.end());
+                    self.page = page.extents.into_iter();
+                }
+                Err(error) => {
+                    self.rest.blocks = 0;
+                    return Some(Err(error));
+                }
+            }
+        }
+    }
+}
+
+/// Whole blocks and their content; none where they cannot be read.
+type Take<'a> = &'a mut dyn FnMut(Extent, Option<&[u8]>) -> Result<()>;
+
+/// Reads blocks of the state, as many at a time as `buffer` has room for.
+fn each_read(view: &View, extent: Extent, buffer: &mut [u8], take: Take<'_>) -> Result<()> {
+    let mut at = extent.start.0;
+    while at < extent.end() {
+        let blocks = (buffer.len() as u64 / BLOCK_BYTES).min(extent.end() - at);
+        let content = &mut buffer[..blocks as usize * BLOCK];
+        if is_read(view, at, content)? {
+            take(Extent { start: Lba(at), blocks }, Some(content))?;
+            at += blocks;
+            continue;
+        }
+        // Runs of those that can be read, and of those that cannot.
+        let end = at + blocks;
+        let mut readable = Vec::with_capacity(blocks as usize);
+        for (number, block) in content.chunks_exact_mut(BLOCK).enumerate() {
+            readable.push(is_read(view, at + number as u64, block)?);
+        }
+        let mut from = 0;
+        for run in readable.chunk_by(|one, other| one == other) {
+            let bytes = &content[from * BLOCK..(from + run.len()) * BLOCK];
+            let extent = Extent { start: Lba(at + from as u64), blocks: run.len() as u64 };
+            take(extent, run[0].then_some(bytes))?;
+            from += run.len();
+        }
+        at = end;
+    }
+    Ok(())
+}
+
+fn is_read(view: &View, first: u64, buffer: &mut [u8]) -> Result<bool> {
+    match view.read_blocks(first, buffer) {
+        Ok(()) => Ok(true),
+        Err(error) if matches!(error.kind(), Kind::Damaged | Kind::Io) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -41,7 +41,12 @@ pub fn at_common(members: &[Arc<Volume>], at: Timestamp) -> Result<Parts> {
 /// newest state that is shown ahead of the history.
 pub fn newest_of_all(name: &str, members: &[Arc<Volume>], gives_up: bool) -> Result<(Timestamp, Parts)> {
     // A member that had nothing to send holds nobody back: its source says up to when that is so.
-    let complete = members.iter().map(|volume| volume.complete_through().1).min().unwrap_or_default();
+    // Half of a state that is given up ends what history has.
+    let complete_of = |volume: &Arc<Volume>| match volume.course().open_gap().filter(|_| gives_up) {
+        Some(gap) => gap.complete,
+        None => volume.complete_through().1,
+    };
+    let complete = members.iter().map(complete_of).min().unwrap_or_default();
     // One from before what the volume has completely is of a site that it does not follow any more.
     let is_ahead = |volume: &Volume, at: Timestamp| volume.complete_through().1 < at;
     let shown = |volume: &Volume| {

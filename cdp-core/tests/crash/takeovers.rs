@@ -7,7 +7,7 @@ use cdp_core::error::Kind;
 use cdp_core::history::point::Timeline;
 use cdp_core::history::retention;
 use cdp_core::ids::*;
-use cdp_core::io::sim::{Chance, PowerLoss, SimDisk};
+use cdp_core::io::sim::{Chance, Fault, FaultKind, PowerLoss, SimDisk, When};
 use cdp_core::store::Store;
 use cdp_core::view::View;
 use cdp_core::volume::Volume;
@@ -21,6 +21,7 @@ use cdp_core::volume::stream::LogReader;
 use crate::clones::{each_crash, fill, fresh, open};
 use crate::coalesced::{Outage, bring_newest, content, is_exact};
 use crate::harness::Outcome;
+use crate::harness::check::read_blocks;
 
 /// A second site that shows the newest state, and has history up to `end`.
 fn shows_newest(outage: &Outage, seed: u64, end: Lsn) -> (SimDisk, Store, Arc<Volume>) {
@@ -352,6 +353,145 @@ fn who_took_over_follows_who_went_back_to_before() {
         second.append_foreign(&reader.read(1 << 20, 16).unwrap()).unwrap();
     }
     assert_eq!(content(&*second).unwrap(), content(&*first).unwrap());
+}
+
+/// A block of the newest state that is only there.
+const BAD: u64 = 2;
+
+/// As the newest state, but for that block, which is an error.
+fn all_but_bad(outage: &Outage, device: &dyn Device) -> Outcome {
+    let expected = outage.content(outage.to);
+    ensure!(device.size_bytes() == expected.len() as u64, "it has {} bytes", device.size_bytes());
+    for (lba, block) in expected.chunks(4096).enumerate() {
+        let found = read_blocks(device, lba as u64, 1);
+        match lba as u64 == BAD {
+            true => ensure!(found.is_err(), "what could not be read is {:?}", found.map(|bytes| bytes[0])),
+            false => ensure!(found.is_ok_and(|found| found == block), "block {lba} is not what it was"),
+        }
+    }
+    Ok(())
+}
+
+/// The first site burnt down, and one block of what the second one shows cannot be read any more. It goes on with all the rest, a
+/// crash or not, and never with something else in the place of that block.
+#[test]
+fn one_bad_block_of_the_newest_state_costs_that_block() {
+    let outage = Outage::new(14, false);
+    let (disk, store, volume) = shows_newest(&outage, 81, Lsn(outage.from.0 + 2));
+    let image = volume.dir().join(COALESCED_DIR).join("base.0000");
+    disk.make_unreadable(&image, BAD * BLOCK_BYTES, 1).unwrap();
+    disk.record_boundaries(true);
+    promote(&store, &outage).unwrap();
+    all_but_bad(&outage, &*volume).unwrap();
+    assert!(volume.is_primary() && volume.tip_lsn() == whole_at(&volume));
+    drop(volume);
+    let mut primaries = 0;
+    each_crash(&disk, 14, |_, store| {
+        ensure!(store.failed().is_empty(), "{:?}", store.failed());
+        let volume = store.volume("disk").unwrap();
+        if !volume.is_primary() {
+            ensure!(volume.coalesced().is_some(), "it is {:?}, and shows nothing", volume.role());
+            return Ok(());
+        }
+        primaries += 1;
+        ensure!(volume.tip_lsn() == whole_at(&volume), "{:?}", volume.tip_lsn());
+        all_but_bad(&outage, &*volume)?;
+        // Written again, it is a block like others.
+        fill(&volume, 0x55, BAD, 1);
+        let mut expected = outage.content(outage.to);
+        expected[BAD as usize * 4096..][..4096].fill(0x55);
+        ensure!(content(&*volume)? == expected, "written again, it is not what was written");
+        Ok(())
+    });
+    assert!(primaries > 100);
+}
+
+/// The files of the newest state are gone, or the disk gives nothing of them for a while, from any moment on. Whoever is told to go on
+/// from it says so before anything is done, and shows what it showed; or says why it is between two states, keeps what makes the
+/// newer one whole, and gets there when the disk is back, or to the older one.
+#[test]
+fn a_disk_that_gives_nothing_of_the_newest_state_is_said() {
+    let (mut refused, mut between, mut done) = (0, 0, 0);
+    for nth in 1..80 {
+        let outage = Outage::new(15, false);
+        let end = Lsn(outage.from.0 + 2);
+        let (disk, store, volume) = shows_newest(&outage, 82, end);
+        // Its checksums cannot be read: nobody can tell what it has.
+        disk.inject(Fault::new(FaultKind::ReadError, When::From(nth)).on("coalesced/base"));
+        let said = promote(&store, &outage);
+        if volume.is_primary() {
+            done += 1;
+            continue;
+        }
+        let error = said.expect_err("it was said to be done");
+        assert_eq!(volume.drop_coalesced().is_err(), !volume.is_replica());
+        disk.clear_faults();
+        if volume.is_replica() {
+            refused += 1;
+            assert!(error.to_string().contains("nothing was done"), "{error}");
+            assert_eq!(volume.tip_lsn(), end);
+            continue;
+        }
+        between += 1;
+        assert!(volume.is_being_promoted() && volume.is_half_taken_over());
+        if between % 2 == 0 {
+            store.settle_promotion().unwrap();
+            has_taken_over(&outage, &volume, end).unwrap();
+            continue;
+        }
+        let asked = [(volume.clone(), end)];
+        disk.inject(Fault::new(FaultKind::ReadError, When::From(1)).on("coalesced/base"));
+        assert!(store.settle_promotion().is_err());
+        store.promote("disk", &asked, EpochNumber(0), "the history").unwrap();
+        assert!(volume.is_primary() && content(&*volume).unwrap() == outage.content(end));
+        assert!(volume.coalesced_state().is_none());
+    }
+    println!("{refused} refused, {between} between two states, {done} done");
+    assert!(refused > 4 && between > 4);
+}
+
+/// Behind the site that took over is another replica. Its line is slow: it is shown the newest state, and gets some records of the
+/// gap. Then the second site is lost, too: the third one goes on from what it shows.
+#[test]
+fn who_shows_a_newest_state_over_half_of_a_gap_goes_on_from_it() {
+    let outage = Outage::new(13, false);
+    let end = Lsn(outage.from.0 + 2);
+    let (before, at) = (outage.content(end), outage.wanted().at);
+    let (_disk, store, second) = shows_newest(&outage, 71, end);
+    let (disk, third_store) = fresh(72, &[]);
+    let third = third_store.create_replica("disk", &outage.origin(), None).unwrap();
+    outage.append(&third, end);
+    promote(&store, &outage).unwrap();
+    fill(&second, 0x66, 30, 4);
+    let latest = content(&*second).unwrap();
+    let later = Outage { to: second.tip_lsn(), store, primary: second, from: end };
+    bring_newest(&later, &third);
+    let behind = Lsn(end.0 + 3);
+    later.append(&third, behind);
+    assert!(third.coalesced().is_some() && third.course().open_gap().is_some());
+    disk.record_boundaries(true);
+    third_store.promote("disk", &[(third.clone(), later.to)], EpochNumber(0), "the newest state").unwrap();
+    let looks = |third: &Arc<Volume>| -> Outcome {
+        ensure!(content(&**third)? == latest, "it does not go on from what it showed");
+        ensure!(third.lsn_at(at).is_err(), "there is a state of an instant that it never had");
+        ensure!(shown(third, end)? == before, "what lies before both gaps is not what it was");
+        let whole = whole_at(third);
+        ensure!((end.0 + 1..whole.0).all(|lsn| shown(third, Lsn(lsn)).is_err()), "half of a state is shown");
+        ensure!(shown(third, whole)? == latest, "half of the newest state, at {whole:?}");
+        Ok(())
+    };
+    looks(&third).unwrap();
+    drop(third);
+    each_crash(&disk, 13, |_, store| {
+        let third = store.volume("disk").unwrap();
+        match third.is_primary() {
+            true => looks(&third),
+            false => {
+                ensure!(third.coalesced().is_some() && third.tip_lsn() == behind, "the newest state is lost");
+                Ok(())
+            }
+        }
+    });
 }
 
 /// A database on three disks, two of which show newest states: all of them go on, or none, also where the power fails when one has
