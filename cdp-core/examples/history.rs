@@ -303,6 +303,30 @@ fn writer_seconds() -> f64 {
     used.tv_sec as f64 + used.tv_nsec as f64 / 1e9
 }
 
+/// 32 at a time, for [`WRITE_TIME`].
+fn write_for_a_while(volume: &Volume, data: &[u8], blocks: u64, state: &mut u64) -> Outcome<WriteRate> {
+    let (began, writer, process) = (Instant::now(), writer_seconds(), processor_seconds());
+    let mut done = 0;
+    let mut results = Vec::new();
+    while began.elapsed() < WRITE_TIME {
+        let changes: Vec<Change<'_>> =
+            (0..32).map(|_| Change::Write { offset: random(state) % blocks * BLOCK_BYTES, data }).collect();
+        results.clear();
+        volume.apply(SessionId(1), &changes, &mut results);
+        results.drain(..).collect::<Result<Vec<_>, _>>()?;
+        done += changes.len();
+        if done % 256 == 0 {
+            volume.flush()?;
+        }
+    }
+    let done = done as f64;
+    Ok(WriteRate {
+        by_clock: done / began.elapsed().as_secs_f64(),
+        by_writer: done / (writer_seconds() - writer),
+        by_process: done / (processor_seconds() - process),
+    })
+}
+
 /// Writes 4 KiB at random for some seconds, flushing each 256 writes, with upkeep beside it four times a second.
 fn write_rate(path: &Path, merge_runs: usize) -> Outcome<(WriteRate, usize)> {
     let index = IndexOptions { merge_runs, ..IndexOptions::default() };
@@ -323,29 +347,10 @@ fn write_rate(path: &Path, merge_runs: usize) -> Outcome<(WriteRate, usize)> {
                 std::thread::sleep(Duration::from_millis(250));
             }
         });
-        let (began, writer, process) = (Instant::now(), writer_seconds(), processor_seconds());
-        let mut done = 0;
-        let mut results = Vec::new();
-        while began.elapsed() < WRITE_TIME {
-            let changes: Vec<Change<'_>> = (0..32)
-                .map(|_| Change::Write { offset: random(&mut state) % blocks * BLOCK_BYTES, data: &data })
-                .collect();
-            results.clear();
-            volume.apply(SessionId(1), &changes, &mut results);
-            results.drain(..).collect::<Result<Vec<_>, _>>()?;
-            done += changes.len();
-            if done % 256 == 0 {
-                volume.flush()?;
-            }
-        }
-        let done = done as f64;
-        let rate = WriteRate {
-            by_clock: done / began.elapsed().as_secs_f64(),
-            by_writer: done / (writer_seconds() - writer),
-            by_process: done / (processor_seconds() - process),
-        };
+        let rate = write_for_a_while(&volume, &data, blocks, &mut state);
+        // Also where a write failed: the other thread goes on until it is told.
         is_over.store(true, std::sync::atomic::Ordering::Relaxed);
-        Ok(rate)
+        rate
     })?;
     let layers = volume.part_list().layers().len();
     store.close()?;
