@@ -69,6 +69,10 @@ struct Transaction {
 /// the crate accepts: with 64-bit numbers and checksums of the third version.
 pub fn replay(blocks: &Blocks, inode: u32) -> Result<BTreeMap<u64, u64>> {
     let inode = blocks.inode(inode)?;
+    // Before its stretches are kept: blocks of numbers may name each other for ever.
+    if inode.bytes.div_ceil(blocks.block_bytes) > BLOCKS_MAX {
+        return Err(damaged("its journal makes no sense"));
+    }
     let mut places = Vec::new();
     blocks.stretches(&inode, &mut |stretch| {
         let place = stretch.place.ok_or_else(|| damaged("its journal has a hole"))?;

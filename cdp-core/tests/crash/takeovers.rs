@@ -187,9 +187,8 @@ fn finishing_can_be_cut_off() {
     assert!(cut_off > 20);
 }
 
-/// There is no room for it: nothing is begun, the newest state stays in view, and history can go on.
-#[test]
-fn a_full_journal_is_said_before_anything_is_done() {
+/// One in which more was written than a small journal holds.
+fn long_outage() -> Outage {
     let (_disk, store) = fresh(7, &["disk"]);
     let primary = store.volume("disk").unwrap();
     fill(&primary, 1, 0, 4);
@@ -198,7 +197,13 @@ fn a_full_journal_is_said_before_anything_is_done() {
     for round in 0..12 {
         fill(&primary, 7, round * 10, 9);
     }
-    let outage = Outage { to: primary.tip_lsn(), store, primary, from };
+    Outage { to: primary.tip_lsn(), store, primary, from }
+}
+
+/// There is no room for it: nothing is begun, the newest state stays in view, and history can go on.
+#[test]
+fn a_full_journal_is_said_before_anything_is_done() {
+    let outage = long_outage();
     let (_disk, store, volume) = shows_newest(&outage, 37, outage.from);
     let segment = outage.origin().segment_bytes;
     let policy = |segments: u64| format!("at most {}, at cap block", segments * segment);
@@ -657,15 +662,7 @@ fn half_of_a_state_stays_hidden_when_its_epoch_is_folded() {
 /// There is no room for it. "Nothing was done": neither is the disk full of empty segments now, which no other volume has.
 #[test]
 fn what_was_refused_for_room_takes_none() {
-    let (_disk, store) = fresh(7, &["disk"]);
-    let primary = store.volume("disk").unwrap();
-    fill(&primary, 1, 0, 4);
-    fill(&primary, 2, 2, 4);
-    let from = primary.tip_lsn();
-    for round in 0..12 {
-        fill(&primary, 7, round * 10, 9);
-    }
-    let outage = Outage { to: primary.tip_lsn(), store, primary, from };
+    let outage = long_outage();
     let (disk, store, volume) = shows_newest(&outage, 37, outage.from);
     let segment = outage.origin().segment_bytes;
     let cap = volume.journal_bytes() / segment + 4;
